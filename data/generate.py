@@ -1,0 +1,224 @@
+"""Makes Sudoku puzzles with one solution: any number of clues, minimal ones, or by rating.
+
+    python data/generate.py --count 10000 --clues minimal --seed 1 --output puzzles.npy
+    python data/generate.py --count 2000 --clues 30-40 --output mixed.npy
+    python data/generate.py --count 500 --buckets 3,4 --output hard.npy
+
+What comes out depends on the arguments and VERSION alone, not on the machine or the number of workers: the
+work is cut into chunks, each with its own seed.
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from numba import njit
+from tqdm import tqdm
+
+if __package__ in (None, ""):  # run as a script
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from data import store
+from data.solver import place, propagate, search, workspace, write_solution
+
+VERSION = 1  # raise it when the same arguments give other puzzles, so that caches are made again
+EASY_CHUNK, HARD_CHUNK = 256, 32  # puzzles a chunk: enough for threads to be worth it, few enough to share out
+FEWEST_CLUES = 20
+
+
+@njit(cache=True, nogil=True)
+def _random_grid(solution, work):
+    """Fills `solution` with a random full grid: random candidates for random cells, mending one step back."""
+    board, seen, open_cells, _, aside, _ = work
+    while True:
+        board[:] = (1 << 27) - 1
+        open_cells[:] = (1 << 27) - 1
+        seen[:] = 0
+        alive = True
+        while alive and (open_cells[0] | open_cells[1] | open_cells[2]):
+            cell = np.random.randint(81)
+            band, bit = cell // 27, 1 << cell % 27
+            if not open_cells[band] & bit:
+                continue
+            digit = np.random.randint(9)
+            if not board[3 * digit + band] & bit:
+                continue
+            aside[0, :27] = board
+            aside[0, 27:] = open_cells
+            for other in range(9):
+                if other != digit:
+                    board[3 * other + band] &= ~bit
+            place(board, digit, band, bit)
+            open_cells[band] &= ~bit
+            if not propagate(board, seen, open_cells):
+                board[:] = aside[0, :27]
+                open_cells[:] = aside[0, 27:]
+                seen[:] = board
+                board[3 * digit + band] &= ~bit
+                alive = propagate(board, seen, open_cells)
+        if alive:
+            write_solution(board, solution)
+            return
+
+
+@njit(cache=True, nogil=True)
+def _dig(puzzle, solution, target, scratch, work):
+    """Takes clues out in random order, keeping one solution, until `target` are left; returns how many are."""
+    left = 0
+    for cell in range(81):
+        left += puzzle[cell] > 0
+    for cell in np.random.permutation(81):
+        if left <= target:
+            break
+        if puzzle[cell]:
+            digit, puzzle[cell] = puzzle[cell], 0
+            # Still one solution if there is none with another digit here.
+            if search(puzzle, 1, cell * 9 + digit - 1, scratch, work)[0]:
+                puzzle[cell] = digit
+            else:
+                left -= 1
+    return left
+
+
+@njit(cache=True, nogil=True)
+def _dug_chunk(low, high, seed, puzzles, solutions, guesses):
+    """Puzzles with `low` to `high` clues, the number drawn for each; 0 and 0 ask for minimal ones."""
+    np.random.seed(seed)
+    work, scratch = workspace(), np.zeros((1, 81), np.uint8)
+    for i in range(len(puzzles)):
+        target = np.random.randint(low, high + 1)
+        while True:
+            _random_grid(solutions[i], work)
+            puzzles[i] = solutions[i]
+            if _dig(puzzles[i], solutions[i], target, scratch, work) == target or target == 0:
+                break
+        _, guesses[i], _ = search(puzzles[i], 1, -1, scratch, work)
+
+
+def _targets(clues):
+    """(low, high) clues of a puzzle; (0, 0) for minimal ones."""
+    if clues == "minimal":
+        return 0, 0
+    low, high = (clues, clues) if isinstance(clues, int | np.integer) else clues
+    if not FEWEST_CLUES <= low <= high <= 81:
+        raise ValueError(f'clues: expected {FEWEST_CLUES} to 81, a (low, high) range or "minimal", found {clues}')
+    return int(low), int(high)
+
+
+def _shares(count, buckets):
+    """Bucket index -> how many puzzles."""
+    if not isinstance(buckets, dict):
+        buckets = {b: count // len(buckets) + (i < count % len(buckets)) for i, b in enumerate(buckets)}
+    if set(buckets) - set(range(len(store.BUCKETS))) or sum(buckets.values()) != count:
+        raise ValueError(f"buckets: expected indices 0 to 4 whose counts add up to {count}, found {buckets}")
+    return buckets
+
+
+def _make(count, seed, chunk_size, run, workers, bar):
+    """Runs chunk after chunk until `count` different puzzles are there; repeated ones are replaced."""
+
+    def chunk(index):
+        puzzles, solutions = np.zeros((2, chunk_size, 81), np.uint8)
+        guesses = np.zeros(chunk_size, np.int32)
+        run(np.random.SeedSequence((*seed, index)).generate_state(1)[0], puzzles, solutions, guesses)
+        return puzzles, solutions, guesses
+
+    known, parts, made, first = set(), [], 0, 0
+    with ThreadPoolExecutor(workers) as pool:
+        while made < count:
+            last = first + -(-(count - made) // chunk_size)
+            for puzzles, solutions, guesses in pool.map(chunk, range(first, last)):
+                fresh = []
+                for i, puzzle in enumerate(puzzles):
+                    key = puzzle.tobytes()
+                    if key not in known and made < count:
+                        known.add(key)
+                        fresh.append(i)
+                        made += 1
+                parts.append((puzzles[fresh], solutions[fresh], guesses[fresh]))
+                bar.update(len(fresh))
+            first = last
+    return parts
+
+
+def generate(count, clues=45, seed=0, buckets=None, workers=None, progress=True):
+    """`count` different puzzles with one solution each, as a PuzzleSet rated by data.solver's guesses.
+
+    clues: a number, a (low, high) range drawn from uniformly, or "minimal" (no clue can go; about 24 on average).
+    buckets: puzzles by rating instead, whatever their clues: a list of indices into store.BUCKETS, in equal
+    shares, or a dict index -> count. They come shuffled.
+    """
+    workers = workers or len(os.sched_getaffinity(0))
+    with tqdm(total=count, unit="puzzle", disable=not (progress and sys.stderr.isatty())) as bar:
+        if buckets is None:
+            low, high = _targets(clues)
+            parts = _make(count, (seed, low, high), EASY_CHUNK, partial(_dug_chunk, low, high), workers, bar)
+        else:
+            parts = []
+            for bucket, share in sorted(_shares(count, buckets).items()):
+                run = partial(_rated_chunk, *RATED[bucket])
+                parts += _make(share, (seed, 100, bucket), HARD_CHUNK, run, workers, bar)
+    puzzles, solutions, guesses = (np.concatenate(part) for part in zip(*parts))
+    order = np.random.default_rng(seed).permutation(count) if buckets is not None else np.arange(count)
+    return store.from_arrays(puzzles[order], solutions[order], guesses[order])
+
+
+def cached(count, clues, seed, buckets=None, workers=None, progress=True):
+    """The same, made once and then kept in the cache folder (SUDOKU_DATA, or data/cache)."""
+    made_by = {"generator": VERSION, "count": count, "clues": clues, "seed": seed, "buckets": buckets}
+    made_by = json.loads(json.dumps(made_by))  # as it will come back from the sidecar
+    if buckets is not None:
+        shares = _shares(count, buckets)
+        name = "rated-" + "-".join(f"{bucket}x{shares[bucket]}" for bucket in sorted(shares))
+    else:
+        name = f"clues-{'-'.join(map(str, dict.fromkeys(_targets(clues)))) if clues != 'minimal' else clues}"
+    path = store.cache_folder() / f"generated-{name}-count-{count}-seed-{seed}.npy"
+    if path.exists():
+        try:
+            puzzles = store.load(path)
+            if puzzles.meta.get("made_by") == made_by:
+                return puzzles
+            reason = f"{path}: made by another version or with other arguments"
+        except store.BrokenSet as error:
+            reason = str(error).rsplit(";", 1)[0]
+        print(f"{reason}; making it again", file=sys.stderr)
+    store.save(path, generate(count, clues, seed, buckets, workers, progress), made_by=made_by)
+    return store.load(path)
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--count", type=int, default=10_000, help="puzzles to make")
+    parser.add_argument("--clues", default="45", help="a number, a range such as 30-40, or minimal")
+    parser.add_argument("--buckets", help="rating buckets instead of clues, in equal shares: 0,1,2,3,4")
+    parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same puzzles")
+    parser.add_argument("--workers", type=int, help="threads (default: all cores we may use)")
+    parser.add_argument("--output", required=True, help="the .npy file to write")
+    options = parser.parse_args(argv)
+    try:
+        clues = options.clues
+        if clues != "minimal":
+            numbers = [int(number) for number in clues.split("-")]
+            clues = numbers[0] if len(numbers) == 1 else tuple(numbers)
+        buckets = options.buckets and [int(bucket) for bucket in options.buckets.split(",")]
+        start = time.perf_counter()
+        puzzles = generate(options.count, clues, options.seed, buckets, options.workers)
+    except ValueError as error:
+        parser.error(str(error))
+    seconds = time.perf_counter() - start
+    store.save(options.output, puzzles, made_by={"generator": VERSION, "command": " ".join(argv or sys.argv[1:])})
+    print(f"{options.output}: {len(puzzles):,} puzzles in {seconds:.1f} s, {len(puzzles) / seconds:,.0f} a second")
+    for name, number in zip(store.BUCKET_NAMES, np.bincount(store.bucket_of(puzzles.rating), minlength=5)):
+        print(f"rating {name:>5}: {number:,}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,359 @@
+"""Solves your Sudoku with a trained network, shows how its cells settled, and checks the board against the rules.
+
+python solve.py 53..7....6..195....98....6.8...6...34..8.3..17...2...6.6....28....419..5....8..79
+python solve.py puzzles.txt              one puzzle a line, nine lines of nine, or a CSV with a column question or puzzle
+cat puzzles.txt | python solve.py -      the same from standard input
+python solve.py puzzles.txt --quiet      a line of 81 characters for each puzzle; all dots where it is not solved
+python solve.py puzzles.txt --weights runs/exp_cosine/mini-seed0/checkpoint.pt
+python solve.py puzzles.txt --plot confidence.png --watch     a picture, and an animation in the terminal
+
+A cell is a digit; a blank is . or 0. The network writes its guess for every blank again and again; it is stopped at the
+first board that obeys all rules. No answer is looked up: the verdict comes from rows, columns, boxes and clues.
+Exit status: 0 all solved; 1 the network is wrong about a puzzle; 2 a puzzle, a file or a flag cannot be used.
+"""
+
+import csv
+import dataclasses
+import importlib
+import os
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import tyro
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+from tqdm import tqdm
+
+import common
+import disk
+
+ROOT = Path(__file__).resolve().parent
+ROWS = np.arange(81).reshape(9, 9)
+UNITS = np.concatenate([ROWS, ROWS.T, ROWS.reshape(3, 3, 3, 3).swapaxes(1, 2).reshape(9, 9)])  # cells of the 27 units
+UNIT_NAMES = [f"{kind} {i}" for kind in ("row", "column", "box") for i in range(1, 10)]
+CELL_NAMES = [f"r{i // 9 + 1}c{i % 9 + 1}" for i in range(81)]
+BATCH = 64  # puzzles that the network works on at once
+IN_FULL = 3  # more puzzles than this get one line each, and only those that are not solved
+
+
+@dataclass
+class Arguments:
+    puzzles: tyro.conf.Positional[tuple[str, ...]] = ()  # 81 characters, a file, or - for standard input; several at once
+    weights: str = ""  # a checkpoint.pt; empty: your newest runs/exp_speedrun, else the shipped weights/speedrun.pt
+    iterations: int = 256  # the most that the network may take, however few it was trained with
+    keep_going: bool = False  # go through all iterations and judge the last board, not the first legal one
+    check: bool = False  # first prove with the exact solver that each puzzle has one solution; always if a board is wrong
+    watch: bool = False  # play the iterations in the terminal, each cell coloured by confidence: red, yellow, green
+    plot: str = ""  # write a picture of confidence over iterations to this .png, .svg or .pdf; for one puzzle
+    quiet: bool = False  # print a line of 81 characters for each puzzle; what else there is to say goes to standard error
+    device: str = "auto"  # auto, cpu or cuda
+
+
+@dataclass
+class Puzzle:
+    name: str  # where it stands
+    cells: np.ndarray | None  # uint8 [81], 0 is a blank
+    problem: str = ""  # why it is no proper puzzle
+    boards: np.ndarray | None = None  # uint8 [iterations, 81], the clues and the network's digits
+    confidence: np.ndarray | None = None  # float32 [iterations, 81], probability of those digits
+    right: int = -1  # blanks that agree with the only solution, where the exact solver was asked
+
+    def solved(self):
+        return not self.problem and self.boards is not None and not violations(self.boards[-1])
+
+    def settled(self):
+        """The iteration at which each cell took its last value."""
+        changed = self.boards[1:] != self.boards[:-1]
+        return np.where(changed.any(0), len(self.boards) - changed[::-1].argmax(0), 1) if len(changed) else 1 + 0 * ROWS.ravel()
+
+
+def violations(boards):
+    """How many digits are missing in a unit, over the 27 units of each full board [..., 81]; none: it is legal."""
+    found = np.bitwise_or.reduce(1 << boards[..., UNITS].astype(np.int16), -1)
+    return 27 * 9 - np.bitwise_count(found).sum(-1, dtype=int)
+
+
+def conflicts(board):
+    """(unit, digit, its cells) wherever a digit stands twice in a unit."""
+    for name, unit in zip(UNIT_NAMES, UNITS):
+        for digit in range(1, 10):
+            cells = unit[board[unit] == digit]
+            if len(cells) > 1:
+                yield name, digit, cells
+
+
+# ---------------------------------------------------------------- puzzles in
+
+
+def read(argument):
+    """The puzzles of one word of the command line."""
+    if argument != "-" and not os.path.exists(argument):
+        text = "".join(argument.split())
+        return [puzzle("the puzzle", text) if len(text) == 81 else Puzzle(argument, None, absent(text))]
+    source = "standard input" if argument == "-" else argument
+    data = sys.stdin.buffer.read() if argument == "-" else Path(argument).read_bytes()
+    found = list(split(data.decode("utf-8-sig", "replace").splitlines(), source))
+    if not found:
+        raise SystemExit(f"{source} holds no puzzle; one is 81 characters on a line, or nine lines of nine")
+    return found
+
+
+def absent(text):
+    return f"no such file, and as a puzzle it has {len(text)} characters; expected 81: digits, . or 0 for a blank"
+
+
+def split(lines, source):
+    header = [column.strip().lower() for column in lines[0].split(",")] if lines else []
+    column = next((header.index(name) for name in ("question", "puzzle") if name in header), None)
+    if column is not None:
+        for number, row in enumerate(csv.reader(lines[1:]), 2):
+            if row:
+                yield puzzle(f"{source}, line {number}", row[column].strip() if column < len(row) else "")
+        return
+    grid, start = [], 0
+    for number, line in enumerate([*lines, ""], 1):
+        cells = "".join(line.split()).replace("|", "")
+        if cells and set(cells) <= set("-+") or cells.startswith("#"):
+            continue
+        if grid and (len(grid) == 9 or not 0 < len(cells) < 30):
+            yield puzzle(f"{source}, line {start}", grid)
+            grid = []
+        if 0 < len(cells) < 30:  # too short for a puzzle, so it is a row of one
+            grid, start = [*grid, cells], start if grid else number
+        elif cells:
+            yield puzzle(f"{source}, line {number}", cells)
+
+
+def puzzle(name, text):
+    """A puzzle from 81 characters or from a list of nine rows, or what is wrong with it."""
+    for i, row in enumerate(text if isinstance(text, list) else (), 1):
+        if len(row) != 9:
+            return Puzzle(name, None, f"row {i} has {len(row)} characters, expected 9")
+    text = "".join(text)
+    for i, character in enumerate(text):
+        if character not in ".0123456789":
+            place = f"character {i + 1} (row {i // 9 + 1}, column {i % 9 + 1})"
+            return Puzzle(name, None, f"{place} is {character!r}; expected a digit, or . or 0 for a blank")
+    if len(text) != 81:
+        return Puzzle(name, None, f"{len(text)} characters, expected 81: nine rows of nine")
+    cells = np.array([int(c) for c in text.replace(".", "0")], np.uint8)
+    twice = [f"{unit} has the clue {digit} in {names(where)}" for unit, digit, where in conflicts(cells)]
+    return Puzzle(name, cells, "; ".join(twice))
+
+
+def names(cells):
+    return " and ".join(CELL_NAMES[i] for i in cells)
+
+
+def prove(puzzles):
+    """Ask the exact solver about these puzzles: an improper one is no fault of the network."""
+    from data.solver import solve  # here, because compiling it for the first time takes seconds
+
+    if puzzles:
+        for p, solution, count in zip(puzzles, *solve(np.stack([p.cells for p in puzzles]), limit=2)[:2]):
+            p.problem = "" if count == 1 else "it has no solution" if count == 0 else "it has more than one solution"
+            if count == 1 and p.boards is not None:
+                p.right = int(((p.boards[-1] == solution) & (p.cells == 0)).sum())
+
+
+# ---------------------------------------------------------------- the network
+
+
+def load(path, device, console):
+    """The model of a checkpoint; its code is the experiment's file, beside this one."""
+    path = path / "checkpoint.pt" if path.is_dir() else path
+    saved = disk.load_checkpoint(path, device)
+    missing = {"experiment", "config", "model"} - set(saved) if isinstance(saved, dict) else {"experiment"}
+    if missing:
+        raise SystemExit(f"{path} is no checkpoint of an experiment: it has no {sorted(missing)[0]!r}")
+    name = str(saved["experiment"])
+    if not name.isidentifier() or not (ROOT / f"{name}.py").is_file():
+        raise SystemExit(f"{path} is of experiment {name!r}, but there is no {name!r}.py beside solve.py")
+    module = importlib.import_module(name)
+    if not hasattr(module, "Config") or not hasattr(module, "Model"):
+        raise SystemExit(f"{path} is of {name}.py, which is no experiment: it has no Config and Model")
+    fields = {field.name for field in dataclasses.fields(module.Config)}
+    unknown = sorted(set(saved["config"]) - fields)
+    if unknown:
+        console.print(f"note: {name}.py no longer has the config's {', '.join(unknown)}; left out", style="yellow")
+    try:
+        model = module.Model(module.Config(**{k: tuples(v) for k, v in saved["config"].items() if k in fields}))
+        model.load_state_dict(saved["model"])
+    except (RuntimeError, TypeError, ValueError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise SystemExit(f"{path} does not fit {name}.py as it is now; train again. {reason}") from None
+    step = f", step {saved['step']:,}" if "step" in saved else ""
+    console.print(f"weights: {path} ({name}{step}, {sum(p.numel() for p in model.parameters()):,} parameters)")
+    return model.to(device).eval()
+
+
+def tuples(value):
+    """A checkpoint's config went through JSON, which turns tuples into lists."""
+    return tuple(tuples(v) for v in value) if isinstance(value, list) else value
+
+
+def choose_weights(given):
+    own = sorted(Path("runs/exp_speedrun").glob("*/checkpoint.pt"), key=lambda path: path.stat().st_mtime)
+    path = Path(given) if given else own[-1] if own else ROOT / "weights/speedrun.pt"
+    if not path.exists():
+        advice = "give the path of a checkpoint.pt" if given else "train with python exp_speedrun.py, or give --weights"
+        raise SystemExit(f"{path} does not exist; {advice}")
+    return path
+
+
+@torch.no_grad()
+def iterate(model, puzzles, iterations, keep_going, device):
+    """Fill in boards and confidence of these puzzles, each up to its first legal board."""
+    cells = np.stack([p.cells for p in puzzles])
+    boards, confidence, legal_at = [], [], np.zeros(len(cells), int)
+    for i, logits in enumerate(model(torch.from_numpy(cells).long().to(device), iterations), 1):
+        sure, digit = (t.cpu().numpy() for t in logits.float().softmax(-1).max(-1))
+        boards.append(np.where(cells, cells, digit + 1).astype(np.uint8))
+        confidence.append(sure)
+        legal_at = np.where((legal_at == 0) & (violations(boards[-1]) == 0), i, legal_at)
+        if legal_at.all() and not keep_going:
+            break
+    for k, p in enumerate(puzzles):
+        last = len(boards) if keep_going or not legal_at[k] else legal_at[k]
+        p.boards, p.confidence = np.stack([b[k] for b in boards[:last]]), np.stack([c[k] for c in confidence[:last]])
+
+
+def solve(model, puzzles, arguments, device):
+    """In batches; most puzzles need few iterations, so the others of a large batch start again on their own."""
+    for start in tqdm(range(0, len(puzzles), BATCH), disable=None if len(puzzles) > BATCH else True, leave=False):
+        left = puzzles[start : start + BATCH]
+        stages = (16, 64) if len(left) > 8 and not arguments.keep_going else ()
+        for iterations in [*(n for n in stages if n < arguments.iterations), arguments.iterations]:
+            if left:
+                iterate(model, left, iterations, arguments.keep_going, device)
+            left = [p for p in left if not p.solved()]
+        prove(left)
+
+
+# ---------------------------------------------------------------- results out
+
+
+def draw(entries, styles):
+    """The lines of a board."""
+    cells, dash = [Text(e, s) for e, s in zip(entries, styles)], "-" * (3 * len(entries[0]) + 3)
+    lines = [Text(" | ").join(Text(" ").join(cells[i] for i in three) for three in row.reshape(3, 3)) for row in ROWS]
+    return [*lines[:3], rule := Text(f"{dash}+-{dash}+{dash}"), *lines[3:6], rule, *lines[6:]]
+
+
+def show(p, console):
+    """The board, when its cells settled, and how it came to be."""
+    blank, settled = p.cells == 0, p.settled()
+    clashing = {cell for _, _, cells in conflicts(p.boards[-1]) for cell in cells}
+    styles = ["bold white on red" if i in clashing else "cyan" if blank[i] else "bold" for i in range(81)]
+    left = draw([str(digit) for digit in p.boards[-1]], styles)
+    right = draw([f"{n:>3}" if b else "  ." for n, b in zip(settled, blank)], ["cyan" if b else "dim" for b in blank])
+    console.print(f"\n{'board':<25}iteration at which each blank took its last digit", style="dim")
+    for lines in zip(left, right):
+        console.print(Text("    ").join(lines))
+    at = np.array([n for n in (2**k for k in range(30)) if n < len(p.boards)] + [len(p.boards)])
+    table = {"iteration": at, "settled": (settled[blank][:, None] <= at).sum(0), "violations": violations(p.boards[at - 1])}
+    notes = {"settled": f"of {blank.sum()} blanks", "violations": "digits missing in a row, column or box"}
+    console.print()
+    for name, numbers in table.items():
+        console.print(f"{name:<10}" + "".join(f"{n:>5}" for n in numbers) + f"  {notes.get(name, '')}")
+    console.print()
+
+
+def verdict(p, most):
+    """(what the rules say about this puzzle's board, its colour); at most so many conflicts are named."""
+    if p.problem:
+        legal = "; the network's board is legal, but not the only one" if p.solved(proper=False) else ""
+        return f"not a proper puzzle: {p.problem}{legal}", "yellow"
+    if p.solved():
+        return f"solved at iteration {len(p.boards)}: rows, columns and boxes hold 1 to 9, and all clues stand", "green"
+    found = [f"{unit} has {digit} in {names(cells)}" for unit, digit, cells in conflicts(p.boards[-1])]
+    more = f"; and {len(found) - most} conflicts more" if len(found) > most else ""
+    share = f"{p.right} of its {(p.cells == 0).sum()} blanks are right"
+    return f"wrong after {len(p.boards)} iterations, {share}: {'; '.join(found[:most])}{more}", "red"
+
+
+def watch(p, console):
+    """Play the iterations; Ctrl-C goes on to the result."""
+    with contextlib.suppress(KeyboardInterrupt), Live(console=console, auto_refresh=False, transient=True) as live:
+        for i, (board, sure) in enumerate(zip(p.boards, p.confidence), 1):
+            colours = [f"rgb({int(255 * min(1, 2 - 2 * s))},{int(255 * min(1, 2 * s))},0)" for s in sure]
+            styles = ["bold" if clue else colour for clue, colour in zip(p.cells, colours)]
+            line = Text(f"iteration {i} of {len(p.boards)}, {violations(board)} violations")
+            live.update(Text("\n").join([*draw([str(digit) for digit in board], styles), line]), refresh=True)
+            time.sleep(min(0.25, 10 / len(p.boards)))
+
+
+def plot(p, path):
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+
+    blank, settled, iterations = p.cells == 0, p.settled(), np.arange(1, len(p.boards) + 1)
+    figure = Figure(figsize=(9, 6), layout="constrained")
+    top, bottom = figure.subplots(2, sharex=True, height_ratios=(3, 1))
+    for cell in np.flatnonzero(blank):
+        colour = colormaps["viridis"](settled[cell] / len(p.boards) * 0.9)
+        top.plot(iterations, p.confidence[:, cell], color=colour, alpha=0.7, marker="." if len(p.boards) < 3 else "")
+        at = np.flatnonzero(p.boards[1:, cell] != p.boards[:-1, cell]) + 1
+        top.plot(iterations[at], p.confidence[at, cell], ".", color=colour)
+    top.set(ylabel="probability of the digit", ylim=(0, 1.02), title=verdict(p, 0)[0].split(":")[0])
+    bottom.step(iterations, (settled[blank] > iterations[:, None]).sum(1), where="mid", label="blanks that still change")
+    bottom.step(iterations, violations(p.boards), where="mid", label="violations of the rules")
+    bottom.set(xlabel="iteration", ylim=(0, None))
+    bottom.legend()
+    figure.savefig(path, dpi=150)
+
+
+def report(arguments, console):
+    if not arguments.puzzles:
+        raise SystemExit("give a puzzle of 81 characters, a file, or - for standard input; see --help")
+    if arguments.iterations < 1:
+        raise SystemExit(f"--iterations {arguments.iterations}: expected 1 or more")
+    puzzles, start = [p for word in arguments.puzzles for p in read(word)], time.perf_counter()
+    if arguments.plot and len(puzzles) > 1:
+        raise SystemExit(f"--plot draws one puzzle, and here are {len(puzzles)}")
+    if arguments.check:
+        prove([p for p in puzzles if not p.problem])
+    good = [p for p in puzzles if not p.problem]
+    if good:
+        device = common.pick_device(arguments.device)
+        solve(load(choose_weights(arguments.weights), device, console), good, arguments, device)
+    if arguments.watch and not console.is_terminal:
+        console.print("--watch needs a terminal; here is the ordinary result")
+    for p in puzzles:
+        if arguments.quiet:
+            print("".join(map(str, p.boards[-1])) if p.solved() else "." * 81)
+        full = len(puzzles) <= IN_FULL and not arguments.quiet
+        if full and p.boards is not None:
+            if arguments.watch and console.is_terminal:
+                watch(p, console)
+            show(p, console)
+        if full or not p.solved():
+            text, colour = verdict(p, 9 if full else 1)
+            console.print(f"{p.name}: {text}", style=colour)
+    if arguments.plot and good:
+        plot(good[0], arguments.plot)
+        console.print(f"wrote {arguments.plot}")
+    solved, improper = sum(p.solved() for p in puzzles), sum(bool(p.problem) for p in puzzles)
+    if len(puzzles) > 1:
+        wrong, seconds = len(puzzles) - solved - improper, time.perf_counter() - start
+        console.print(f"{len(puzzles)} puzzles: {solved} solved, {wrong} wrong, {improper} improper; {seconds:.1f} s")
+    return 2 if improper else int(solved < len(puzzles))
+
+
+def main(argv=None):
+    arguments = tyro.cli(Arguments, args=argv, description=__doc__, config=(tyro.conf.FlagCreatePairsOff,))
+    console = Console(stderr=arguments.quiet, highlight=False, markup=False, emoji=False, soft_wrap=True)
+    try:
+        return report(arguments, console)
+    except (OSError, ValueError, SystemExit) as error:
+        Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print(str(error), style="red")
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
