@@ -1,17 +1,18 @@
 """Solves your Sudoku with a trained network, shows how its cells settled, and checks the board against the rules.
 
 python solve.py 53..7....6..195....98....6.8...6...34..8.3..17...2...6.6....28....419..5....8..79
-python solve.py puzzles.txt              one puzzle a line, nine lines of nine, or a CSV with a column question or puzzle
-cat puzzles.txt | python solve.py -      the same from standard input
-python solve.py puzzles.txt --quiet      a line of 81 characters for each puzzle; all dots where it is not solved
+python solve.py puzzles.txt            one puzzle a line, nine lines of nine, or a CSV with a column question or puzzle
+cat puzzles.txt | python solve.py -    the same from standard input
+python solve.py puzzles.txt --quiet    a line of 81 characters for each puzzle; all dots where it is not solved
 python solve.py puzzles.txt --weights runs/exp_cosine/mini-seed0/checkpoint.pt
-python solve.py puzzles.txt --plot confidence.png --watch     a picture, and an animation in the terminal
+python solve.py 53..7....6..195....98....6.8...6...34..8.3..17...2...6.6....28....419..5....8..79 --watch --plot 1.png
 
-A cell is a digit; a blank is . or 0. The network writes its guess for every blank again and again; it is stopped at the
-first board that obeys all rules. No answer is looked up: the verdict comes from rows, columns, boxes and clues.
+A cell is a digit; a blank is . or 0. The network guesses every blank again and again and is stopped at the first board
+that obeys all rules. No answer is looked up: the verdict comes from rows, columns, boxes and clues.
 Exit status: 0 all solved; 1 the network is wrong about a puzzle; 2 a puzzle, a file or a flag cannot be used.
 """
 
+import contextlib
 import csv
 import dataclasses
 import importlib
@@ -43,14 +44,15 @@ IN_FULL = 3  # more puzzles than this get one line each, and only those that are
 
 @dataclass
 class Arguments:
-    puzzles: tyro.conf.Positional[tuple[str, ...]] = ()  # 81 characters, a file, or - for standard input; several at once
+    # 81 characters, a file, or - for standard input; several at once
+    puzzles: tyro.conf.Positional[tuple[str, ...]] = ()
     weights: str = ""  # a checkpoint.pt; empty: your newest runs/exp_speedrun, else the shipped weights/speedrun.pt
     iterations: int = 256  # the most that the network may take, however few it was trained with
     keep_going: bool = False  # go through all iterations and judge the last board, not the first legal one
-    check: bool = False  # first prove with the exact solver that each puzzle has one solution; always if a board is wrong
-    watch: bool = False  # play the iterations in the terminal, each cell coloured by confidence: red, yellow, green
+    check: bool = False  # first prove that each puzzle has one solution; always done when a board is wrong
+    watch: bool = False  # play the iterations in the terminal, cells coloured by confidence: red, yellow, green
     plot: str = ""  # write a picture of confidence over iterations to this .png, .svg or .pdf; for one puzzle
-    quiet: bool = False  # print a line of 81 characters for each puzzle; what else there is to say goes to standard error
+    quiet: bool = False  # print a line of 81 characters for each puzzle; all else goes to standard error
     device: str = "auto"  # auto, cpu or cuda
 
 
@@ -68,8 +70,8 @@ class Puzzle:
 
     def settled(self):
         """The iteration at which each cell took its last value."""
-        changed = self.boards[1:] != self.boards[:-1]
-        return np.where(changed.any(0), len(self.boards) - changed[::-1].argmax(0), 1) if len(changed) else 1 + 0 * ROWS.ravel()
+        changed = np.diff(self.boards, axis=0, prepend=0) != 0  # the first iteration changes every cell
+        return len(changed) - changed[::-1].argmax(0)
 
 
 def violations(boards):
@@ -94,17 +96,14 @@ def read(argument):
     """The puzzles of one word of the command line."""
     if argument != "-" and not os.path.exists(argument):
         text = "".join(argument.split())
-        return [puzzle("the puzzle", text) if len(text) == 81 else Puzzle(argument, None, absent(text))]
+        wrong = f"no such file, and as a puzzle it has {len(text)} characters, expected 81"
+        return [puzzle("your puzzle", text) if len(text) == 81 else Puzzle(argument, None, wrong)]
     source = "standard input" if argument == "-" else argument
     data = sys.stdin.buffer.read() if argument == "-" else Path(argument).read_bytes()
     found = list(split(data.decode("utf-8-sig", "replace").splitlines(), source))
     if not found:
         raise SystemExit(f"{source} holds no puzzle; one is 81 characters on a line, or nine lines of nine")
     return found
-
-
-def absent(text):
-    return f"no such file, and as a puzzle it has {len(text)} characters; expected 81: digits, . or 0 for a blank"
 
 
 def split(lines, source):
@@ -118,7 +117,7 @@ def split(lines, source):
     grid, start = [], 0
     for number, line in enumerate([*lines, ""], 1):
         cells = "".join(line.split()).replace("|", "")
-        if cells and set(cells) <= set("-+") or cells.startswith("#"):
+        if (cells and set(cells) <= set("-+")) or cells.startswith("#"):
             continue
         if grid and (len(grid) == 9 or not 0 < len(cells) < 30):
             yield puzzle(f"{source}, line {start}", grid)
@@ -147,7 +146,7 @@ def puzzle(name, text):
 
 
 def names(cells):
-    return " and ".join(CELL_NAMES[i] for i in cells)
+    return ", ".join(CELL_NAMES[i] for i in cells)
 
 
 def prove(puzzles):
@@ -168,27 +167,22 @@ def load(path, device, console):
     """The model of a checkpoint; its code is the experiment's file, beside this one."""
     path = path / "checkpoint.pt" if path.is_dir() else path
     saved = disk.load_checkpoint(path, device)
-    missing = {"experiment", "config", "model"} - set(saved) if isinstance(saved, dict) else {"experiment"}
-    if missing:
-        raise SystemExit(f"{path} is no checkpoint of an experiment: it has no {sorted(missing)[0]!r}")
-    name = str(saved["experiment"])
+    name = str(saved.get("experiment")) if isinstance(saved, dict) else "None"
     if not name.isidentifier() or not (ROOT / f"{name}.py").is_file():
-        raise SystemExit(f"{path} is of experiment {name!r}, but there is no {name!r}.py beside solve.py")
+        raise SystemExit(f"{path} is no checkpoint of an experiment here: it names {name!r}, no file beside solve.py")
     module = importlib.import_module(name)
-    if not hasattr(module, "Config") or not hasattr(module, "Model"):
-        raise SystemExit(f"{path} is of {name}.py, which is no experiment: it has no Config and Model")
-    fields = {field.name for field in dataclasses.fields(module.Config)}
-    unknown = sorted(set(saved["config"]) - fields)
-    if unknown:
-        console.print(f"note: {name}.py no longer has the config's {', '.join(unknown)}; left out", style="yellow")
     try:
-        model = module.Model(module.Config(**{k: tuples(v) for k, v in saved["config"].items() if k in fields}))
+        fields = {field.name for field in dataclasses.fields(module.Config)}
+        config = module.Config(**{k: tuples(v) for k, v in saved["config"].items() if k in fields})
+        model = module.Model(config)
         model.load_state_dict(saved["model"])
-    except (RuntimeError, TypeError, ValueError, AttributeError) as error:
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise SystemExit(f"{path} does not fit {name}.py as it is now; train again. {reason}") from None
-    step = f", step {saved['step']:,}" if "step" in saved else ""
-    console.print(f"weights: {path} ({name}{step}, {sum(p.numel() for p in model.parameters()):,} parameters)")
+    unknown = sorted(set(saved["config"]) - fields)
+    if unknown:
+        console.print(f"note: {name}.py has no {', '.join(unknown)} any more; left out of the config", style="yellow")
+    console.print(f"weights: {path} ({name}.py, {sum(p.numel() for p in model.parameters()):,} parameters)")
     return model.to(device).eval()
 
 
@@ -256,7 +250,11 @@ def show(p, console):
     for lines in zip(left, right):
         console.print(Text("    ").join(lines))
     at = np.array([n for n in (2**k for k in range(30)) if n < len(p.boards)] + [len(p.boards)])
-    table = {"iteration": at, "settled": (settled[blank][:, None] <= at).sum(0), "violations": violations(p.boards[at - 1])}
+    table = {
+        "iteration": at,
+        "settled": (settled[blank][:, None] <= at).sum(0),
+        "violations": violations(p.boards[at - 1]),
+    }
     notes = {"settled": f"of {blank.sum()} blanks", "violations": "digits missing in a row, column or box"}
     console.print()
     for name, numbers in table.items():
@@ -267,10 +265,12 @@ def show(p, console):
 def verdict(p, most):
     """(what the rules say about this puzzle's board, its colour); at most so many conflicts are named."""
     if p.problem:
-        legal = "; the network's board is legal, but not the only one" if p.solved(proper=False) else ""
-        return f"not a proper puzzle: {p.problem}{legal}", "yellow"
+        return f"not a proper puzzle: {p.problem}", "yellow"
     if p.solved():
-        return f"solved at iteration {len(p.boards)}: rows, columns and boxes hold 1 to 9, and all clues stand", "green"
+        return (
+            f"solved in {len(p.boards)} iterations: rows, columns and boxes hold 1 to 9, and all clues stand",
+            "green",
+        )
     found = [f"{unit} has {digit} in {names(cells)}" for unit, digit, cells in conflicts(p.boards[-1])]
     more = f"; and {len(found) - most} conflicts more" if len(found) > most else ""
     share = f"{p.right} of its {(p.cells == 0).sum()} blanks are right"
@@ -301,11 +301,16 @@ def plot(p, path):
         at = np.flatnonzero(p.boards[1:, cell] != p.boards[:-1, cell]) + 1
         top.plot(iterations[at], p.confidence[at, cell], ".", color=colour)
     top.set(ylabel="probability of the digit", ylim=(0, 1.02), title=verdict(p, 0)[0].split(":")[0])
-    bottom.step(iterations, (settled[blank] > iterations[:, None]).sum(1), where="mid", label="blanks that still change")
+    bottom.step(
+        iterations, (settled[blank] > iterations[:, None]).sum(1), where="mid", label="blanks that still change"
+    )
     bottom.step(iterations, violations(p.boards), where="mid", label="violations of the rules")
     bottom.set(xlabel="iteration", ylim=(0, None))
     bottom.legend()
-    figure.savefig(path, dpi=150)
+    try:
+        figure.savefig(path, dpi=150)
+    except ValueError as error:  # an ending that matplotlib does not know
+        raise SystemExit(f"--plot {path}: {error}") from None
 
 
 def report(arguments, console):
@@ -346,11 +351,13 @@ def report(arguments, console):
 
 
 def main(argv=None):
-    arguments = tyro.cli(Arguments, args=argv, description=__doc__, config=(tyro.conf.FlagCreatePairsOff,))
+    arguments = tyro.cli(
+        Arguments, args=argv, description=__doc__.replace("\n", "\n "), config=(tyro.conf.FlagCreatePairsOff,)
+    )
     console = Console(stderr=arguments.quiet, highlight=False, markup=False, emoji=False, soft_wrap=True)
     try:
         return report(arguments, console)
-    except (OSError, ValueError, SystemExit) as error:
+    except (OSError, SystemExit) as error:
         Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print(str(error), style="red")
         return 2
 
