@@ -32,6 +32,7 @@ from disk import (
     writing,
 )
 
+FREE = {"resume", "device", "compile", "wandb", "runs", "name"}  # flags that may differ between parts of one run
 IGNORED = -100  # the target of a clue: no loss there
 Phases = tuple[tuple[int, float, float], ...]  # (until step, lowest rating, below this rating), ...
 
@@ -111,6 +112,10 @@ def with_preset(config, preset):
     rules = {name: rule for name, rule in PRESETS.get(preset, {}).items() if hasattr(config, name)}
     changed = {name: rule(getattr(config, name)) for name, rule in rules.items()}
     return dataclasses.replace(config, **changed, preset=preset if preset in PRESETS else config.preset)
+
+
+def run_name(config):
+    return config.name or f"{config.preset}-seed{config.seed}"
 
 
 # ---------------------------------------------------------------- data
@@ -224,7 +229,7 @@ class Run:
             raise SystemExit(f"--batch {batch} does not divide among {self.world} processes; make it a multiple")
         torch.set_float32_matmul_precision("high")  # TF32 where there is any
         torch.manual_seed(config.seed)
-        self.folder = Path(config.runs) / experiment / (config.name or f"{config.preset}-seed{config.seed}")
+        self.folder = Path(config.runs) / experiment / run_name(config)
         self.pools, self.row, self.seconds, self.interrupted = {}, {}, 0.0, None
         self.first_bad = torch.full((), -1, device=self.device)
         self.wandb = self.lock = None
@@ -245,7 +250,7 @@ class Run:
             fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except ImportError:
             pass  # no such locks on Windows
-        except OSError:
+        except BlockingIOError:
             raise SystemExit(
                 f"{self.folder} is in use by another process; wait for it or pick another --name"
             ) from None
@@ -294,10 +299,9 @@ class Run:
         if not self.checkpoint.exists():
             return 0
         saved = load_checkpoint(self.checkpoint, self.device)
-        free = {"resume", "device", "compile", "wandb", "runs", "name"}
         now = json.loads(json.dumps(dataclasses.asdict(self.config)))
         other = [f"{k}: {saved['config'].get(k)} then, {v} now" for k, v in now.items()]
-        other = [line for line, (k, v) in zip(other, now.items()) if k not in free and saved["config"].get(k) != v]
+        other = [line for line, (k, v) in zip(other, now.items()) if k not in FREE and saved["config"].get(k) != v]
         if other:
             raise SystemExit(f"{self.folder} was begun with another config ({'; '.join(other)}); pick another --name")
         model.load_state_dict(saved["model"])
@@ -451,4 +455,4 @@ def modal_app(file):
         return None
     import remote
 
-    return remote.entry(Path(file).name)
+    return remote.entry(file)

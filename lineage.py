@@ -139,9 +139,9 @@ def changed_lines(old, new):
 
 
 def ours(root, name):
-    """Our own figure, from results/<experiment>/*/summary.json: the mean over the seeds of one preset."""
+    """Our own figure, from results/<experiment>/<preset>-seed<n>/summary.json: the mean over a preset's seeds."""
     solved = {}
-    for path in sorted(Path(root).glob(f"results/{name}/*/summary.json")):
+    for path in sorted(Path(root).glob(f"results/{name}/*-seed*/summary.json")):
         try:
             summary = json.loads(path.read_text())
             solved.setdefault(summary.get("preset", "full"), []).append(float(summary["solved"]))

@@ -42,7 +42,6 @@ DATA, RUNS = "/vol/data", "/vol/runs"  # where the volumes are mounted
 VOLUMES = {DATA: "sudoku-data", RUNS: "sudoku-runs"}
 CODE = "/root"  # where Modal's own runtime looks for modules
 FILES = ("config.json", "metrics.csv", "log.txt", "checkpoint.pt", "summary.json")  # last: the mark of a finished run
-FREE = {"resume", "device", "compile", "wandb", "runs", "name"}  # may differ between two parts of one run
 COMMIT_EVERY = 120  # seconds between two times that the volumes are made safe
 MARGIN = 600  # seconds before the limit at which a run is told to save and stop
 HELP = f"""
@@ -53,7 +52,7 @@ modal run --detach exp_x.py --seed 1"""
 
 @dataclass
 class Settings:
-    gpu: str
+    gpu: str | None  # None: a machine without one
     seconds: int
     retries: int
     cpu: float
@@ -74,7 +73,9 @@ class Job:
 
     @property
     def name(self):
-        return self.config.name or f"{self.config.preset}-seed{self.config.seed}"
+        import common  # here, not above: Modal's own process in the container does without torch
+
+        return common.run_name(self.config)
 
     @property
     def folder(self):
@@ -125,7 +126,10 @@ def check(file, flags, config_class):
     import common
 
     config = common.parse(config_class, flags)
-    job = Job(file, list(flags), config, settings())
+    how = settings()
+    if config.device == "cpu":
+        how.gpu = None  # nobody pays for a card that is not used
+    job = Job(file, list(flags), config, how)
     data = getattr(config, "data", "")
     if data.endswith(".csv") and not data.startswith(f"{DATA}/"):
         raise SystemExit(
@@ -217,17 +221,18 @@ def entry(file):
         connect()
     app, function = make_app(Path(file).stem, job.settings if job else settings())
 
-    @app.local_entrypoint()
     def main(*arguments):
         run = job or check(file, arguments, module.Config)
         volume = runs_volume()
         if finished(run, volume):
             fetch(run.experiment, run.name, run.config.runs, volume)
             return
-        print(f"# {run.experiment}/{run.name} on {run.settings.gpu}; it will come home to {run.folder}")
+        print(f"# {run.experiment}/{run.name} on {run.settings.gpu or 'a CPU'}; it will come home to {run.folder}")
         print(f"# after modal run --detach: python remote.py fetch {run.experiment} {run.name}", flush=True)
         bring_home(start(function, run), run, volume)
 
+    main.__qualname__ = "main"  # Modal wants a function that can be imported, though this one never leaves this process
+    app.local_entrypoint()(main)
     return app
 
 
@@ -327,12 +332,14 @@ def start(function, job):
 
 def finished(job, volume):
     """Whether this very run has ended there before, so that nothing but the way home is left."""
+    import common
+
     files = listing(volume, f"{job.experiment}/{job.name}")
     if "summary.json" not in files:
         return False
     saved = json.loads(b"".join(volume.read_file(f"{job.experiment}/{job.name}/config.json")))
     now = json.loads(json.dumps(asdict(job.config)))
-    return all(saved.get(key) == value for key, value in now.items() if key not in FREE)
+    return all(saved.get(key) == value for key, value in now.items() if key not in common.FREE)
 
 
 def runs_volume():
@@ -368,7 +375,8 @@ def fetch(experiment, name, runs="runs", volume=None):
     """Copy a run's files from the volume to runs/<experiment>/<name>: all of them, or nothing changes here."""
     volume = volume or runs_volume()
     remote, target = f"{experiment}/{name}", Path(runs) / experiment / name
-    files = [file for file in FILES if file in listing(volume, remote)]
+    there = listing(volume, remote)
+    files = [file for file in FILES if file in there]
     if not files:
         others = ", ".join(sorted(listing(volume, experiment))) or "none"
         raise SystemExit(f"there is no run {remote} on the volume {VOLUMES[RUNS]}; of {experiment} there are: {others}")
@@ -415,7 +423,10 @@ def fan(names, flags):
                 app, function = make_app(job.experiment, job.settings)
                 apps.enter_context(app.run(detach=True))
                 calls.append((job, start(function, job)))
-                print(f"# {job.experiment}/{job.name} on {job.settings.gpu}: modal app logs {app.app_id}", flush=True)
+                print(
+                    f"# {job.experiment}/{job.name} on {job.settings.gpu or 'a CPU'}: modal app logs {app.app_id}",
+                    flush=True,
+                )
             for job, call in calls:
                 try:
                     bring_home(call, job, volume)

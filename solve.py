@@ -19,8 +19,10 @@ import importlib
 import os
 import sys
 import time
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -53,7 +55,7 @@ class Arguments:
     watch: bool = False  # play the iterations in the terminal, cells coloured by confidence: red, yellow, green
     plot: str = ""  # write a picture of confidence over iterations to this .png, .svg or .pdf; for one puzzle
     quiet: bool = False  # print a line of 81 characters for each puzzle; all else goes to standard error
-    device: str = "auto"  # auto, cpu or cuda
+    device: Literal["cpu", "cuda", "mps"] = "cpu"  # exp_speedrun knows only the CPU; others may use more
 
 
 @dataclass
@@ -61,7 +63,8 @@ class Puzzle:
     name: str  # where it stands
     cells: np.ndarray | None  # uint8 [81], 0 is a blank
     problem: str = ""  # why it is no proper puzzle
-    boards: np.ndarray | None = None  # uint8 [iterations, 81], the clues and the network's digits
+    iterations: int = 0  # that the network took
+    boards: np.ndarray | None = None  # uint8 [iterations, 81], the clues and the network's digits; or only the last
     confidence: np.ndarray | None = None  # float32 [iterations, 81], probability of those digits
     right: int = -1  # blanks that agree with the only solution, where the exact solver was asked
 
@@ -166,6 +169,8 @@ def prove(puzzles):
 def load(path, device, console):
     """The model of a checkpoint; its code is the experiment's file, beside this one."""
     path = path / "checkpoint.pt" if path.is_dir() else path
+    if not zipfile.is_zipfile(path):  # torch.load's errors for such a file are of many kinds
+        raise SystemExit(f"{path} is not a whole checkpoint; give the path of a checkpoint.pt")
     saved = disk.load_checkpoint(path, device)
     name = str(saved.get("experiment")) if isinstance(saved, dict) else "None"
     if not name.isidentifier() or not (ROOT / f"{name}.py").is_file():
@@ -201,30 +206,33 @@ def choose_weights(given):
 
 
 @torch.no_grad()
-def iterate(model, puzzles, iterations, keep_going, device):
+def iterate(model, puzzles, iterations, keep_going, history):
     """Fill in boards and confidence of these puzzles, each up to its first legal board."""
+    device = next(model.parameters()).device
     cells = np.stack([p.cells for p in puzzles])
     boards, confidence, legal_at = [], [], np.zeros(len(cells), int)
     for i, logits in enumerate(model(torch.from_numpy(cells).long().to(device), iterations), 1):
-        sure, digit = (t.cpu().numpy() for t in logits.float().softmax(-1).max(-1))
+        sure, digit = (t.cpu().numpy() for t in logits.float().softmax(-1).nan_to_num().max(-1))
         boards.append(np.where(cells, cells, digit + 1).astype(np.uint8))
         confidence.append(sure)
         legal_at = np.where((legal_at == 0) & (violations(boards[-1]) == 0), i, legal_at)
         if legal_at.all() and not keep_going:
             break
     for k, p in enumerate(puzzles):
-        last = len(boards) if keep_going or not legal_at[k] else legal_at[k]
-        p.boards, p.confidence = np.stack([b[k] for b in boards[:last]]), np.stack([c[k] for c in confidence[:last]])
+        p.iterations = len(boards) if keep_going or not legal_at[k] else int(legal_at[k])
+        kept = slice(0 if history else p.iterations - 1, p.iterations)  # thousands of histories would fill the memory
+        p.boards, p.confidence = (np.stack([step[k] for step in steps[kept]]) for steps in (boards, confidence))
 
 
-def solve(model, puzzles, arguments, device):
+def solve(model, puzzles, arguments, history):
     """In batches; most puzzles need few iterations, so the others of a large batch start again on their own."""
-    for start in tqdm(range(0, len(puzzles), BATCH), disable=None if len(puzzles) > BATCH else True, leave=False):
+    quiet = None if len(puzzles) > BATCH else True
+    for start in tqdm(range(0, len(puzzles), BATCH), "solving", disable=quiet, leave=False):
         left = puzzles[start : start + BATCH]
         stages = (16, 64) if len(left) > 8 and not arguments.keep_going else ()
         for iterations in [*(n for n in stages if n < arguments.iterations), arguments.iterations]:
             if left:
-                iterate(model, left, iterations, arguments.keep_going, device)
+                iterate(model, left, iterations, arguments.keep_going, history)
             left = [p for p in left if not p.solved()]
         prove(left)
 
@@ -243,38 +251,31 @@ def show(p, console):
     """The board, when its cells settled, and how it came to be."""
     blank, settled = p.cells == 0, p.settled()
     clashing = {cell for _, _, cells in conflicts(p.boards[-1]) for cell in cells}
-    styles = ["bold white on red" if i in clashing else "cyan" if blank[i] else "bold" for i in range(81)]
+    styles = ["bold white on red" if i in clashing else "cyan" if b else "bold" for i, b in enumerate(blank)]
     left = draw([str(digit) for digit in p.boards[-1]], styles)
     right = draw([f"{n:>3}" if b else "  ." for n, b in zip(settled, blank)], ["cyan" if b else "dim" for b in blank])
     console.print(f"\n{'board':<25}iteration at which each blank took its last digit", style="dim")
     for lines in zip(left, right):
         console.print(Text("    ").join(lines))
     at = np.array([n for n in (2**k for k in range(30)) if n < len(p.boards)] + [len(p.boards)])
-    table = {
-        "iteration": at,
-        "settled": (settled[blank][:, None] <= at).sum(0),
-        "violations": violations(p.boards[at - 1]),
-    }
-    notes = {"settled": f"of {blank.sum()} blanks", "violations": "digits missing in a row, column or box"}
-    console.print()
-    for name, numbers in table.items():
-        console.print(f"{name:<10}" + "".join(f"{n:>5}" for n in numbers) + f"  {notes.get(name, '')}")
-    console.print()
+    settled_by, broken = (settled[blank][:, None] <= at).sum(0), violations(p.boards[at - 1])
+    console.print("\niteration " + "".join(f"{n:>5}" for n in at))
+    console.print("settled   " + "".join(f"{n:>5}" for n in settled_by) + f"  of {blank.sum()} blanks")
+    console.print("violations" + "".join(f"{n:>5}" for n in broken) + "  digits missing in a row, column or box\n")
 
 
-def verdict(p, most):
+def verdict(p, most=0):
     """(what the rules say about this puzzle's board, its colour); at most so many conflicts are named."""
     if p.problem:
-        return f"not a proper puzzle: {p.problem}", "yellow"
+        return f"invalid: {p.problem}", "yellow"
     if p.solved():
-        return (
-            f"solved in {len(p.boards)} iterations: rows, columns and boxes hold 1 to 9, and all clues stand",
-            "green",
-        )
+        words = "iteration" if p.iterations == 1 else "iterations"
+        return f"solved in {p.iterations} {words}: all rows, columns and boxes hold 1 to 9, all clues stand", "green"
     found = [f"{unit} has {digit} in {names(cells)}" for unit, digit, cells in conflicts(p.boards[-1])]
-    more = f"; and {len(found) - most} conflicts more" if len(found) > most else ""
-    share = f"{p.right} of its {(p.cells == 0).sum()} blanks are right"
-    return f"wrong after {len(p.boards)} iterations, {share}: {'; '.join(found[:most])}{more}", "red"
+    lines = found[:most] + [f"{len(found) - most} more conflicts"] * (len(found) > most)
+    right = f"{p.right} of {(p.cells == 0).sum()} blanks are right"
+    text = f"wrong after {p.iterations} iterations, {right}:"
+    return text + (" " + "; ".join(lines) if most == 1 else "".join(f"\n  {line}" for line in lines)), "red"
 
 
 def watch(p, console):
@@ -296,21 +297,21 @@ def plot(p, path):
     figure = Figure(figsize=(9, 6), layout="constrained")
     top, bottom = figure.subplots(2, sharex=True, height_ratios=(3, 1))
     for cell in np.flatnonzero(blank):
-        colour = colormaps["viridis"](settled[cell] / len(p.boards) * 0.9)
-        top.plot(iterations, p.confidence[:, cell], color=colour, alpha=0.7, marker="." if len(p.boards) < 3 else "")
-        at = np.flatnonzero(p.boards[1:, cell] != p.boards[:-1, cell]) + 1
-        top.plot(iterations[at], p.confidence[at, cell], ".", color=colour)
-    top.set(ylabel="probability of the digit", ylim=(0, 1.02), title=verdict(p, 0)[0].split(":")[0])
-    bottom.step(
-        iterations, (settled[blank] > iterations[:, None]).sum(1), where="mid", label="blanks that still change"
-    )
+        colour, last = colormaps["viridis"](0.9 * settled[cell] / p.iterations), [settled[cell] - 1]
+        top.plot(iterations, p.confidence[:, cell], "-o", markevery=last, markersize=4, color=colour, linewidth=1)
+    title = f"{verdict(p)[0].split(':')[0]}\na line is a blank; dot and colour: when it took its last digit"
+    top.set(ylabel="probability of its digit", ylim=(0, 1.03), title=title)
+    bottom.step(iterations, (settled[blank] > iterations[:, None]).sum(1), where="mid", label="blanks still to change")
     bottom.step(iterations, violations(p.boards), where="mid", label="violations of the rules")
-    bottom.set(xlabel="iteration", ylim=(0, None))
+    bottom.set(xlabel="iteration", xlim=(0.5, p.iterations + 0.5))
+    bottom.xaxis.get_major_locator().set_params(integer=True)
     bottom.legend()
+    path = path if path.suffix else path.with_suffix(".png")
     try:
         figure.savefig(path, dpi=150)
     except ValueError as error:  # an ending that matplotlib does not know
         raise SystemExit(f"--plot {path}: {error}") from None
+    return path
 
 
 def report(arguments, console):
@@ -324,42 +325,43 @@ def report(arguments, console):
     if arguments.check:
         prove([p for p in puzzles if not p.problem])
     good = [p for p in puzzles if not p.problem]
+    full = len(puzzles) <= IN_FULL and not arguments.quiet
     if good:
-        device = common.pick_device(arguments.device)
-        solve(load(choose_weights(arguments.weights), device, console), good, arguments, device)
-    if arguments.watch and not console.is_terminal:
-        console.print("--watch needs a terminal; here is the ordinary result")
+        model = load(choose_weights(arguments.weights), common.pick_device(arguments.device), console)
+        solve(model, good, arguments, full or bool(arguments.plot))
+    watching = arguments.watch and full and console.is_terminal
+    if arguments.watch and not watching:
+        console.print(f"--watch needs a terminal and at most {IN_FULL} puzzles; here is the ordinary result")
     for p in puzzles:
         if arguments.quiet:
             print("".join(map(str, p.boards[-1])) if p.solved() else "." * 81)
-        full = len(puzzles) <= IN_FULL and not arguments.quiet
         if full and p.boards is not None:
-            if arguments.watch and console.is_terminal:
+            if watching:
                 watch(p, console)
             show(p, console)
         if full or not p.solved():
-            text, colour = verdict(p, 9 if full else 1)
+            text, colour = verdict(p, most=9 if full else 1)
             console.print(f"{p.name}: {text}", style=colour)
     if arguments.plot and good:
-        plot(good[0], arguments.plot)
-        console.print(f"wrote {arguments.plot}")
-    solved, improper = sum(p.solved() for p in puzzles), sum(bool(p.problem) for p in puzzles)
+        console.print(f"wrote {plot(good[0], Path(arguments.plot))}")
+    solved, invalid = sum(p.solved() for p in puzzles), sum(bool(p.problem) for p in puzzles)
     if len(puzzles) > 1:
-        wrong, seconds = len(puzzles) - solved - improper, time.perf_counter() - start
-        console.print(f"{len(puzzles)} puzzles: {solved} solved, {wrong} wrong, {improper} improper; {seconds:.1f} s")
-    return 2 if improper else int(solved < len(puzzles))
+        wrong, seconds = len(puzzles) - solved - invalid, time.perf_counter() - start
+        console.print(f"{len(puzzles)} puzzles: {solved} solved, {wrong} wrong, {invalid} invalid; {seconds:.1f} s")
+    return 2 if invalid else int(solved < len(puzzles))
 
 
 def main(argv=None):
-    arguments = tyro.cli(
-        Arguments, args=argv, description=__doc__.replace("\n", "\n "), config=(tyro.conf.FlagCreatePairsOff,)
-    )
+    description = __doc__.replace("\n", "\n ")  # tyro keeps the break before an indented line
+    arguments = tyro.cli(Arguments, args=argv, description=description, config=(tyro.conf.FlagCreatePairsOff,))
     console = Console(stderr=arguments.quiet, highlight=False, markup=False, emoji=False, soft_wrap=True)
     try:
         return report(arguments, console)
     except (OSError, SystemExit) as error:
         Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print(str(error), style="red")
         return 2
+    except KeyboardInterrupt:
+        return 130
 
 
 if __name__ == "__main__":

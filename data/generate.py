@@ -28,7 +28,7 @@ from data import store
 from data.solver import place, propagate, search, workspace, write_solution
 
 VERSION = 1  # raise it when the same arguments give other puzzles, so that caches are made again
-EASY_CHUNK, HARD_CHUNK = 256, 32  # puzzles a chunk: enough for threads to be worth it, few enough to share out
+EASY_CHUNK, HARD_CHUNK = 256, 64  # puzzles a chunk: a chunk is one thread's work, and about one climb
 FEWEST_CLUES = 20
 
 
@@ -68,7 +68,7 @@ def _random_grid(solution, work):
 
 
 @njit(cache=True, nogil=True)
-def _dig(puzzle, solution, target, scratch, work):
+def _dig(puzzle, target, scratch, work):
     """Takes clues out in random order, keeping one solution, until `target` are left; returns how many are."""
     left = 0
     for cell in range(81):
@@ -96,9 +96,115 @@ def _dug_chunk(low, high, seed, puzzles, solutions, guesses):
         while True:
             _random_grid(solutions[i], work)
             puzzles[i] = solutions[i]
-            if _dig(puzzles[i], solutions[i], target, scratch, work) == target or target == 0:
+            if _dig(puzzles[i], target, scratch, work) == target or target == 0:
                 break
         _, guesses[i], _ = search(puzzles[i], 1, -1, scratch, work)
+
+
+@njit(cache=True, nogil=True)
+def _line_order():
+    """A random order of nine lines that keeps bands together."""
+    order = np.empty(9, np.int64)
+    bands = np.random.permutation(3)
+    for band in range(3):
+        order[3 * band : 3 * band + 3] = 3 * bands[band] + np.random.permutation(3)
+    return order
+
+
+@njit(cache=True, nogil=True)
+def _scramble(puzzle, scrambled):
+    """Writes a random equivalent of `puzzle`: lines in another order, digits renamed, perhaps transposed."""
+    rows, columns, flip = _line_order(), _line_order(), np.random.randint(2)
+    names = np.zeros(10, np.uint8)
+    names[1:] = np.random.permutation(9) + 1
+    for row in range(9):
+        for column in range(9):
+            cell = 9 * columns[column] + rows[row] if flip else 9 * rows[row] + columns[column]
+            scrambled[9 * row + column] = names[puzzle[cell]]
+
+
+@njit(cache=True, nogil=True)
+def _neighbour(puzzle, wanted, found, work):
+    """Changes a minimal puzzle into another one near it; returns its guesses in all, or -1 if it gave up.
+
+    One clue goes, and all solutions of the rest are listed. A digit that just one of them has in a cell is a
+    clue that makes it the only solution. Up to twelve such clues are tried, until `wanted` guesses are needed.
+    """
+    before, only = puzzle.copy(), found[:1]
+    clues = np.flatnonzero(puzzle)
+    puzzle[clues[np.random.randint(len(clues))]] = 0
+    while True:
+        count = search(puzzle, len(found), -1, found, work)[0]
+        if count < len(found):
+            break
+        cell = np.random.randint(81)  # too many to list: one more clue from one of them
+        puzzle[cell] = found[np.random.randint(count), cell]
+    times = np.zeros((81, 10), np.int32)
+    for i in range(count):
+        for cell in range(81):
+            times[cell, found[i, cell]] += 1
+    options = np.empty(810, np.int32)
+    left = 0
+    for cell in range(81):
+        for digit in range(1, 10):
+            if times[cell, digit] == 1 and before[cell] != digit:
+                options[left] = 10 * cell + digit
+                left += 1
+    for _ in range(min(left, 12)):
+        choice = np.random.randint(left)
+        cell, digit = options[choice] // 10, options[choice] % 10
+        left -= 1
+        options[choice] = options[left]
+        replaced, puzzle[cell] = puzzle[cell], digit
+        if search(puzzle, 2, -1, only, work)[2] >= wanted:
+            _dig(puzzle, 0, only, work)
+            return search(puzzle, 2, -1, only, work)[2]
+        puzzle[cell] = replaced
+    return -1
+
+
+@njit(cache=True, nogil=True)
+def _rated_chunk(low, high, seed, puzzles, solutions, guesses):
+    """Puzzles with ratings from `low` to `high`, from chains of neighbours that climb from a random puzzle.
+
+    The climb goes by the guesses in all (to find the solution and prove it the only one), which depend less on
+    luck than the rating. High enough, the chain walks on; whenever a third of its clues have changed since the
+    last puzzle taken, a random equivalent is taken if its own rating fits.
+    """
+    np.random.seed(seed)
+    work, found = workspace(), np.zeros((200, 81), np.uint8)
+    puzzle, tried, taken = np.zeros((3, 81), np.uint8)
+    enough, made = 1.2 * low, 0
+    while made < len(puzzles):
+        _random_grid(puzzle, work)
+        _dig(puzzle, 0, found, work)
+        total = best = search(puzzle, 2, -1, found[:1], work)[2]
+        if total < min(4, low):
+            continue
+        taken[:] = 0
+        since = 0  # moves since the chain climbed or gave a puzzle; too many, and another chain starts
+        while since < 150 and made < len(puzzles):
+            since += 1
+            if total >= enough and np.sum((taken > 0) & (taken != puzzle)) >= np.sum(taken > 0) / 3:
+                for _ in range(8):
+                    _scramble(puzzle, puzzles[made])
+                    rating = search(puzzles[made], 2, -1, solutions[made : made + 1], work)[1]
+                    if low <= rating <= high:
+                        guesses[made] = rating
+                        made += 1
+                        taken[:] = puzzle
+                        since = 0
+                        break
+            if made == len(puzzles):
+                break
+            tried[:] = puzzle
+            wanted = 0.85 * min(total, enough)
+            result = _neighbour(tried, wanted, found, work)
+            if result >= wanted and result >= 0:
+                puzzle[:] = tried
+                total = result
+                if total > best and best < enough:
+                    best, since = total, 0
 
 
 def _targets(clues):
@@ -107,7 +213,9 @@ def _targets(clues):
         return 0, 0
     low, high = (clues, clues) if isinstance(clues, int | np.integer) else clues
     if not FEWEST_CLUES <= low <= high <= 81:
-        raise ValueError(f'clues: expected {FEWEST_CLUES} to 81, a (low, high) range or "minimal", found {clues}')
+        raise ValueError(
+            f'clues: expected {FEWEST_CLUES} to 81, a (low, high) range or "minimal", found {clues}'
+        )
     return int(low), int(high)
 
 
@@ -214,8 +322,12 @@ def main(argv=None):
     except ValueError as error:
         parser.error(str(error))
     seconds = time.perf_counter() - start
-    store.save(options.output, puzzles, made_by={"generator": VERSION, "command": " ".join(argv or sys.argv[1:])})
-    print(f"{options.output}: {len(puzzles):,} puzzles in {seconds:.1f} s, {len(puzzles) / seconds:,.0f} a second")
+    store.save(
+        options.output, puzzles, made_by={"generator": VERSION, "command": " ".join(argv or sys.argv[1:])}
+    )
+    print(
+        f"{options.output}: {len(puzzles):,} puzzles in {seconds:.1f} s, {len(puzzles) / seconds:,.0f} a second"
+    )
     for name, number in zip(store.BUCKET_NAMES, np.bincount(store.bucket_of(puzzles.rating), minlength=5)):
         print(f"rating {name:>5}: {number:,}")
 

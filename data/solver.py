@@ -238,7 +238,8 @@ def workspace():
 def search(puzzle, limit, banned, solutions, work):
     """Returns (solutions found, at most `limit`; guesses until the first was found; guesses in all).
 
-    They go to the rows of `solutions`, those beyond its end to its last. If `banned` >= 0, cell banned // 9 may not hold the digit banned % 9 + 1.
+    They go to the rows of `solutions`, those beyond its end to the last row. If `banned` >= 0, cell
+    banned // 9 may not hold the digit banned % 9 + 1.
     """
     board, seen, open_cells, pairs, stack, guessed = work
     board[:] = FULL

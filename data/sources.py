@@ -33,9 +33,7 @@ def rows_by_bucket(puzzles, edges):
 
 def draw(rows, count, seed):
     """`count` of these rows in a fixed random order of their own; all of them when count is 0 or larger."""
-    return (
-        rows if not 0 < count < len(rows) else np.sort(np.random.default_rng(seed).permutation(rows)[:count])
-    )
+    return rows if not 0 < count < len(rows) else np.sort(np.random.default_rng(seed).permutation(rows)[:count])
 
 
 def load(config):
@@ -49,9 +47,7 @@ def load(config):
         whole = kaggle_3m.load()
         tails = [rows[-config.test_per_bucket :] for rows in rows_by_bucket(whole, edges)]  # the log's split
         test = whole.subset(np.concatenate(tails))
-        train = whole.subset(
-            np.setdiff1d(np.concatenate(rows_by_bucket(whole, edges)), np.concatenate(tails))
-        )
+        train = whole.subset(np.setdiff1d(np.concatenate(rows_by_bucket(whole, edges)), np.concatenate(tails)))
     elif config.data == "extreme":
         from data import sudoku_extreme
 
@@ -66,13 +62,9 @@ def load(config):
         test = whole.subset(np.concatenate(test))
         train = whole.subset(store.exclude(whole, test))
     else:
-        raise SystemExit(
-            f"--data {config.data}: expected generated, kaggle, extreme or the path of a .csv file"
-        )
+        raise SystemExit(f"--data {config.data}: expected generated, kaggle, extreme or the path of a .csv file")
     buckets = [draw(rows, config.train_per_bucket, seed=1) for rows in rows_by_bucket(train, edges)]
-    return Data(
-        train.subset(draw(np.concatenate(buckets), config.train_puzzles, seed=2)), test, edges, natural
-    )
+    return Data(train.subset(draw(np.concatenate(buckets), config.train_puzzles, seed=2)), test, edges, natural)
 
 
 def generated(config):
@@ -96,14 +88,10 @@ def generated(config):
 def symmetries(puzzle, solution, random):
     """Each row's puzzle and solution under a random symmetry of Sudoku: digits, bands, lines, transposition."""
     n = len(puzzle)
-    lines = [
-        random.random((n, 3)).argsort(1)[:, :, None] * 3 + random.random((n, 3, 3)).argsort(2) for _ in "rc"
-    ]
+    lines = [random.random((n, 3)).argsort(1)[:, :, None] * 3 + random.random((n, 3, 3)).argsort(2) for _ in "rc"]
     rows, columns = (line.reshape(n, 9) for line in lines)
     cells = rows[:, :, None] * 9 + columns[:, None, :]
     cells = np.where(random.random(n)[:, None, None] < 0.5, cells, cells.transpose(0, 2, 1)).reshape(n, 81)
-    digits = np.concatenate([np.zeros((n, 1), int), random.random((n, 9)).argsort(1) + 1], 1).astype(
-        puzzle.dtype
-    )
+    digits = np.concatenate([np.zeros((n, 1), int), random.random((n, 9)).argsort(1) + 1], 1).astype(puzzle.dtype)
     move = lambda board: np.take_along_axis(digits, np.take_along_axis(board, cells, 1).astype(int), 1)  # noqa: E731
     return move(puzzle), move(solution)

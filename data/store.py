@@ -50,7 +50,9 @@ def from_arrays(puzzle, solution, rating):
     """Puzzles and solutions as [n, 81] arrays, ratings as [n]."""
     puzzle, solution = np.asarray(puzzle), np.asarray(solution)
     if puzzle.ndim != 2 or puzzle.shape[1] != 81 or puzzle.shape != solution.shape:
-        raise ValueError(f"expected two arrays [n, 81], found {list(puzzle.shape)} and {list(solution.shape)}")
+        raise ValueError(
+            f"expected two arrays [n, 81], found {list(puzzle.shape)} and {list(solution.shape)}"
+        )
     if np.any((puzzle != 0) & (puzzle != solution)):
         row, cell = np.argwhere((puzzle != 0) & (puzzle != solution))[0]
         raise ValueError(f"puzzle {row}, cell {cell}: the clue {puzzle[row, cell]} is not in its solution")
@@ -107,7 +109,9 @@ def load(path, remedy="delete it and make it again"):
     try:
         table = np.load(path, mmap_mode="r" if rows else None)
     except (ValueError, EOFError, OSError):
-        raise broken(f"truncated or not an .npy file ({path.stat().st_size:,} bytes for {rows:,} rows)") from None
+        raise broken(
+            f"truncated or not an .npy file ({path.stat().st_size:,} bytes for {rows:,} rows)"
+        ) from None
     if table.dtype != ROW or table.shape != (rows,):
         raise broken(f"expected {rows:,} rows of 96 bytes, found {table.shape} of {table.dtype.itemsize}")
     if zlib.crc32(table.view(np.uint8)) != checksum:

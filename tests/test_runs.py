@@ -19,7 +19,10 @@ SMOKE = ["--preset", "smoke"]
 
 
 def run(*words, **options):
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+    }
     return subprocess.Popen(
         [sys.executable, *map(str, words)], env=environment, text=True, stdout=-1, stderr=subprocess.STDOUT, **options
     )
