@@ -104,7 +104,8 @@ def parse(config_class, argv=None):
     words = " ".join(argv).replace("=", " ").split()
     preset = words[words.index("--preset") + 1] if "--preset" in words[:-1] else "full"
     default = with_preset(config_class(), preset)
-    return tyro.cli(config_class, args=argv, default=default, description=sys.modules[config_class.__module__].__doc__)
+    text = (sys.modules[config_class.__module__].__doc__ or "").replace("\n", "\n ")  # tyro keeps indented lines apart
+    return tyro.cli(config_class, args=argv, default=default, description=text)
 
 
 def with_preset(config, preset):

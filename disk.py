@@ -48,6 +48,8 @@ def save_checkpoint(path, state):
 def load_checkpoint(path, device="cpu"):
     """A checkpoint of ours; anything else is an error that names the file."""
     try:
+        if Path(path).is_file() and not zipfile.is_zipfile(path):  # torch's errors for these do not name the file
+            raise ValueError("it is cut short, or no checkpoint at all")
         return torch.load(path, map_location=device, weights_only=True)
     except FileNotFoundError:
         raise SystemExit(f"{path} does not exist; give the path of a checkpoint.pt") from None

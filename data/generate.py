@@ -29,7 +29,15 @@ from data.solver import place, propagate, search, workspace, write_solution
 
 VERSION = 1  # raise it when the same arguments give other puzzles, so that caches are made again
 EASY_CHUNK, HARD_CHUNK = 256, 64  # puzzles a chunk: a chunk is one thread's work, and about one climb
-FEWEST_CLUES = 20
+EVER = 1_000_000  # more guesses than any puzzle needs
+IDLE = 8000  # moves without a new puzzle after which a pool is given up
+FEWEST_CLUES = 20  # fewer would take minutes a puzzle
+
+
+@njit(cache=True, nogil=True)
+def _rate(puzzle, solution, work):
+    """The rating and the guesses in all, with a search for a second solution."""
+    return search(puzzle, np.int64(2), np.int64(-1), solution, work)[1:]  # int64(...): one compilation for all
 
 
 @njit(cache=True, nogil=True)
@@ -79,7 +87,7 @@ def _dig(puzzle, target, scratch, work):
         if puzzle[cell]:
             digit, puzzle[cell] = puzzle[cell], 0
             # Still one solution if there is none with another digit here.
-            if search(puzzle, 1, cell * 9 + digit - 1, scratch, work)[0]:
+            if search(puzzle, np.int64(1), cell * 9 + digit - 1, scratch, work)[0]:
                 puzzle[cell] = digit
             else:
                 left -= 1
@@ -87,8 +95,8 @@ def _dig(puzzle, target, scratch, work):
 
 
 @njit(cache=True, nogil=True)
-def _dug_chunk(low, high, seed, puzzles, solutions, guesses):
-    """Puzzles with `low` to `high` clues, the number drawn for each; 0 and 0 ask for minimal ones."""
+def _dug_chunk(low, high, easiest, hardest, seed, puzzles, solutions, guesses):
+    """Puzzles with `low` to `high` clues, the number drawn for each (0, 0: minimal ones), rated in a range."""
     np.random.seed(seed)
     work, scratch = workspace(), np.zeros((1, 81), np.uint8)
     for i in range(len(puzzles)):
@@ -96,9 +104,11 @@ def _dug_chunk(low, high, seed, puzzles, solutions, guesses):
         while True:
             _random_grid(solutions[i], work)
             puzzles[i] = solutions[i]
-            if _dig(puzzles[i], target, scratch, work) == target or target == 0:
+            if _dig(puzzles[i], target, scratch, work) > target > 0:
+                continue
+            guesses[i] = _rate(puzzles[i], scratch, work)[0]
+            if easiest <= guesses[i] <= hardest:
                 break
-        _, guesses[i], _ = search(puzzles[i], 1, -1, scratch, work)
 
 
 @njit(cache=True, nogil=True)
@@ -125,7 +135,8 @@ def _scramble(puzzle, scrambled):
 
 @njit(cache=True, nogil=True)
 def _neighbour(puzzle, wanted, found, work):
-    """Changes a minimal puzzle into another one near it; returns its guesses in all, or -1 if it gave up.
+    """Changes a minimal puzzle into another one near it, and found[0] into its solution; returns its guesses
+    in all, or -1 if it gave up.
 
     One clue goes, and all solutions of the rest are listed. A digit that just one of them has in a cell is a
     clue that makes it the only solution. Up to twelve such clues are tried, until `wanted` guesses are needed.
@@ -134,7 +145,7 @@ def _neighbour(puzzle, wanted, found, work):
     clues = np.flatnonzero(puzzle)
     puzzle[clues[np.random.randint(len(clues))]] = 0
     while True:
-        count = search(puzzle, len(found), -1, found, work)[0]
+        count = search(puzzle, len(found), np.int64(-1), found, work)[0]
         if count < len(found):
             break
         cell = np.random.randint(81)  # too many to list: one more clue from one of them
@@ -156,55 +167,67 @@ def _neighbour(puzzle, wanted, found, work):
         left -= 1
         options[choice] = options[left]
         replaced, puzzle[cell] = puzzle[cell], digit
-        if search(puzzle, 2, -1, only, work)[2] >= wanted:
-            _dig(puzzle, 0, only, work)
-            return search(puzzle, 2, -1, only, work)[2]
+        if _rate(puzzle, only, work)[1] >= wanted:
+            _dig(puzzle, np.int64(0), only, work)
+            return _rate(puzzle, only, work)[1]
         puzzle[cell] = replaced
     return -1
 
 
 @njit(cache=True, nogil=True)
-def _rated_chunk(low, high, seed, puzzles, solutions, guesses):
-    """Puzzles with ratings from `low` to `high`, from chains of neighbours that climb from a random puzzle.
+def _climbed_chunk(easiest, hardest, seed, puzzles, solutions, guesses):
+    """Hard puzzles, rated in a range: a pool of minimal puzzles climbs, through neighbours, from random ones.
 
     The climb goes by the guesses in all (to find the solution and prove it the only one), which depend less on
-    luck than the rating. High enough, the chain walks on; whenever a third of its clues have changed since the
-    last puzzle taken, a random equivalent is taken if its own rating fits.
+    luck than the rating. A puzzle that has enough is taken if its solution differs in a third of the cells from
+    all those taken here; what is taken is a random equivalent of it whose own rating fits.
     """
     np.random.seed(seed)
-    work, found = workspace(), np.zeros((200, 81), np.uint8)
-    puzzle, tried, taken = np.zeros((3, 81), np.uint8)
-    enough, made = 1.2 * low, 0
+    work, found, enough = workspace(), np.zeros((200, 81), np.uint8), 1.2 * easiest
+    pool, totals, taken = (
+        np.zeros((64, 81), np.uint8),
+        np.zeros(64, np.int64),
+        np.zeros(puzzles.shape, np.uint8),
+    )
+    puzzle, made, idle = np.zeros(81, np.uint8), 0, IDLE
     while made < len(puzzles):
-        _random_grid(puzzle, work)
-        _dig(puzzle, 0, found, work)
-        total = best = search(puzzle, 2, -1, found[:1], work)[2]
-        if total < min(4, low):
+        if idle == IDLE:  # at the start, or stuck: a new pool
+            idle = 0
+            for i in range(len(pool)):
+                totals[i] = 0
+                while totals[i] < 4:
+                    _random_grid(pool[i], work)
+                    _dig(pool[i], np.int64(0), found, work)
+                    totals[i] = _rate(pool[i], found[:1], work)[1]
+        idle += 1
+        first, second = np.random.randint(len(pool)), np.random.randint(len(pool))
+        better = min(max(totals[first], totals[second]), enough)
+        puzzle[:] = pool[first if totals[first] >= better else second]
+        total = _neighbour(puzzle, 0.85 * better, found, work)
+        if total < 0.85 * better:
             continue
-        taken[:] = 0
-        since = 0  # moves since the chain climbed or gave a puzzle; too many, and another chain starts
-        while since < 150 and made < len(puzzles):
-            since += 1
-            if total >= enough and np.sum((taken > 0) & (taken != puzzle)) >= np.sum(taken > 0) / 3:
-                for _ in range(8):
-                    _scramble(puzzle, puzzles[made])
-                    rating = search(puzzles[made], 2, -1, solutions[made : made + 1], work)[1]
-                    if low <= rating <= high:
-                        guesses[made] = rating
-                        made += 1
-                        taken[:] = puzzle
-                        since = 0
-                        break
-            if made == len(puzzles):
+        first, second = np.random.randint(len(pool)), np.random.randint(len(pool))
+        worse = first if totals[first] < totals[second] else second
+        if total >= min(totals[worse], enough):
+            pool[worse], totals[worse] = puzzle, total
+        if total < enough or not _is_far(found[0], taken[:made]):
+            continue
+        taken[made] = found[0]
+        for _ in range(8):
+            _scramble(puzzle, puzzles[made])
+            guesses[made] = _rate(puzzles[made], solutions[made : made + 1], work)[0]
+            if easiest <= guesses[made] <= hardest:
+                made += 1
+                idle = 0
                 break
-            tried[:] = puzzle
-            wanted = 0.85 * min(total, enough)
-            result = _neighbour(tried, wanted, found, work)
-            if result >= wanted and result >= 0:
-                puzzle[:] = tried
-                total = result
-                if total > best and best < enough:
-                    best, since = total, 0
+
+
+@njit(cache=True, nogil=True)
+def _is_far(solution, taken):
+    for other in taken:  # noqa: SIM110 (numba has no all() of a generator)
+        if np.sum(solution != other) < 27:
+            return False
+    return True
 
 
 def _targets(clues):
@@ -262,15 +285,21 @@ def generate(count, clues=45, seed=0, buckets=None, workers=None, progress=True)
     buckets: puzzles by rating instead, whatever their clues: a list of indices into store.BUCKETS, in equal
     shares, or a dict index -> count. They come shuffled.
     """
+    if count < 1:
+        raise ValueError(f"count: expected at least 1 puzzle, found {count}")
     workers = workers or len(os.sched_getaffinity(0))
     with tqdm(total=count, unit="puzzle", disable=not (progress and sys.stderr.isatty())) as bar:
         if buckets is None:
             low, high = _targets(clues)
-            parts = _make(count, (seed, low, high), EASY_CHUNK, partial(_dug_chunk, low, high), workers, bar)
+            size = EASY_CHUNK if low == 0 or low > 22 else HARD_CHUNK
+            run = partial(_dug_chunk, low, high, 0, EVER)
+            parts = _make(count, (seed, low, high), size, run, workers, bar)
         else:
             parts = []
             for bucket, share in sorted(_shares(count, buckets).items()):
-                run = partial(_rated_chunk, *RATED[bucket])
+                easiest, hardest = store.BUCKETS[bucket][0], min(store.BUCKETS[bucket][1], EVER)
+                dug = partial(_dug_chunk, 0, 0, easiest, hardest)
+                run = dug if easiest < 11 else partial(_climbed_chunk, easiest, hardest)
                 parts += _make(share, (seed, 100, bucket), HARD_CHUNK, run, workers, bar)
     puzzles, solutions, guesses = (np.concatenate(part) for part in zip(*parts))
     order = np.random.default_rng(seed).permutation(count) if buckets is not None else np.arange(count)

@@ -66,17 +66,17 @@ def _tables():
 SHRINK, KEEP, ROWS_KEEP, ROWS_ALONE, COLUMNS_ALONE, SPREAD, BIT_INDEX, PEERS = _tables()
 
 
-@njit(cache=True, nogil=True, inline="always")
+@njit(cache=True, nogil=True)
 def _minirows(cells):
     return SHRINK[cells & 511] | SHRINK[cells >> 9 & 511] << 3 | SHRINK[cells >> 18 & 511] << 6
 
 
-@njit(cache=True, nogil=True, inline="always")
+@njit(cache=True, nogil=True)
 def _columns(cells):
     return (cells | cells >> 9 | cells >> 18) & 511
 
 
-@njit(cache=True, nogil=True, inline="always")
+@njit(cache=True, nogil=True)
 def _index(bit):
     return BIT_INDEX[bit * DE_BRUIJN >> 27 & 31]
 
@@ -153,7 +153,7 @@ def propagate(board, seen, open_cells):
             return True
 
 
-@njit(cache=True, nogil=True, inline="always")
+@njit(cache=True, nogil=True)
 def _count_bits(cells):
     count = 0
     while cells:
@@ -299,7 +299,7 @@ def search(puzzle, limit, banned, solutions, work):
 def _search_all(puzzles, limit, solutions, counts, guesses):
     work = workspace()
     for i in range(len(puzzles)):
-        counts[i], guesses[i], _ = search(puzzles[i], limit, -1, solutions[i : i + 1], work)
+        counts[i], guesses[i], _ = search(puzzles[i], limit, np.int64(-1), solutions[i : i + 1], work)
 
 
 def solve(puzzles, limit=2, threads=1):

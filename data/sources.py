@@ -9,7 +9,7 @@ from data import store
 
 KAGGLE = (0.0, 1.0, 2.0, 3.0, 4.0, 10.0)  # edges of the Kaggle set's difficulty buckets
 EXTREME = (0.0, 1.0, 3.0, 11.0, 51.0, math.inf)  # edges of the buckets 0, 1-2, 3-10, 11-50, 51+
-MINI_CLUES = (67, 65, 63, 61, 59)  # clues of a generated puzzle that stands for each bucket, easiest first
+GENERATED = (59, 67)  # clues of generated puzzles, the hardest bucket and the easiest; generated:50-58 asks for others
 
 
 EVERYTHING = 50_000  # how many generated puzzles stand for all of a real set
@@ -39,7 +39,7 @@ def draw(rows, count, seed):
 def load(config):
     """The training and test puzzles that a config asks for: fetched or generated once, then mapped from disk."""
     edges, natural = config.edges, None
-    if config.data == "generated":
+    if config.data.split(":")[0] == "generated":
         train, test = generated(config)
     elif config.data == "kaggle":
         from data import kaggle_3m
@@ -62,7 +62,9 @@ def load(config):
         test = whole.subset(np.concatenate(test))
         train = whole.subset(store.exclude(whole, test))
     else:
-        raise SystemExit(f"--data {config.data}: expected generated, kaggle, extreme or the path of a .csv file")
+        raise SystemExit(
+            f"--data {config.data}: expected generated, generated:50-58, kaggle, extreme or the path of a .csv file"
+        )
     buckets = [draw(rows, config.train_per_bucket, seed=1) for rows in rows_by_bucket(train, edges)]
     return Data(train.subset(draw(np.concatenate(buckets), config.train_puzzles, seed=2)), test, edges, natural)
 
@@ -71,7 +73,12 @@ def generated(config):
     """One clue count stands for each bucket; its puzzles carry the bucket's lower edge as their rating."""
     from data import generate
 
-    clues = MINI_CLUES if len(config.edges) > 2 else MINI_CLUES[2:3]
+    try:
+        low, high = map(int, config.data.split(":")[1].split("-")) if ":" in config.data else GENERATED
+    except ValueError:
+        raise SystemExit(f"--data {config.data}: expected two clue counts, as in generated:50-58") from None
+    buckets = len(config.edges) - 1
+    clues = [round(high - (high - low) * (i + 0.5 * (buckets == 1)) / max(1, buckets - 1)) for i in range(buckets)]
     wanted = config.train_per_bucket or math.ceil((config.train_puzzles or EVERYTHING) / len(clues))
     train, test = [], []
     for count, rating in zip(clues, config.edges):

@@ -172,5 +172,5 @@ def test_unknown_data_is_explained():
     config = experiment.Config(data="nonsense")
     from data import sources
 
-    with pytest.raises(SystemExit, match="generated, kaggle, extreme"):
+    with pytest.raises(SystemExit, match="kaggle, extreme"):
         sources.load(config)
