@@ -32,7 +32,15 @@ from disk import (
     writing,
 )
 
-FREE = {"resume", "device", "compile", "wandb", "runs", "name"}  # flags that may differ between parts of one run
+FREE = {
+    "resume",
+    "device",
+    "compile",
+    "test_iterations",
+    "wandb",
+    "runs",
+    "name",
+}  # flags that may differ between parts of one run
 IGNORED = -100  # the target of a clue: no loss there
 Phases = tuple[tuple[int, float, float], ...]  # (until step, lowest rating, below this rating), ...
 
@@ -52,6 +60,7 @@ class RunConfig:
     report_every: int = 100  # steps between two lines of log.txt and metrics.csv
     evaluate_every: int = 5_000  # steps between two passes over the test set
     save_every: int = 1_000  # steps between two checkpoints: what a killed run loses at most
+    test_iterations: tuple[int, ...] = ()  # further counts of iterations to test at the end; --resume adds them later
     wandb: Literal["off", "offline", "online"] = "off"  # also send the metrics to Weights & Biases
     runs: str = "runs"  # the folder that holds all runs
 
@@ -91,6 +100,7 @@ SMOKE = MINI | {
     "train_puzzles": lambda v: min(v or 400, 400),
     "train_per_bucket": lambda v: min(v, 80),
     "test_per_bucket": lambda v: 20,
+    "test_iterations": lambda v: (),
     "report_every": lambda v: 1,
     "evaluate_every": lambda v: 4,
     "save_every": lambda v: 2,
@@ -389,17 +399,18 @@ class Run:
         dist.all_reduce(flag, dist.ReduceOp.MAX)
         return int(flag) or None
 
-    def finish(self, model, data, iterations=()):
-        """The last test, at more iterations too if asked for; summary.json, and lines that grep can read."""
-        counts = [self.config.iterations, *iterations]
-        table = evaluate(model, data, self, sorted(set(counts)))
+    def finish(self, model, data):
+        """The last test, summary.json, and lines that grep can read."""
+        trained = self.elapsed()
+        counts = {self.config.iterations, *self.config.test_iterations}
+        table = evaluate(model, data, self, sorted(counts))
         summary = {
             "experiment": self.experiment,
             "preset": self.config.preset,
             "seed": self.config.seed,
             "parameters": sum(p.numel() for p in model.parameters()),
             "steps": self.config.steps,
-            "seconds": round(self.elapsed(), 1),
+            "seconds": round(trained, 1),  # of the run; the last test is not in it
             "hardware": describe(self.device),
             "command": f"python {self.experiment}.py {' '.join(sys.argv[1:])}".strip(),
             "commit": commit(),

@@ -14,165 +14,35 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
 
-import numba
 import numpy as np
 import torch
 import torch.nn as nn
 
 import common
+from candidates import CELL, DIGIT, KINDS, Board, Collect, GroupMax, Spread
 from data import generate, sources, store
 
 SHARD = 8  # puzzles that one thread works on at a time: what they need stays in its core's cache
-CELL, DIGIT = np.arange(81).repeat(9), np.tile(np.arange(9), 81)  # of each of the 729 candidates
-GROUP = np.stack(  # the four groups, of 81 a kind, that a candidate is in
-    [CELL, CELL // 9 * 9 + DIGIT, CELL % 9 * 9 + DIGIT, (CELL // 27 * 3 + CELL % 9 // 3) * 9 + DIGIT]
-)
-KINDS = len(GROUP)  # what may stand in a cell; where a row, a column, a box may have a digit
 
 
 @dataclass
 class Config(common.RunConfig):
-    device: Literal["cpu"] = "cpu"  # the kernels below are numba's
-    width: int = 32  # numbers that describe one candidate; 16 come to 91 % where 32 come to 96
+    device: Literal["cpu"] = "cpu"  # the kernels in candidates.py are numba's
+    width: int = 32  # numbers that describe one candidate; 16 were clearly too few
     mlp: int = 96  # hidden units of the one small network that all candidates share
     batch: int = 16  # puzzles under way; small, because many steps matter more than smooth ones
     depth: int = 6  # iterations a step, with gradient; the next step goes on from there
     lifetime: int = 64  # iterations after which an unsolved puzzle makes room for another, on average
-    steps: int = 4_000  # the curve is not flat yet
+    steps: int = 2_500  # about five minutes on two cores; 6,000 came no further
     easy_steps: int = 100  # at first with extra clues, up to 45, so that some puzzles are solved at all
     muon_lr: float = 0.01  # Muon's, for the matrices; 0.005 is slower, 0.02 restless
     lr: float = 0.002  # AdamW's, for the rest
     warmup: int = 50  # steps to the full rate, which then falls to 0 on a straight line
     iterations: int = 64  # in tests; more than training ever sees at once
-    train_puzzles: int = 10_000  # nothing is memorised: symmetries of a puzzle look the same to the network
+    test_iterations: tuple[int, ...] = (8, 16, 32, 128, 256)  # what longer thinking gives
+    train_puzzles: int = 10_000  # renamed digits and swapped lines look the same to the network, so few suffice
     test_per_bucket: int = 1_000  # never seen in training: 45 clues, then minimal
     evaluate_every: int = 100_000  # only at the end: a test costs as much as many steps
-
-
-def compiled(function):
-    return numba.njit(cache=True, nogil=True, error_model="numpy")(function)
-
-
-@compiled
-def max_kernel(x, members, first, out, winner):
-    width = out.shape[2]
-    for kind in range(KINDS):
-        for g in range(out.shape[1]):
-            out[kind, g], winner[kind, g] = 0, -1
-            for at in range(first[kind, g], first[kind, g + 1]):
-                i = members[kind, at]
-                start = at == first[kind, g]
-                for j in range(width):
-                    more = start or x[i, kind * width + j] > out[kind, g, j]
-                    out[kind, g, j] = x[i, kind * width + j] if more else out[kind, g, j]
-                    winner[kind, g, j] = i if more else winner[kind, g, j]
-
-
-@compiled
-def max_gradient_kernel(gradient, winner, members, first, out):
-    width = gradient.shape[2]
-    for kind in range(KINDS):
-        for g in range(gradient.shape[1]):
-            for at in range(first[kind, g], first[kind, g + 1]):
-                i = members[kind, at]
-                for j in range(width):
-                    out[i, kind * width + j] = gradient[kind, g, j] if winner[kind, g, j] == i else np.float32(0)
-
-
-@compiled
-def spread_kernel(x, groups, group, out):
-    for i in range(len(x)):
-        a, b, c, d = group[0, i], group[1, i], group[2, i], group[3, i]
-        for j in range(x.shape[1]):
-            out[i, j] = x[i, j] + groups[0, a, j] + groups[1, b, j] + groups[2, c, j] + groups[3, d, j]
-
-
-@compiled
-def collect_kernel(x, members, first, out):
-    for kind in range(KINDS):
-        for g in range(out.shape[1]):
-            out[kind, g] = 0
-            for at in range(first[kind, g], first[kind, g + 1]):
-                i = members[kind, at]
-                for j in range(x.shape[1]):
-                    out[kind, g, j] += x[i, j]
-
-
-class GroupMax(torch.autograd.Function):
-    """[candidates, 4 x width] -> [4, groups, width]: the largest over each group's members."""
-
-    @staticmethod
-    def forward(context, x, board):
-        out = x.new_empty(KINDS, board.groups, x.shape[1] // KINDS)
-        winner = torch.empty(out.shape, dtype=torch.int32)
-        max_kernel(x.numpy(), board.members, board.first, out.numpy(), winner.numpy())
-        context.board, context.winner = board, winner
-        return out
-
-    @staticmethod
-    def backward(context, gradient):
-        board, winner = context.board, context.winner.numpy()
-        out = torch.empty(len(board.place[0]), KINDS * gradient.shape[2])
-        max_gradient_kernel(gradient.contiguous().numpy(), winner, board.members, board.first, out.numpy())
-        return out, None
-
-
-class Spread(torch.autograd.Function):
-    """x [candidates, width] plus what each candidate's four groups say [4, groups, width]."""
-
-    @staticmethod
-    def forward(context, x, groups, board):
-        context.board, out = board, torch.empty_like(x)
-        spread_kernel(x.numpy(), groups.numpy(), board.group, out.numpy())
-        return out
-
-    @staticmethod
-    def backward(context, gradient):
-        gradient = gradient.contiguous()
-        return gradient, Collect.apply(gradient, context.board), None
-
-
-class Collect(torch.autograd.Function):
-    """[candidates, width] -> [4, groups, width]: the sum over each group's members."""
-
-    @staticmethod
-    def forward(context, x, board):
-        context.board, out = board, x.new_empty(KINDS, board.groups, x.shape[1])
-        collect_kernel(x.numpy(), board.members, board.first, out.numpy())
-        return out
-
-    @staticmethod
-    def backward(context, gradient):
-        board, out = context.board, gradient.new_zeros(len(context.board.place[0]), gradient.shape[2])
-        spread_kernel(out.numpy(), gradient.contiguous().numpy(), board.group, out.numpy())
-        return out, None
-
-
-class Board:
-    """The candidates of a few puzzles that no clue rules out, and who shares a group with whom."""
-
-    def __init__(self, puzzle):
-        clue = (puzzle[:, :, None] == np.arange(1, 10)).reshape(len(puzzle), 729)
-        alive = np.ones_like(clue)
-        for group in GROUP:
-            alive &= ~clue[:, group.argsort(kind="stable").reshape(81, 9)].any(2)[:, group]
-        self.place = np.nonzero(alive)  # puzzle, candidate
-        keys = self.place[0] * 81 + GROUP[:, self.place[1]]
-        found = [np.unique(key, return_inverse=True, return_counts=True) for key in keys]
-        self.groups = max(len(key) for key, _, _ in found)  # as many of each kind, unless the clues contradict
-        self.group = np.stack([inverse for _, inverse, _ in found])
-        self.members = keys.argsort(1, kind="stable")
-        self.first = np.full((KINDS, self.groups + 1), len(self.place[0]))
-        for first, (_, _, counts) in zip(self.first, found):
-            first[0], first[1 : len(counts) + 1] = 0, counts.cumsum()
-        sizes = [counts[inverse] for _, inverse, counts in found]
-        self.sizes = torch.from_numpy(np.stack(sizes, 1).astype(np.float32) / 9)
-        self.index = torch.from_numpy(self.group)
-
-    def logits(self, x, puzzle):
-        """[n, 81, 9] from one number a candidate; what is ruled out gets a probability of 0."""
-        out = torch.from_numpy(np.where(puzzle[:, CELL] == DIGIT + 1, 0.0, -1e4).astype(np.float32))
-        return out.index_put((torch.from_numpy(self.place[0]), torch.from_numpy(self.place[1])), x).view(-1, 81, 9)
 
 
 class Model(nn.Module):
@@ -323,7 +193,7 @@ def train(config):
         run.report(step, sum(losses), logits, batch, config.lr * share)
         run.evaluate(step, model, data)
         run.end_step(step, model, [*optimizers, slots])
-    return run.finish(model, data, (8, 16, 32, 128, 256) if config.preset == "full" else ())
+    return run.finish(model, data)
 
 
 def main(argv=None):

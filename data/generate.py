@@ -236,9 +236,7 @@ def _targets(clues):
         return 0, 0
     low, high = (clues, clues) if isinstance(clues, int | np.integer) else clues
     if not FEWEST_CLUES <= low <= high <= 81:
-        raise ValueError(
-            f'clues: expected {FEWEST_CLUES} to 81, a (low, high) range or "minimal", found {clues}'
-        )
+        raise ValueError(f'clues: expected {FEWEST_CLUES} to 81, a (low, high) range or "minimal", found {clues}')
     return int(low), int(high)
 
 
@@ -287,7 +285,8 @@ def generate(count, clues=45, seed=0, buckets=None, workers=None, progress=True)
     """
     if count < 1:
         raise ValueError(f"count: expected at least 1 puzzle, found {count}")
-    workers = workers or len(os.sched_getaffinity(0))
+    if not workers:  # macOS cannot say which cores are ours
+        workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     with tqdm(total=count, unit="puzzle", disable=not (progress and sys.stderr.isatty())) as bar:
         if buckets is None:
             low, high = _targets(clues)
@@ -351,12 +350,8 @@ def main(argv=None):
     except ValueError as error:
         parser.error(str(error))
     seconds = time.perf_counter() - start
-    store.save(
-        options.output, puzzles, made_by={"generator": VERSION, "command": " ".join(argv or sys.argv[1:])}
-    )
-    print(
-        f"{options.output}: {len(puzzles):,} puzzles in {seconds:.1f} s, {len(puzzles) / seconds:,.0f} a second"
-    )
+    store.save(options.output, puzzles, made_by={"generator": VERSION, "command": " ".join(argv or sys.argv[1:])})
+    print(f"{options.output}: {len(puzzles):,} puzzles in {seconds:.1f} s, {len(puzzles) / seconds:,.0f} a second")
     for name, number in zip(store.BUCKET_NAMES, np.bincount(store.bucket_of(puzzles.rating), minlength=5)):
         print(f"rating {name:>5}: {number:,}")
 

@@ -38,28 +38,39 @@ def draw(rows, count, seed):
 
 def load(config):
     """The training and test puzzles that a config asks for: fetched or generated once, then mapped from disk."""
-    edges, natural = config.edges, None
+    try:
+        return load_source(config, config.edges)
+    except ValueError as error:  # a file that is not what it should be: the message says which, and what to do
+        raise SystemExit(str(error)) from None
+
+
+def load_source(config, edges):
+    natural = None
     if config.data.split(":")[0] == "generated":
         train, test = generated(config)
     elif config.data == "kaggle":
         from data import kaggle_3m
 
         whole = kaggle_3m.load()
-        tails = [rows[-config.test_per_bucket :] for rows in rows_by_bucket(whole, edges)]  # the log's split
-        test = whole.subset(np.concatenate(tails))
-        train = whole.subset(np.setdiff1d(np.concatenate(rows_by_bucket(whole, edges)), np.concatenate(tails)))
+        buckets = rows_by_bucket(whole, edges)
+        tails = np.concatenate([rows[max(0, len(rows) - config.test_per_bucket) :] for rows in buckets])
+        test = whole.subset(tails)  # the log's split: the last of each bucket
+        train = whole.subset(np.setdiff1d(np.concatenate(buckets), tails))
     elif config.data == "extreme":
         from data import sudoku_extreme
 
         train, whole = sudoku_extreme.load(train=True), sudoku_extreme.load(train=False)
         buckets = rows_by_bucket(whole, edges)
         natural = [len(rows) / len(whole) for rows in buckets]
-        test = whole.subset(np.concatenate([draw(rows, config.test_per_bucket, seed=0) for rows in buckets]))
+        test = whole.subset(store.balanced_test(whole, config.test_per_bucket, seed=sudoku_extreme.SEED))
     elif config.data.endswith(".csv"):
         whole = store.read_csv(config.data)
         buckets = rows_by_bucket(whole, edges)
-        test = [draw(rows, min(config.test_per_bucket, len(rows) // 5), seed=0) for rows in buckets]
-        test = whole.subset(np.concatenate(test))
+        count = [min(config.test_per_bucket, len(rows) // 5) for rows in buckets]  # a fifth at most
+        rows = [draw(rows, n, seed=0) if n else rows[:0] for rows, n in zip(buckets, count)]
+        if not sum(map(len, rows)):
+            raise ValueError(f"{config.data}: no bucket of --edges holds five puzzles, so there is nothing to test on")
+        test = whole.subset(np.concatenate(rows))
         train = whole.subset(store.exclude(whole, test))
     else:
         raise SystemExit(

@@ -1,4 +1,4 @@
-"""Sets of solved puzzles on disk: 96 bytes a row, memory-mapped, checked when opened; and how to split them.
+"""Sets of solved puzzles: stored at 96 bytes a row and checked when opened, split, and read from any CSV.
 
 A row is the solution (81 digits), a bit for each cell that is a clue (11 bytes) and the rating (float32). A set
 is an .npy file and beside it a .json file that says how it was made, its rows and its checksum.
@@ -50,9 +50,7 @@ def from_arrays(puzzle, solution, rating):
     """Puzzles and solutions as [n, 81] arrays, ratings as [n]."""
     puzzle, solution = np.asarray(puzzle), np.asarray(solution)
     if puzzle.ndim != 2 or puzzle.shape[1] != 81 or puzzle.shape != solution.shape:
-        raise ValueError(
-            f"expected two arrays [n, 81], found {list(puzzle.shape)} and {list(solution.shape)}"
-        )
+        raise ValueError(f"expected two arrays [n, 81], found {list(puzzle.shape)} and {list(solution.shape)}")
     if np.any((puzzle != 0) & (puzzle != solution)):
         row, cell = np.argwhere((puzzle != 0) & (puzzle != solution))[0]
         raise ValueError(f"puzzle {row}, cell {cell}: the clue {puzzle[row, cell]} is not in its solution")
@@ -109,9 +107,7 @@ def load(path, remedy="delete it and make it again"):
     try:
         table = np.load(path, mmap_mode="r" if rows else None)
     except (ValueError, EOFError, OSError):
-        raise broken(
-            f"truncated or not an .npy file ({path.stat().st_size:,} bytes for {rows:,} rows)"
-        ) from None
+        raise broken(f"truncated or not an .npy file ({path.stat().st_size:,} bytes for {rows:,} rows)") from None
     if table.dtype != ROW or table.shape != (rows,):
         raise broken(f"expected {rows:,} rows of 96 bytes, found {table.shape} of {table.dtype.itemsize}")
     if zlib.crc32(table.view(np.uint8)) != checksum:
@@ -187,3 +183,10 @@ def _fingerprint(puzzle, solution, result):
         for cell in range(81):
             total += _mix(colour[cell])
         result[i] = total
+
+
+def read_csv(path):
+    """The puzzles of any CSV with question and answer, or puzzle and solution; every row is checked."""
+    from data import rows  # here: that module builds on this one
+
+    return rows.read_csv(path)

@@ -1,0 +1,98 @@
+"""The speedrun's network: its kernels against plain torch, and the symmetries that it claims."""
+
+import numpy as np
+import pytest
+import torch
+
+import common
+import exp_speedrun
+from candidates import CELL, DIGIT, GROUP, KINDS, Board, Collect, GroupMax, Spread
+from data import generate
+
+
+@pytest.fixture(scope="module")
+def puzzles():
+    return generate.generate(6, clues=45, seed=3, progress=False).rows(np.arange(6))
+
+
+@pytest.fixture(scope="module")
+def board(puzzles):
+    return Board(puzzles[0])
+
+
+def same_as_plain(board, ours, plain, *shapes):
+    inputs = [torch.randn(*shape, requires_grad=True) for shape in shapes]
+    results = ours(*inputs), plain(*inputs)
+    assert torch.allclose(*results, atol=1e-5)
+    weight = torch.randn_like(results[0])
+    gradients = [torch.autograd.grad((result * weight).sum(), inputs) for result in results]
+    for a, b in zip(*gradients):
+        assert torch.allclose(a, b, atol=1e-5)
+
+
+def test_group_max(board):
+    def plain(x):
+        parts = x.view(len(x), KINDS, 5)
+        out = torch.zeros(KINDS, board.groups, 5)
+        for kind in range(KINDS):
+            for g in board.index[kind].unique():
+                out[kind, g] = parts[board.index[kind] == g, kind].amax(0)
+        return out
+
+    same_as_plain(board, lambda x: GroupMax.apply(x, board), plain, (len(board.place[0]), 5 * KINDS))
+
+
+def test_spread(board):
+    def plain(x, groups):
+        return x + sum(groups[kind, board.index[kind]] for kind in range(KINDS))
+
+    shapes = (len(board.place[0]), 5), (KINDS, board.groups, 5)
+    same_as_plain(board, lambda x, groups: Spread.apply(x, groups, board), plain, *shapes)
+
+
+def test_collect(board):
+    def plain(x):
+        return torch.stack([x.new_zeros(board.groups, 5).index_add(0, index, x) for index in board.index])
+
+    same_as_plain(board, lambda x: Collect.apply(x, board), plain, (len(board.place[0]), 5))
+
+
+def test_a_board_has_the_candidates_that_no_clue_rules_out(puzzles, board):
+    for n, candidate in [(0, c) for c in range(729)]:
+        cell, digit = CELL[candidate], DIGIT[candidate] + 1
+        row, column = divmod(cell, 9)
+        grid = puzzles[0][n].reshape(9, 9)
+        box = grid[row // 3 * 3 : row // 3 * 3 + 3, column // 3 * 3 : column // 3 * 3 + 3]
+        alive = grid[row, column] == 0 and digit not in {*grid[row], *grid[:, column], *box.ravel()}
+        assert alive == bool(((board.place[0] == n) & (board.place[1] == candidate)).any())
+    assert (np.bincount(GROUP[0]) == 9).all()
+
+
+def test_renamed_digits_and_swapped_lines_give_the_same_answer(puzzles):
+    torch.manual_seed(0)
+    model = exp_speedrun.Model(common.with_preset(exp_speedrun.Config(), "smoke"))
+    puzzle = torch.from_numpy(puzzles[0].astype(np.int64))
+    digits = torch.tensor([0, 4, 7, 1, 9, 2, 8, 3, 6, 5])
+    lines = torch.tensor([4, 3, 5, 0, 2, 1, 8, 7, 6])
+    moved = digits[puzzle.view(-1, 9, 9)[:, lines]].view(-1, 81)
+    with torch.no_grad():
+        plain, renamed = (list(model(p, 3))[-1] for p in (puzzle, moved))
+    back = renamed.view(-1, 9, 9, 9)[:, lines.argsort()].view(-1, 81, 9)[..., digits[1:] - 1]
+    blank = puzzle == 0
+    assert torch.allclose(plain[blank], back[blank], atol=1e-4)
+
+
+def test_clues_keep_their_digit(puzzles):
+    model = exp_speedrun.Model(common.with_preset(exp_speedrun.Config(), "smoke"))
+    puzzle = torch.from_numpy(puzzles[0].astype(np.int64))
+    answer = next(model(puzzle, 1)).argmax(-1) + 1
+    assert (answer[puzzle > 0] == puzzle[puzzle > 0]).all()
+
+
+def test_muon_makes_a_step_of_equal_singular_values():
+    weight = torch.nn.Parameter(torch.randn(16, 48))
+    before = weight.detach().clone()
+    weight.grad = torch.randn(16, 48)
+    exp_speedrun.Muon([weight], lr=0.1).step()
+    values = torch.linalg.svdvals(before - weight.detach()) / 0.1
+    assert values.min() > 0.6 and values.max() < 1.3
