@@ -366,7 +366,8 @@ class Run:
             row = evaluate(model, data, self, [n])[n]
             self.row |= {"test_solved": round(row["share"], 6), "test_cells": round(row["cell_accuracy"], 6)}
             self.log(f"step {step + 1:>6} test: {solved_line(row)}")
-            self.window += time.perf_counter() - before
+            spent = time.perf_counter() - before
+            self.window, self.clock = self.window + spent, self.clock + spent  # tests are not training time
 
     def end_step(self, step, model, optimizers):
         """Write what this step has to say, then save when due: a metrics row never comes later than its step."""
@@ -410,7 +411,7 @@ class Run:
             "seed": self.config.seed,
             "parameters": sum(p.numel() for p in model.parameters()),
             "steps": self.config.steps,
-            "seconds": round(trained, 1),  # of the run; the last test is not in it
+            "seconds": round(trained, 1),  # with data and compiling, without tests
             "hardware": describe(self.device),
             "command": f"python {self.experiment}.py {' '.join(sys.argv[1:])}".strip(),
             "commit": commit(),

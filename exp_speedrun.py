@@ -33,14 +33,14 @@ class Config(common.RunConfig):
     batch: int = 16  # puzzles under way; small, because many steps matter more than smooth ones
     depth: int = 6  # iterations a step, with gradient; the next step goes on from there
     lifetime: int = 64  # iterations after which an unsolved puzzle makes room for another, on average
-    steps: int = 2_500  # about five minutes on two cores; 6,000 came no further
+    steps: int = 4_000  # about five minutes on two cores, tests included; 6,000 came no further
     easy_steps: int = 100  # at first with extra clues, up to 45, so that some puzzles are solved at all
     muon_lr: float = 0.01  # Muon's, for the matrices; 0.005 is slower, 0.02 restless
     lr: float = 0.002  # AdamW's, for the rest
     warmup: int = 50  # steps to the full rate, which then falls to 0 on a straight line
     iterations: int = 64  # in tests; more than training ever sees at once
     test_iterations: tuple[int, ...] = (8, 16, 32, 128, 256)  # what longer thinking gives
-    train_puzzles: int = 10_000  # renamed digits and swapped lines look the same to the network, so few suffice
+    train_puzzles: int = 20_000  # renamed digits and swapped lines look the same to the network, so few suffice
     test_per_bucket: int = 1_000  # never seen in training: 45 clues, then minimal
     evaluate_every: int = 100_000  # only at the end: a test costs as much as many steps
 
