@@ -3,6 +3,7 @@
 python report.py                       write them anew, in place
 python report.py --check               change nothing; fail when a document does not match results/
 python report.py keep runs/exp_x/mini-seed0 ...   copy a run's evidence (config, metrics, summary) to results/
+python report.py ship runs/exp_speedrun/full-seed0   make its weights those that solve.py uses by default
 
 A document holds `<!-- report NAME -->` and `<!-- end -->`; what stands between them is written here.
 """
@@ -85,26 +86,29 @@ def mini():
 
 
 def contrast():
-    """Runs that differ from an experiment's mini by a flag, kept under a name of their own."""
-    lines = ["| run | solved | cells | command |", "|---|---|---|---|"]
+    """Pairs that differ in one ingredient, at several numbers of test iterations where those were run."""
+    lines = ["| run | solved after iterations | command |", "|---|---|---|"]
     for name in experiments():
         for run in summaries(name, "mini"):
-            if extra(run):
-                row = run["test"][max(run["test"], key=int)]
-                cells = percent(row["cell_accuracy"])
-                lines.append(f"| {name}, {run['name']} | {percent(run['solved'])} | {cells} | `{run['command']}` |")
+            if extra(run) or len(run["test"]) > 1:
+                counts = sorted((int(n), row) for n, row in run["test"].items())
+                solved = ", ".join(f"{n}: {percent(row['share'])}" for n, row in counts)
+                lines.append(f"| {name}, {run['name']} | {solved} | `{run['command']}` |")
     return lines
 
 
 def speedrun():
-    """Each kept run of exp_speedrun.py: what it solves after how many iterations."""
+    """Each kept run of exp_speedrun.py: how many of 1,000 unseen puzzles of each kind it solves."""
     runs = summaries("exp_speedrun")
     counts = sorted({int(n) for run in runs for n in run["test"]})
-    lines = ["| run | seed | training | " + " | ".join(f"{n} iterations" for n in counts) + " |"]
-    lines.append("|---|---|---|" + "---|" * len(counts))
+    lines = ["| run | seed | training | puzzles | " + " | ".join(f"{n}" for n in counts) + " |"]
+    lines.append("|---|---|---|---|" + "---|" * len(counts))
     for run in runs:
-        solved = [percent(run["test"][str(n)]["share"]) if str(n) in run["test"] else "" for n in counts]
-        lines.append(f"| {run['name']} | {run['seed']} | {run['seconds']:.0f} s | " + " | ".join(solved) + " |")
+        for bucket, kind in enumerate(("45 clues", "minimal, 24 clues on average")):
+            rows = [run["test"].get(str(n)) for n in counts]
+            solved = [percent(row["solved"][bucket] / row["puzzles"][bucket]) if row else "" for row in rows]
+            head = f"| {run['name']} | {run['seed']} | {run['seconds']:.0f} s | " if bucket == 0 else "| | | | "
+            lines.append(f"{head}{kind} | " + " | ".join(solved) + " |")
     return lines
 
 
@@ -114,6 +118,13 @@ def speed():
     for path in sorted((ROOT / "results" / "bench").glob("*.json")):
         lines += [*bench.table(json.loads(path.read_text())).splitlines(), ""]
     return lines
+
+
+def kill():
+    """What tests/kill.py said at the end."""
+    paths = sorted((ROOT / "results" / "kill").glob("*.json"))
+    said = [json.loads(path.read_text()) for path in paths]
+    return [f"- {run['said']} ({run['hardware'].split(';')[0]}; `{run['command']}`)" for run in said] or ["Not run."]
 
 
 def ours(name):
@@ -133,7 +144,7 @@ def ours(name):
     return lines
 
 
-TABLES = {"mini": mini, "contrast": contrast, "speedrun": speedrun, "speed": speed}
+TABLES = {"kill": kill, "mini": mini, "contrast": contrast, "speedrun": speedrun, "speed": speed}
 
 
 def fill(text):
@@ -156,15 +167,19 @@ def plot():
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), constrained_layout=True)
     for run in summaries("exp_speedrun"):
-        points = sorted((int(n), 100 * row["share"]) for n, row in run["test"].items())
-        right.plot(*zip(*points), marker="o", label=f"{run['name']}")
+        full = run["preset"] == "full" and not extra(run)
+        table = sorted((int(n), row) for n, row in run["test"].items())
+        for bucket, kind in enumerate(("45 clues", "minimal")):
+            points = [(n, 100 * row["solved"][bucket] / row["puzzles"][bucket]) for n, row in table]
+            style = {"color": ("tab:blue", "tab:orange")[bucket], "ls": "-" if full else ":", "marker": "o", "ms": 4}
+            right.plot(*zip(*points), **style, label=f"{kind}, {run['name']}, {run['seconds']:.0f} s of training")
     right.set(
         xscale="log", xlabel="test iterations", ylabel="puzzles solved, %", title="exp_speedrun.py on unseen puzzles"
     )
     right.set_xticks(ticks := [8, 16, 32, 64, 128, 256], [str(t) for t in ticks])
     right.minorticks_off()
     for name in ("sudoku", "train_mixed", "exp_recur_add", "exp_warmup", "exp_cosine", "exp_cosine_no_sam"):
-        for run in summaries(name, "mini")[:1]:
+        for run in [run for run in summaries(name, "mini") if not extra(run)][:1]:
             rows = disk.read_rows(ROOT / "results" / name / run["name"] / "metrics.csv")
             points = [(100 * int(r["step"]) / run["steps"], 100 * float(r["accuracy"])) for r in rows]
             left.plot(*zip(*points), label=name)
@@ -192,15 +207,25 @@ def keep(folders):
         print(target.relative_to(ROOT))
 
 
+def ship(folder):
+    """The weights without what only a resumed run needs."""
+    saved = disk.load_checkpoint(Path(folder) / "checkpoint.pt")
+    target = ROOT / "weights" / "speedrun.pt"
+    target.parent.mkdir(exist_ok=True)
+    disk.save_checkpoint(target, {name: saved[name] for name in ("experiment", "step", "config", "model")})
+    print(target.relative_to(ROOT))
+
+
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="change nothing, fail when a document is out of date")
-    parser.add_argument("keep", nargs="*", help="keep FOLDER...: copy the evidence of these runs to results/")
+    parser.add_argument("command", nargs="?", choices=("keep", "ship"), help="what to do with these runs")
+    parser.add_argument("folders", nargs="*", help="folders of runs")
     arguments = parser.parse_args(argv)
-    if arguments.keep:
-        if arguments.keep[0] != "keep":
-            parser.error(f"unknown command {arguments.keep[0]}; there is only: keep")
-        return keep(arguments.keep[1:])
+    if arguments.command:
+        if not arguments.folders or (arguments.command == "ship" and len(arguments.folders) > 1):
+            parser.error(f"{arguments.command}: which run? give its folder, as in runs/exp_x/mini-seed0")
+        return keep(arguments.folders) if arguments.command == "keep" else ship(arguments.folders[0])
     for document in DOCUMENTS:
         path = ROOT / document
         old = path.read_text()

@@ -39,6 +39,7 @@ def main(argv=None):
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--runs", default="runs/kill", help="the folder of both runs")
     parser.add_argument("--quiet", action="store_true")
+    parser.add_argument("--output", help="also write what came out to this .json file")
     argv = sys.argv[1:] if argv is None else argv
     cut = argv.index("--") if "--" in argv else len(argv)
     options = parser.parse_args(argv[:cut])
@@ -83,9 +84,16 @@ def main(argv=None):
         for folder in folders
     ]
     assert columns[0] == columns[1], "metrics differ"
-    print(
-        f"{kills} kills of {options.experiment}: weights bit for bit the same, {len(columns[0])} metrics rows the same"
+    said = (
+        f"{kills} kills of {options.experiment}: all weights the same bit for bit, {len(columns[0])} metrics rows too"
     )
+    print(said)
+    if options.output:
+        Path(options.output).parent.mkdir(parents=True, exist_ok=True)
+        command = " ".join(["python tests/kill.py", *argv])
+        disk.write_json(
+            options.output, {"said": said, "command": command, "hardware": disk.describe(torch.device("cpu"))}
+        )
     return kills
 
 
