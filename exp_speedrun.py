@@ -32,7 +32,7 @@ class Config(common.RunConfig):
     mlp: int = 96  # hidden units of the one small network that all candidates share
     batch: int = 16  # puzzles under way; small, because many steps matter more than smooth ones
     depth: int = 6  # iterations a step, with gradient; the next step goes on from there
-    lifetime: int = 64  # iterations after which an unsolved puzzle makes room for another, on average
+    lifetime: int = 24  # iterations until an unsolved puzzle makes room, on average; with 64 the stuck ones crowd in
     steps: int = 4_000  # about five minutes on two cores, tests included; 6,000 came no further
     easy_steps: int = 100  # at first with extra clues, up to 45, so that some puzzles are solved at all
     muon_lr: float = 0.01  # Muon's, for the matrices; 0.005 is slower, 0.02 restless
