@@ -141,14 +141,16 @@ def changed_lines(old, new):
 def ours(root, name):
     """Our own figure, from results/<experiment>/<preset>-seed<n>/summary.json: the mean over a preset's seeds."""
     solved = {}
-    for path in sorted(Path(root).glob(f"results/{name}/*-seed*/summary.json")):
+    for path in sorted(Path(root).glob(f"results/{name}/*/summary.json")):
         try:
             summary = json.loads(path.read_text())
-            solved.setdefault(summary.get("preset", "full"), []).append(float(summary["solved"]))
+            preset, figure = summary.get("preset", "full"), float(summary["solved"])
         except (ValueError, KeyError, TypeError):
             raise SystemExit(
                 f"{path}: not a run's summary with a number under 'solved'; copy it from runs/ again"
             ) from None
+        if path.parent.name.startswith(f"{preset}-seed"):  # others differ from their experiment by a flag
+            solved.setdefault(preset, []).append(figure)
     for preset in ("full", *sorted(solved)):
         if preset in solved:
             return preset, 100 * sum(solved[preset]) / len(solved[preset]), len(solved[preset])

@@ -174,9 +174,10 @@ def correct(root, name, old, new):
 
 def test_tree(family):
     for run, summary in (
-        ("s0", '{"solved": 0.8}'),
-        ("s1", '{"solved": 0.82}'),
-        ("m", '{"solved": 0.1, "preset": "mini"}'),
+        ("full-seed0", '{"solved": 0.8}'),
+        ("full-seed1", '{"solved": 0.82}'),
+        ("mini-seed0", '{"solved": 0.1, "preset": "mini"}'),
+        ("half-the-rate", '{"solved": 0.2}'),  # a run under a name of its own differs from its experiment
     ):
         folder = family / "results" / "exp_b" / run
         folder.mkdir(parents=True)
