@@ -1,0 +1,178 @@
+"""Sums as tokens: layouts, training batches, held-out pairs. Every batch is a function of (seed, step) alone."""
+
+import math
+import re
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numba
+import numpy as np
+
+DIGITS = 10  # of each operand; the sum has one more
+LIMIT = 10**DIGITS
+PLUS, EQUALS, PAD, EOS = 10, 11, 12, 13
+SCORE_SEEDS = (41, 100, 200, 300, 400, 500, 999, 1234, 7777, 31415)  # the final score: 10,000 pairs from each
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the digits of A, B and the sum stand in a row of tokens; place i holds the digit of 10^i."""
+
+    template: tuple[int, ...]  # the row, zeros where digits come
+    a: tuple[int, ...]
+    b: tuple[int, ...]
+    sum: tuple[int, ...]
+    vocabulary: int
+
+    @property
+    def length(self):  # of the model's input: the last token is only ever a target
+        return len(self.template) - 1
+
+    @property
+    def first(self):  # the position that predicts the sum's first digit
+        return self.sum[0] - 1
+
+    @property
+    def queries(self):  # positions that predict something
+        return self.length - self.first
+
+
+# 0123456789+0123456789=01234567890$: operands most significant digit first, the sum least significant first.
+STANDARD = Layout(
+    template=(0,) * 10 + (PLUS,) + (0,) * 10 + (EQUALS,) + (0,) * 11 + (EOS,),
+    a=tuple(range(9, -1, -1)),
+    b=tuple(range(20, 10, -1)),
+    sum=tuple(range(22, 33)),
+    vocabulary=14,
+)
+# The leaderboard's small models: all numbers least significant digit first, zeros as separators, no other token.
+REVERSED = Layout(
+    template=(0,) * 35,
+    a=tuple(range(1, 11)),
+    b=tuple(range(13, 23)),
+    sum=tuple(range(24, 35)),
+    vocabulary=10,
+)
+
+
+def encode(pairs, layout=STANDARD):
+    """Rows of tokens, prompt and answer, of (A, B) pairs."""
+    pairs = np.asarray(pairs, dtype=np.int64).reshape(-1, 2)
+    if pairs.size and (pairs.min() < 0 or pairs.max() >= LIMIT):
+        row = int(np.flatnonzero(((pairs < 0) | (pairs >= LIMIT)).any(1))[0])
+        raise ValueError(f"pair {row} is {tuple(pairs[row].tolist())}; both numbers must be 0 to {LIMIT - 1}")
+    rows = np.tile(np.array(layout.template, dtype=np.uint8), (len(pairs), 1))
+    for places, value in ((layout.a, pairs[:, 0]), (layout.b, pairs[:, 1]), (layout.sum, pairs.sum(1))):
+        for i, place in enumerate(places):
+            rows[:, place] = value // 10**i % 10
+    return rows
+
+
+def uniform_pairs(seed, count):
+    return np.random.default_rng(seed).integers(0, LIMIT, (count, 2))
+
+
+def carry_pairs(seed, count):
+    """Pairs rich in long carries: runs of digits that sum to nine, as many as each pair's own draw."""
+    rng = np.random.default_rng([seed, 9])
+    a = rng.integers(0, 10, (count, DIGITS))
+    b = np.where(rng.random((count, DIGITS)) < rng.random((count, 1)), 9 - a, rng.integers(0, 10, (count, DIGITS)))
+    powers = 10 ** np.arange(DIGITS)
+    return np.stack([a @ powers, b @ powers], 1)
+
+
+def held_out(seed, validation, test):
+    """This seed's validation and test pairs, and both together sorted, for `fill` to reject."""
+    pairs = uniform_pairs([seed, 1], validation + test)
+    order = np.lexsort((pairs[:, 1], pairs[:, 0]))
+    return pairs[:validation], pairs[validation:], np.ascontiguousarray(pairs[order])
+
+
+class Stage(NamedTuple):
+    until: float  # step
+    digits: int  # of the longest operand
+    top: int  # the largest digit in them
+
+
+def phases(text):
+    """'2000:3,7000:6': sums of up to 3 digits before step 2,000, of up to 6 before 7,000; '500:1x4': digits 0 to 4."""
+    found = []
+    for part in filter(None, text.split(",")):
+        match = re.fullmatch(r"(\d+):(\d+)(?:x(\d))?", part)
+        if not match or not 1 <= int(match[2]) <= DIGITS or match[3] == "0":
+            raise ValueError(
+                f"curriculum {text!r}: {part!r} must read STEP:DIGITS or STEP:DIGITSxTOP, DIGITS 1 to {DIGITS}, TOP 1 to 9"
+            )
+        found.append(Stage(int(match[1]), int(match[2]), int(match[3] or 9)))
+    return (*found, Stage(math.inf, DIGITS, 9))
+
+
+@numba.njit(cache=True, nogil=True)
+def mix(x):
+    """splitmix64: the next random 64 bits of a counter."""
+    x += np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+@numba.njit(cache=True, nogil=True)
+def contains(pairs, a, b):
+    low, high = 0, len(pairs)
+    while low < high:
+        middle = (low + high) // 2
+        if pairs[middle, 0] < a or (pairs[middle, 0] == a and pairs[middle, 1] < b):
+            low = middle + 1
+        else:
+            high = middle
+    return low < len(pairs) and pairs[low, 0] == a and pairs[low, 1] == b
+
+
+@numba.njit(cache=True, nogil=True)
+def fill_rows(key, least, digits, top, carries, held, template, at_a, at_b, at_sum, rows):
+    """One batch. Both operands share a digit count, `least` to `digits`; a share `carries` of the rows has long carries."""
+    for row in range(len(rows)):
+        state = mix(key + np.uint64(row) * np.uint64(0xD1342543DE82EF95))
+        while True:
+            state = mix(state)
+            count = least + int(state % np.uint64(digits - least + 1))
+            state = mix(state)
+            rich = (state >> np.uint64(40)) * (1.0 / (1 << 24)) < carries
+            state = mix(state)
+            nines = state >> np.uint64(48)  # of 65,536: how often two digits shall sum to nine
+            a = b = np.int64(0)
+            scale = np.int64(1)
+            for _ in range(count):
+                state = mix(state)
+                digit = np.int64(state % np.uint64(top + 1))
+                other = np.int64((state >> np.uint64(24)) % np.uint64(top + 1))
+                if rich and (state >> np.uint64(48)) < nines:
+                    other = min(9 - digit, top)
+                a += scale * digit
+                b += scale * other
+                scale *= 10
+            if not contains(held, a, b):
+                break
+        rows[row] = template
+        total = a + b
+        for i in range(len(at_a)):
+            rows[row, at_a[i]] = a % 10
+            rows[row, at_b[i]] = b % 10
+            a //= 10
+            b //= 10
+        for i in range(len(at_sum)):
+            rows[row, at_sum[i]] = total % 10
+            total //= 10
+
+
+class Stream:
+    """The training batches of one seed."""
+
+    def __init__(self, seed, held, layout=STANDARD):
+        self.seed, self.held, self.layout = seed, held, layout
+        self.places = [np.array(p, dtype=np.int64) for p in (layout.a, layout.b, layout.sum)]
+        self.template = np.array(layout.template, dtype=np.uint8)
+
+    def fill(self, step, least, stage, carries, rows):
+        key = np.uint64(np.random.SeedSequence([self.seed, step]).generate_state(1, np.uint64)[0])
+        fill_rows(key, least, stage.digits, stage.top, carries, self.held, self.template, *self.places, rows)

@@ -1,0 +1,85 @@
+"""Exact match of checkpoints on the 100,000 pairs of the final score: ten seeds, 10,000 pairs each.
+
+python -m addition.evaluate_checkpoints results/runs/repro_456_s43/checkpoints/best.pt --output results/eval.json
+"""
+
+import argparse
+from importlib import import_module
+from pathlib import Path
+
+import torch
+
+import disk
+from addition import model
+from addition.data import SCORE_SEEDS
+from addition.training import choose_device, engine, score
+
+ARCHITECTURES = {"ModelConfig": "addition.model", "TinyConfig": "addition.tiny"}
+PAIRS = 10_000 * len(SCORE_SEEDS)
+
+
+def load(path):
+    """The config and the named tensors, frozen ones too, of a checkpoint made by addition.train or addition.tiny."""
+    saved = disk.load_checkpoint(path)
+    try:
+        architecture, config, named = (saved[key] for key in ("architecture", "model_config", "model_state"))
+        if architecture not in ARCHITECTURES:
+            raise ValueError(f"its architecture is {architecture!r}; known are {', '.join(ARCHITECTURES)}")
+        config = getattr(import_module(ARCHITECTURES[architecture]), architecture).from_dict(config)
+        named = dict(named)
+        head = named.pop("lm_head.weight", None)
+        if head is not None and not torch.equal(head, named["token_emb.weight"]):
+            raise ValueError("its lm_head.weight is not its token_emb.weight, but this model's head is tied")
+        expected = {**config.shapes(), **{name: value.shape for name, value in config.frozen(0).items()}}
+        for name in expected | named:
+            found = tuple(named[name].shape) if name in named else "missing"
+            wanted = tuple(expected[name]) if name in expected else "unknown"
+            if found != wanted:
+                raise ValueError(f"{name} is {found} in the file, {wanted} by its model_config")
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        reason = f"it has no {error}" if isinstance(error, KeyError) else error
+        raise SystemExit(
+            f"{path} is not a checkpoint of an addition model ({reason}); give a best.pt or last.pt of addition.train"
+        ) from None
+    return config, {name: named[name] for name in expected}
+
+
+def evaluate(path, config, named, device, at_once):
+    named = {name: value.to(device) for name, value in named.items()}
+    by_seed = score(engine(device), config, named, device, at_once)
+    errors = sum(by_seed.values())
+    return {
+        "path": str(path),
+        "parameters": model.count(config),
+        "aggregate_exact_match": (PAIRS - errors) / PAIRS,
+        "errors": errors,
+        "pairs": PAIRS,
+        "errors_by_seed": {str(seed): count for seed, count in by_seed.items()},
+    }
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoints", nargs="+", type=Path, metavar="CKPT")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, mps")
+    parser.add_argument("--batch-size", type=int, default=10_000, help="pairs decoded at once; bounds memory on a GPU")
+    parser.add_argument("--output", type=Path, help="also write the figures to this JSON file")
+    options = parser.parse_args(argv)
+    if options.batch_size < 1:
+        parser.error(f"--batch-size is {options.batch_size}; it must be at least 1")
+    device = choose_device(options.device)
+    loaded = [(path, *load(path)) for path in options.checkpoints]  # a bad file is told before minutes are spent
+    found = []
+    for path, config, named in loaded:
+        row = evaluate(path, config, named, device, options.batch_size)
+        found.append(row)
+        print(f"{path}  {row['parameters']} parameters  exact match {row['aggregate_exact_match']:.5f}  "
+              f"{row['errors']:,} errors in {PAIRS:,}", flush=True)  # fmt: skip
+    if options.output:
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        disk.write_json(options.output, {"checkpoints": found})
+    return found
+
+
+if __name__ == "__main__":
+    main()

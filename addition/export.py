@@ -1,0 +1,275 @@
+"""Writes a checkpoint as one Python file of its own, an AdderBoard submission.
+
+python -m addition.export results/runs/repro_456_s43/checkpoints/best.pt -o adder.py --author "Ada Lovelace"
+
+The file needs nothing but torch; its weights are numbers one can read. It is written only when it gives the
+checkpoint's own answers.
+"""
+
+import argparse
+import inspect
+import json
+import textwrap
+from pathlib import Path
+from string import Template
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+import disk
+from addition import model
+from addition.data import carry_pairs, encode
+from addition.evaluate_checkpoints import load
+from addition.verify import build, count, read
+
+CHECKED = 300  # pairs on which the file must give the checkpoint's answers
+
+
+class Text(NamedTuple):
+    """What differs between architectures."""
+
+    architecture: str
+    tricks: list[str]
+    helpers: str  # functions that `forward` calls, each followed by two empty lines
+    forward: str  # the body of Adder.forward(self, tokens), with the weights as attributes: "up.a" is self.up_a
+
+
+def standard(config):
+    d, eps = config.d_model, config.kind.eps
+    ranks = {name: rank for name, (_, _, rank) in config.matrices().items() if rank}
+    tied = config.tie_qkv == "shareA_tieKV"
+
+    def matrix(name):
+        if name not in ranks:
+            return f"self.{name}_weight"
+        return f"(self.{name}_a @ self.{name}_b{f' + self.{name}_companion' if config.companion else ''})"
+
+    def norm(name):
+        if config.use_rmsnorm:
+            return f"F.rms_norm(x, ({d},), self.{name}_weight, {eps})"
+        return f"F.layer_norm(x, ({d},), self.{name}_weight, self.{name}_bias, {eps})"
+
+    if tied:
+        qkv = "thin = h @ self.qkv_a\nq = thin @ self.qkv_q\nk = v = thin @ self.qkv_kv"
+    else:
+        qkv = f"q, k, v = (h @ {matrix('qkv')}).split({d}, -1)"
+    forward = f"""\
+x = self.token_emb_weight[tokens] + {matrix("pos_emb")}[: tokens.shape[1]]
+h = {norm("norm1")}
+{qkv}
+x = x + F.scaled_dot_product_attention(q, k, v, is_causal=True) @ {matrix("attn_out")}
+h = {norm("norm2")}
+x = x + F.gelu(h @ {matrix("up")}) @ {matrix("down")}
+return {norm("final")} @ self.token_emb_weight.T"""
+    kind = "RMSNorm" if config.use_rmsnorm else "LayerNorm"
+    tricks = ["output head tied to the token embedding", "sum least significant digit first"]
+    if tied:
+        tricks.append(f"queries, keys and values from one thin matrix of rank {config.qkv_rank}, keys = values")
+    if ranks:
+        tricks.append("low rank: " + ", ".join(f"{name} {rank}" for name, rank in ranks.items()))
+    if config.companion and ranks:
+        tricks.append("a frozen random matrix, not counted, beside each low-rank one")
+    architecture = f"One layer, {d} wide, one head, {config.d_ff} hidden (GELU), pre-{kind}, learned positions"
+    return Text(architecture, tricks, "", forward)
+
+
+TEMPLATES = {"ModelConfig": standard}
+
+FILE = Template('''\
+"""Adds two numbers of up to $digits digits: a transformer with $params parameters, all of them in this file.
+
+Give it two numbers on the command line, and it prints their sum.
+"""
+
+import sys
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+# The model reads this row, with the digits of both numbers, that of the ones first, put in at these places.
+PROMPT = $prompt
+A = $a
+B = $b
+ANSWER = $answer  # digits it then writes, that of the ones first
+
+
+${helpers}class Adder(nn.Module):
+    """$architecture"""
+
+    def __init__(self):
+        super().__init__()
+        for name, value in WEIGHTS.items():
+            self.register_parameter(name, nn.Parameter(torch.tensor(value, dtype=torch.float32)))
+        for name, value in FROZEN.items():
+            self.register_buffer(name, torch.tensor(value, dtype=torch.float32))
+
+    def forward(self, tokens):
+        """Scores [batch, length, vocabulary] of what follows each of the tokens [batch, length]."""
+$forward
+
+
+$count
+
+@torch.no_grad()
+def generate(model, tokens, count):
+    """Greedy decoding: the best next token is appended, and read again for the one after it."""
+    for _ in range(count):
+        tokens = torch.cat([tokens, model(tokens)[:, -1].argmax(-1, keepdim=True)], 1)
+    return tokens
+
+
+def prompts(a, b):
+    rows = torch.tensor(PROMPT).repeat(len(a), 1)
+    for places, numbers in ((A, a), (B, b)):
+        for number in numbers:
+            if not 0 <= number < 10 ** len(places):
+                raise ValueError(f"{number} is not a number from 0 to {10 ** len(places) - 1}")
+        for i, place in enumerate(places):
+            rows[:, place] = torch.tensor([number // 10**i % 10 for number in numbers])
+    return rows
+
+
+def add_batch(model, a, b):
+    """The sums of many pairs; -1 where the model writes something else than digits."""
+    answers = generate(model, prompts(a, b), ANSWER)[:, len(PROMPT) :].tolist()
+    return [sum(d * 10**i for i, d in enumerate(answer)) if max(answer) < 10 else -1 for answer in answers]
+
+
+def add(model, a, b):
+    return add_batch(model, [a], [b])[0]
+
+
+def build_model():
+    model = Adder().eval()
+    metadata = {
+        "name": $name,
+        "author": $author,
+        "params": count(model),
+        "architecture": $quoted,
+        "tricks": $tricks,
+    }
+    return model, metadata
+
+
+WEIGHTS = $weights
+
+# Never trained, so not parameters.
+FROZEN = $frozen
+
+if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        raise SystemExit("give two numbers")
+    print(add(build_model()[0], int(sys.argv[1]), int(sys.argv[2])))
+''')
+
+
+def quote(value):
+    return json.dumps(value, indent=4, ensure_ascii=False)
+
+
+def attribute(name):
+    return name.replace(".", "_")
+
+
+def numbers(value):
+    """A tensor as nested lists, each number with the fewest digits that give the same float32."""
+    if value.ndim > 1:
+        return "[\n" + textwrap.indent("".join(f"{numbers(row)},\n" for row in value), "    ") + "]"
+    row = "[" + ", ".join(str(number) for number in value.numpy().astype(np.float32)) + "]"
+    return "\n".join(textwrap.wrap(row, 108, subsequent_indent=" "))
+
+
+def dictionary(named):
+    if not named:
+        return "{}"
+    lines = (f'"{attribute(name)}": {numbers(value)},\n' for name, value in named.items())
+    return "{\n" + textwrap.indent("".join(lines), "    ") + "}"
+
+
+def write(config, named, name, author):
+    """The file's text."""
+    text, layout, trained = TEMPLATES[type(config).__name__](config), config.layout, config.shapes()
+    start = layout.sum[0]
+    return FILE.substitute(
+        digits=len(layout.a),
+        params=model.count(config),
+        prompt=layout.template[:start],
+        a=layout.a,
+        b=layout.b,
+        answer=len(layout.sum),
+        helpers=text.helpers,
+        architecture=text.architecture,
+        forward=textwrap.indent(text.forward, " " * 8),
+        count=inspect.getsource(count),
+        name=quote(name),
+        author=quote(author),
+        quoted=quote(text.architecture),
+        tricks=quote(text.tricks).replace("\n", "\n" + " " * 8),
+        weights=dictionary({name: named[name] for name in trained}),
+        frozen=dictionary({name: value for name, value in named.items() if name not in trained}),
+    )
+
+
+def answers(config, named, pairs):
+    """The checkpoint's own tokens [pairs, digits of the sum]."""
+    tables = config.tables({name: value[None] for name, value in named.items()})
+    rows = torch.from_numpy(encode(pairs, config.layout))[None]
+    return model.decode(tables, rows, config.layout, config.kind)[0].long()
+
+
+def compare(path, config, named):
+    """Ends with what differs when the file at `path` is not the checkpoint's model."""
+    module = read(path)
+    exported, metadata, params = build(path, module)
+    claimed, expected = metadata["params"], model.count(config)
+    if not params == claimed == expected:
+        raise SystemExit(f"{path} has {params} parameters and claims {claimed}, but the checkpoint has {expected}")
+    for name, value in named.items():
+        if not torch.equal(getattr(exported, attribute(name)).detach(), value):
+            raise SystemExit(f"{path}: the numbers of {name} are not the checkpoint's")
+    pairs = carry_pairs(1, CHECKED)
+    found = module.generate(exported, module.prompts(*pairs.T.tolist()), module.ANSWER)[:, len(module.PROMPT) :]
+    differ = (found != answers(config, named, pairs)).any(1).nonzero()
+    if len(differ):
+        a, b = pairs[int(differ[0])].tolist()
+        raise SystemExit(
+            f"{path} and the checkpoint answer {len(differ)} of {CHECKED} sums differently, {a} + {b} for one; "
+            "correct the template in addition/export.py"
+        )
+
+
+def export(checkpoint, output, name="", author=""):
+    config, named = load(checkpoint)
+    kind = type(config).__name__
+    if kind not in TEMPLATES:
+        raise SystemExit(f"{checkpoint} is a {kind}; addition/export.py has templates for {', '.join(TEMPLATES)} only")
+    for key, value in named.items():
+        if not value.isfinite().all():
+            raise SystemExit(f"{checkpoint}: {key} is not finite; export a checkpoint from before that happened")
+    text = write(config, named, name or f"{model.count(config)} parameters", author)
+
+    def write_and_compare(file):
+        file.write(text.encode())
+        file.flush()
+        compare(file.name, config, named)
+
+    Path(output).parent.mkdir(parents=True, exist_ok=True)
+    disk.replace(output, write_and_compare)
+    return config
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", type=Path, metavar="CKPT")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.py")
+    parser.add_argument("--name", default="", help="in the metadata; else the number of parameters")
+    parser.add_argument("--author", default="")
+    options = parser.parse_args(argv)
+    config = export(options.checkpoint, options.output, options.name, options.author)
+    print(f"{options.output}: {model.count(config)} parameters; answers as {options.checkpoint} on {CHECKED} pairs")
+
+
+if __name__ == "__main__":
+    main()

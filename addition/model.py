@@ -1,0 +1,307 @@
+"""The log's model: one transformer layer, one head, 456 to 1,128 parameters.
+
+With one layer, what comes before the attention sees one token and its position only. So `tables` computes it once a
+step for all 33 x 14 combinations, instead of once for every token of the batch; `logits` and the kernels in fused.py
+start from there. All functions of parameters take leading dimensions: many models, stacked, are one call.
+"""
+
+import math
+from dataclasses import asdict, dataclass, fields
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+from addition.data import STANDARD
+
+
+class Tables(NamedTuple):
+    """What attention and everything after it need, each [models, ...]."""
+
+    x: torch.Tensor  # [queries, vocabulary, width] the residual stream where a digit is predicted
+    q: torch.Tensor  # [queries, vocabulary, head], already divided by the root of the head's width
+    k: torch.Tensor  # [length, vocabulary, head]
+    v: torch.Tensor  # [length, vocabulary, head]
+    out: torch.Tensor  # [head, width]
+    norm: torch.Tensor  # [2, width] weight and bias before the feed-forward
+    up: torch.Tensor  # [width, hidden]
+    gate: torch.Tensor  # [width, hidden]; no columns: a plain feed-forward
+    down: torch.Tensor  # [hidden, width]
+    final: torch.Tensor  # [2, width]
+    head: torch.Tensor  # [vocabulary, width]
+
+
+class Kind(NamedTuple):
+    """The parts that are the same for all models of a stack."""
+
+    centered: bool  # LayerNorm; else RMSNorm
+    eps: float
+    gated: bool  # SwiGLU; else exact GELU
+
+
+def normalise(x, weight, bias, kind):
+    if kind.centered:
+        x = x - x.mean(-1, keepdim=True)
+    x = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + kind.eps) * weight
+    return x if bias is None else x + bias
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A rank of 0 is a full matrix, r > 0 the product of two thin ones."""
+
+    n_layer: int = 1
+    d_model: int = 7
+    n_head: int = 1
+    d_ff: int = 14
+    max_seq_len: int = 33
+    vocab_size: int = 14
+    pos_rank: int = 0  # of the 33 learned positions
+    qkv_rank: int = 0  # of one fused matrix for queries, keys and values
+    attn_out_rank: int = 0
+    ffn_rank: int = 0  # of both feed-forward matrices
+    use_rmsnorm: bool = False  # instead of LayerNorm
+    tie_qkv: Literal["none", "shareA_tieKV"] = "none"  # one thin matrix for all, keys = values
+    companion: float = 0.0  # standard deviation of a frozen random matrix beside each low-rank one; 0: none
+
+    def __post_init__(self):
+        fixed = dict(n_layer=1, n_head=1, max_seq_len=STANDARD.length, vocab_size=STANDARD.vocabulary)
+        for name, value in fixed.items():
+            if getattr(self, name) != value:
+                raise ValueError(f"{name} is {getattr(self, name)}; this model is written for {name} = {value} only")
+        for name in ("d_model", "d_ff"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        for name, sides in self.factored().items():
+            rank, side = getattr(self, name), min(min(pair) for pair in sides)
+            if not 0 <= rank <= side:
+                raise ValueError(
+                    f"{name} is {rank}, but its matrix is {sides[0][0]} x {sides[0][1]}: use 1 to {side}, or 0 for a "
+                    "full matrix"
+                )
+        if self.tie_qkv not in ("none", "shareA_tieKV"):
+            raise ValueError(f"tie_qkv is {self.tie_qkv!r}; known are 'none' and 'shareA_tieKV'")
+        if self.tie_qkv == "shareA_tieKV" and self.qkv_rank == 0:
+            raise ValueError("tie_qkv shareA_tieKV shares the thin matrix of a low rank; give qkv_rank 1 or more")
+
+    def factored(self):
+        d = self.d_model
+        qkv = (d, d if self.tie_qkv == "shareA_tieKV" else 3 * d)
+        return {
+            "pos_rank": [(self.max_seq_len, d)],
+            "qkv_rank": [qkv],
+            "attn_out_rank": [(d, d)],
+            "ffn_rank": [(d, self.d_ff)],
+        }
+
+    @classmethod
+    def from_dict(cls, values):
+        """From a checkpoint's config; keys that this version does not know are dropped."""
+        known = {field.name for field in fields(cls)}
+        return cls(**{name: value for name, value in values.items() if name in known})
+
+    @property
+    def layout(self):
+        return STANDARD
+
+    @property
+    def kind(self):
+        return Kind(not self.use_rmsnorm, 1e-8 if self.use_rmsnorm else 1e-5, False)
+
+    def matrices(self):
+        """(rows, columns, rank) of each matrix that can be thin."""
+        d, f = self.d_model, self.d_ff
+        found = {"pos_emb": (self.max_seq_len, d, self.pos_rank)}
+        if self.tie_qkv == "none":
+            found["qkv"] = (d, 3 * d, self.qkv_rank)
+        return found | {
+            "attn_out": (d, d, self.attn_out_rank),
+            "up": (d, f, self.ffn_rank),
+            "down": (f, d, self.ffn_rank),
+        }
+
+    def shapes(self):
+        """Every trained parameter, by name."""
+        d, r = self.d_model, self.qkv_rank
+        found = {"token_emb.weight": (self.vocab_size, d)}
+        for name, (rows, columns, rank) in self.matrices().items():
+            if rank:
+                found |= {f"{name}.a": (rows, rank), f"{name}.b": (rank, columns)}
+            else:
+                found[f"{name}.weight"] = (rows, columns)
+        if self.tie_qkv == "shareA_tieKV":
+            found |= {"qkv.a": (d, r), "qkv.q": (r, d), "qkv.kv": (r, d)}
+        for name in ("norm1", "norm2", "final"):
+            found[f"{name}.weight"] = (d,)
+            if not self.use_rmsnorm:
+                found[f"{name}.bias"] = (d,)
+        return found
+
+    def initial(self, seed, std=0.02, position_std=0.0):
+        """Starting values; `std` is that of the embeddings and full matrices (the log's port: 0.02).
+
+        A `position_std` is that of the learned positions themselves, whatever their rank; 0: `std` for their matrices.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        values = {}
+        for name, shape in self.shapes().items():
+            if name.startswith(("norm", "final")):
+                values[name] = torch.full(shape, float(name.endswith("weight")))
+            else:
+                if position_std and name.startswith("pos_emb"):
+                    rank = self.pos_rank
+                    scale = math.sqrt(position_std / math.sqrt(rank)) if rank else position_std
+                    values[name] = torch.randn(shape, generator=generator) * scale
+                    continue
+                thin = not name.endswith("weight") and not name.startswith("pos_emb")
+                values[name] = torch.randn(shape, generator=generator) * (math.sqrt(2 / sum(shape)) if thin else std)
+        return values
+
+    def frozen(self, seed):
+        """The random companions, never trained and not counted; a function of the seed."""
+        generator = torch.Generator().manual_seed(seed + 2**32)
+        return {
+            f"{name}.companion": torch.randn(rows, columns, generator=generator) * self.companion
+            for name, (rows, columns, rank) in self.matrices().items()
+            if rank and self.companion
+        }
+
+    def matrix(self, p, name):
+        if f"{name}.weight" in p:
+            return p[f"{name}.weight"]
+        product = p[f"{name}.a"] @ p[f"{name}.b"]
+        return product + p[f"{name}.companion"] if f"{name}.companion" in p else product
+
+    def qkv(self, p, h):
+        """Queries, keys and values of the normalised stream `h`; p and h may share leading dimensions."""
+        if self.tie_qkv == "shareA_tieKV":
+            h = h @ p["qkv.a"]
+            kv = h @ p["qkv.kv"]
+            return h @ p["qkv.q"], kv, kv
+        return (h @ self.matrix(p, "qkv")).split(self.d_model, -1)
+
+    def tables(self, p):
+        embedding, first, d = p["token_emb.weight"], self.layout.first, self.d_model
+        x = self.matrix(p, "pos_emb")[..., :, None, :] + embedding[..., None, :, :]  # [..., position, token, width]
+        flat = x.flatten(-3, -2)
+        weight, bias = p["norm1.weight"], p.get("norm1.bias")
+        h = normalise(flat, weight[..., None, :], None if bias is None else bias[..., None, :], self.kind)
+        q, k, v = (part.unflatten(-2, x.shape[-3:-1]) for part in self.qkv(p, h))
+
+        def norm(name):
+            return torch.stack([p[f"{name}.weight"], p.get(f"{name}.bias", torch.zeros_like(weight))], -2)
+
+        up = self.matrix(p, "up")
+        return Tables(
+            x=x[..., first:, :, :],
+            q=q[..., first:, :, :] / math.sqrt(d),
+            k=k,
+            v=v,
+            out=self.matrix(p, "attn_out"),
+            norm=norm("norm2"),
+            up=up,
+            gate=up[..., :0],
+            down=self.matrix(p, "down"),
+            final=norm("final"),
+            head=embedding,
+        )
+
+
+def rows_of(table, tokens):
+    """table [models, positions, vocabulary, n] at tokens [models, batch, positions] -> [models, batch, positions, n]."""
+    models, positions, vocabulary, n = table.shape
+    base = torch.arange(models * positions, device=tokens.device).view(models, 1, positions) * vocabulary
+    return F.embedding(tokens + base, table.reshape(-1, n))
+
+
+def logits(t, tokens, layout, kind):
+    """Plain PyTorch, any device: logits [models, batch, queries, vocabulary] for rows of tokens [models, batch, any]."""
+    tokens, first = tokens[..., : layout.length].long(), layout.first
+    q, x = rows_of(t.q, tokens[..., first:]), rows_of(t.x, tokens[..., first:])
+    k, v = rows_of(t.k, tokens), rows_of(t.v, tokens)
+    ahead = torch.ones(layout.queries, layout.length, dtype=torch.bool, device=tokens.device).triu(first + 1)
+    x = x + (q @ k.mT).masked_fill(ahead, -torch.inf).softmax(-1) @ v @ t.out[:, None]
+    h = normalise(x, t.norm[:, None, None, 0], t.norm[:, None, None, 1], kind)
+    h, up = h.flatten(1, 2), h.flatten(1, 2) @ t.up
+    hidden = F.silu(h @ t.gate) * up if kind.gated else F.gelu(up)
+    x = x + (hidden @ t.down).view_as(x)
+    return normalise(x, t.final[:, None, None, 0], t.final[:, None, None, 1], kind) @ t.head.mT[:, None]
+
+
+def losses(t, rows, layout, kind):
+    """Mean cross-entropy of the answer's tokens, one number a model."""
+    predicted = logits(t, rows, layout, kind)
+    target = rows[..., layout.first + 1 : layout.length + 1].long()
+    return F.cross_entropy(predicted.flatten(0, 2), target.flatten(), reduction="none").view(len(rows), -1).mean(1)
+
+
+@torch.no_grad()
+def decode(t, rows, layout, kind):
+    """Greedy: each digit is fed back. Returns the predicted digits [models, batch, 11]."""
+    rows = rows.clone()
+    for place in layout.sum:
+        rows[..., place] = logits(t, rows, layout, kind)[..., place - 1 - layout.first, :].argmax(-1).to(rows.dtype)
+    return rows[..., list(layout.sum)]
+
+
+class Matrix(nn.Module):
+    """x @ W, with W full or the product of two thin matrices."""
+
+    def __init__(self, rows, columns, rank):
+        super().__init__()
+        if rank:
+            self.a, self.b = nn.Parameter(torch.zeros(rows, rank)), nn.Parameter(torch.zeros(rank, columns))
+        else:
+            self.weight = nn.Parameter(torch.zeros(rows, columns))
+
+
+class Shared(nn.Module):
+    def __init__(self, d, rank):
+        super().__init__()
+        self.a = nn.Parameter(torch.zeros(d, rank))
+        self.q, self.kv = nn.Parameter(torch.zeros(rank, d)), nn.Parameter(torch.zeros(rank, d))
+
+
+class TinyDecoderLM(nn.Module):
+    """One model as an ordinary module; its output head is the token embedding."""
+
+    def __init__(self, config, seed=0, std=0.02):
+        super().__init__()
+        self.config, d = config, config.d_model
+        self.token_emb = nn.Embedding(config.vocab_size, d)
+        self.lm_head = nn.Linear(d, config.vocab_size, bias=False)
+        self.lm_head.weight = self.token_emb.weight
+        for name, (rows, columns, rank) in config.matrices().items():
+            setattr(self, name, Matrix(rows, columns, rank))
+        if config.tie_qkv == "shareA_tieKV":
+            self.qkv = Shared(d, config.qkv_rank)
+        for name in ("norm1", "norm2", "final"):
+            eps = config.kind.eps
+            setattr(self, name, nn.RMSNorm(d, eps=eps) if config.use_rmsnorm else nn.LayerNorm(d, eps=eps))
+        for name, value in config.frozen(seed).items():
+            self.get_submodule(name.split(".")[0]).register_buffer("companion", value)
+        self.load_state_dict(state(config.initial(seed, std)), strict=False)
+
+    def forward(self, tokens):
+        """Logits [batch, length, vocabulary] of tokens [batch, length]."""
+        p = dict(self.named_parameters()) | dict(self.named_buffers())
+        c, length = self.config, tokens.shape[1]
+        x = self.token_emb(tokens) + c.matrix(p, "pos_emb")[:length]
+        q, k, v = c.qkv(p, self.norm1(x))
+        x = x + F.scaled_dot_product_attention(q, k, v, is_causal=True) @ c.matrix(p, "attn_out")
+        x = x + F.gelu(self.norm2(x) @ c.matrix(p, "up")) @ c.matrix(p, "down")
+        return self.lm_head(self.final(x))
+
+
+def state(parameters):
+    """A state_dict of TinyDecoderLM from named parameters."""
+    return parameters | {"lm_head.weight": parameters["token_emb.weight"]}
+
+
+def count(config):
+    return sum(math.prod(shape) for shape in config.shapes().values())
+
+
+def as_dict(config):
+    return asdict(config)

@@ -1,0 +1,319 @@
+"""Tables and plots of this folder's documents, made from results/addition/.
+
+python -m addition.report                              write them anew, in place
+python -m addition.report --check                      change nothing; fail when a document does not match
+python -m addition.report keep results/runs/NAME ...   copy the evidence of sweeps and runs, without checkpoints
+
+A document holds `<!-- report KIND NAME ... -->` and `<!-- end -->`; what stands between them is written here. Kinds:
+sweep (a row a configuration; A+B pools the seeds of both), seeds (a row a seed) and command.
+"""
+
+import argparse
+import csv
+import io
+import json
+import math
+import re
+import shlex
+import statistics
+import sys
+import textwrap
+from dataclasses import asdict
+from pathlib import Path
+
+import disk
+from addition import plots
+from addition.data import phases
+from addition.plots import configuration
+from addition.training import Settings
+
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = ("addition/README.md", "addition/EXPERIMENTS.md")
+BLOCK = re.compile(r"(<!-- report (\S+) ([^\n]+?) -->\n)((?:(?!<!-- report ).)*?)(<!-- end -->)", re.DOTALL)
+GOOD, BETTER = 1_000, 100  # errors in 100,000: 99 % and 99.9 %
+# How and where a run is computed; seeds that differ in these only are of one configuration.
+APART = {
+    "seed",
+    "run_name",
+    "runs",
+    "device",
+    "engine",
+    "eval_batch_size",
+    "wandb",
+    "wandb_mode",
+    "resume",
+    "save_every",
+}
+
+
+def results():
+    return ROOT / "results" / "addition"
+
+
+def wilson(successes, total, z=1.959964):
+    """The 95 % interval of a success rate."""
+    if total == 0:
+        return 0.0, 1.0
+    rate, scale = successes / total, 1 + z * z / total
+    middle = (rate + z * z / (2 * total)) / scale
+    half = z * math.sqrt(rate * (1 - rate) / total + z * z / (4 * total * total)) / scale
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def load(folder):
+    """What a finished sweep or single run left in its folder: {"command", "members"}; None if nothing."""
+    if (folder / "sweep.json").exists():
+        return json.loads((folder / "sweep.json").read_text())
+    if (folder / "summary.json").exists():
+        summary = json.loads((folder / "summary.json").read_text())
+        return {"members": {f"seed{summary['seed']}": summary}}
+    return None
+
+
+def split(entry):
+    """The folders of an entry: A+B is two."""
+    return entry.split("+")
+
+
+def members(entry):
+    """{configuration: {member's path: summary}} of all folders of an entry; empty if one of them is not there."""
+    found = {}
+    for name in split(entry):
+        kept = load(results() / name)
+        if kept is None:
+            return {}
+        for member, summary in kept["members"].items():
+            found.setdefault(configuration(member), {})[f"{name}/{member}"] = summary
+    for pool in found.values():
+        check_pool(pool)
+    return found
+
+
+def check_pool(pool):
+    """Only different seeds of one configuration may be counted together."""
+    (first, one), *others = pool.items()
+    seen = {one["seed"]: first}
+    for path, summary in others:
+        both = (one["config"].keys() & summary["config"].keys()) - APART
+        wrong = sorted(name for name in both if one["config"][name] != summary["config"][name])
+        if wrong:
+            raise SystemExit(
+                f"{path} and {first} differ in {', '.join(wrong)}; give them rows of their own, without the +"
+            )
+        if summary["seed"] in seen:
+            raise SystemExit(f"{path} and {seen[summary['seed']]} are the same seed; leave one of them out")
+        seen[summary["seed"]] = path
+
+
+def number(value):
+    return "-" if value is None else f"{value:,.1f}".removesuffix(".0")
+
+
+def rate(summaries, most):
+    """How many seeds make at most so many errors, with the interval."""
+    good, total = sum(s["errors_in_100000"] <= most for s in summaries), len(summaries)
+    low, high = wilson(good, total)
+    return f"{good} of {total} ({100 * good / total:.0f} %, {100 * low:.0f}-{100 * high:.0f} %)"
+
+
+def seconds(entry):
+    """Of a seed: the time of the sweeps, shared among the models that trained together."""
+    sweeps = [load(results() / name)["members"].values() for name in split(entry)]
+    return sum(max(s["seconds"] for s in sweep) for sweep in sweeps) / sum(len(sweep) for sweep in sweeps)
+
+
+def title(entry, label, entries):
+    return " ".join(part for part in (entry if len(entries) > 1 or not label else "", label) if part)
+
+
+def sweep(*entries):
+    """One row a configuration."""
+    lines = [
+        "| configuration | parameters | steps | seeds at 99 % | seeds at 99.9 % | seeds with 0 errors "
+        "| median steps to 99 % | errors in 100,000 (best, median) | seconds a seed |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for entry in entries:
+        found = members(entry)
+        if not found:
+            lines.append(f"| `{entry}` | not run |" + " |" * 7)
+        for label, pool in found.items():
+            runs = list(pool.values())
+            errors = [s["errors_in_100000"] for s in runs]
+            arrivals = [s["step_at_99"] for s in runs if s["step_at_99"] is not None]
+            cells = [
+                f"`{title(entry, label, entries)}`",
+                number(runs[0]["parameters"]),
+                number(runs[0]["config"]["train_steps"]),
+                rate(runs, GOOD),
+                rate(runs, BETTER),
+                rate(runs, 0),
+                number(statistics.median(arrivals) if arrivals else None),
+                f"{number(min(errors))}, {number(statistics.median(errors))}",
+                number(seconds(entry)),
+            ]
+            lines.append(f"| {' | '.join(cells)} |")
+    note = (
+        "In brackets the share and its 95 % interval (Wilson). Median steps to 99 %: on validation, of the seeds that "
+        "got there. Seconds a seed: the whole sweep's time divided by the models that trained together."
+    )
+    return [*lines, "", note]
+
+
+def seeds(*entries):
+    """One row a seed."""
+    lines = ["| configuration | seed | best step | step at 99 % | errors in 100,000 |", "|---|---|---|---|---|"]
+    for entry in entries:
+        found = members(entry)
+        if not found:
+            lines.append(f"| `{entry}` | not run |" + " |" * 3)
+        for label, pool in found.items():
+            for s in sorted(pool.values(), key=lambda s: s["seed"]):
+                cells = [s["best_step"], s["step_at_99"], s["errors_in_100000"]]
+                lines.append(f"| `{title(entry, label, entries)}` | {s['seed']} | {' | '.join(map(number, cells))} |")
+    return lines
+
+
+def single(summary):
+    """The command of a single run, from its config: what differs from the defaults."""
+    given, usual = (
+        {**config.pop("model"), **config} for config in (json.loads(json.dumps(summary["config"])), asdict(Settings()))
+    )
+    words = []
+    for name, value in given.items():
+        if value == usual.get(name) or name in ("resume", "runs"):
+            continue
+        flag = name.replace("_", "-")
+        words += [f"--{flag}" if value else f"--no-{flag}"] if isinstance(value, bool) else [f"--{flag}", str(value)]
+    return "addition.train", words
+
+
+def command(*entries):
+    """What was typed, on what and at which commit."""
+    lines = ["```"]
+    for name in (name for entry in entries for name in split(entry)):
+        kept = load(results() / name)
+        if kept is None:
+            lines.append(f"# {name}: not run")
+            continue
+        summaries = list(kept["members"].values())
+        if "command" in kept:
+            module, words = kept.get("module", "addition.sweep"), kept["command"].split()
+        else:
+            module, words = single(summaries[0])
+        typed = f"python -m {module} {shlex.join(words)}"
+        wrapped = textwrap.wrap(typed, 110, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+        hardware = " and ".join(dict.fromkeys(s["hardware"] for s in summaries))
+        commits = ", ".join(dict.fromkeys(s["commit"] for s in summaries))
+        lines += [*" \\\n".join(wrapped).splitlines(), f"# {hardware}; commit {commits}"]
+    return [*lines, "```"]
+
+
+KINDS = {"sweep": sweep, "seeds": seeds, "command": command}
+
+
+def fill(text, document="the document"):
+    """The document with every block written anew."""
+    known = [(opening, kind) for opening, kind, *_ in BLOCK.findall(text)]
+    for opening in re.findall(r"^<!-- report .*$", text, re.MULTILINE):
+        if not any(opening + "\n" == head and kind in KINDS for head, kind in known):
+            raise SystemExit(
+                f"{document}: {opening!r} needs one of {', '.join(KINDS)}, a name, and <!-- end --> after it"
+            )
+
+    def block(match):
+        opening, kind, names, _, ending = match.groups()
+        return opening + "\n".join(KINDS[kind](*names.split())) + "\n" + ending if kind in KINDS else match.group()
+
+    return BLOCK.sub(block, text)
+
+
+def documents():
+    return {name: (ROOT / name).read_text() for name in DOCUMENTS if (ROOT / name).exists()}
+
+
+def points():
+    """What accuracy.png shows: each kept sweep, pooled as the documents pool them; of a grid its best combination."""
+    pools = {entry for text in documents().values() for match in BLOCK.finditer(text)
+             for entry in match.group(3).split() if "+" in entry and match.group(2) == "sweep"}  # fmt: skip
+    entries = sorted(entry for entry in pools if members(entry))
+    pooled = {name for entry in entries for name in split(entry)}
+    entries += [path.name for path in sorted(results().glob("*")) if load(path) and path.name not in pooled]
+    found = []
+    for entry in entries:
+        choices = {}
+        for label, pool in members(entry).items():
+            errors = [s["errors_in_100000"] for s in pool.values()]
+            size = next(iter(pool.values()))["parameters"]
+            choices[label] = {"name": f"{entry} {label}".strip(), "parameters": size, "errors": errors}
+        found.append(min(choices.values(), key=lambda p: (-sum(e <= GOOD for e in p["errors"]) / len(p["errors"]),
+                                                          statistics.median(p["errors"]))))  # fmt: skip
+    return found
+
+
+def draw():
+    for folder in sorted(results().glob("*")):
+        if not (folder / "sweep.json").exists():
+            continue
+        rows, kept = {}, load(folder)["members"]
+        for row in disk.read_rows(folder / "metrics.csv"):
+            rows.setdefault(row["member"], []).append(row)
+        first = next(iter(kept.values()))
+        head = f"{folder.name}: {first['parameters']:,} parameters, {first['config']['train_steps']:,} steps"
+        curricula = {s["config"]["curriculum"] for s in kept.values()}
+        curriculum = phases(first["config"]["curriculum"]) if len(curricula) == 1 else ()
+        both = {name: (summary, rows.get(name, [])) for name, summary in kept.items()}
+        plots.seeds_plot(folder / "seeds.png", head, both, curriculum)
+    if found := points():
+        plots.accuracy_plot(results() / "accuracy.png", found)
+
+
+def keep(folders):
+    for folder in (Path(folder).resolve() for folder in folders):
+        kept = load(folder)
+        if kept is None:
+            raise SystemExit(f"{folder} has neither sweep.json nor summary.json: did it finish? (--resume goes on)")
+        rows = []
+        for member in kept["members"]:
+            source = folder / member / "metrics.csv"
+            source = source if source.exists() else folder / "metrics.csv"  # a model alone writes to the run's folder
+            if not source.exists():
+                raise SystemExit(f"{folder / member} has no metrics.csv; run the sweep again")
+            rows += [{"member": member} | row for row in disk.read_rows(source)]
+        text = io.StringIO()
+        writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")  # a curriculum in a member's name has commas
+        writer.writeheader()
+        writer.writerows(rows)
+        target = results() / folder.name
+        target.mkdir(parents=True, exist_ok=True)
+        name = "sweep.json" if (folder / "sweep.json").exists() else "summary.json"
+        disk.replace(target / "metrics.csv", lambda file, text=text: file.write(text.getvalue().encode()))
+        disk.write_json(target / name, json.loads((folder / name).read_text()))
+        print(target.relative_to(ROOT))
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="change nothing, fail when a document is out of date")
+    parser.add_argument("command", nargs="?", choices=("keep",), help="what to do with these runs")
+    parser.add_argument("folders", nargs="*", help="folders of runs")
+    arguments = parser.parse_args(argv)
+    if arguments.command:
+        if not arguments.folders:
+            parser.error("keep: which run? give its folder, as in results/runs/NAME")
+        return keep(arguments.folders)
+    for name, old in documents().items():
+        new = fill(old, name)
+        if arguments.check and new != old:
+            sys.exit(
+                f"{name} does not match results/addition/; run python -m addition.report and commit what it writes"
+            )
+        if new != old:
+            disk.replace(ROOT / name, lambda file, new=new: file.write(new.encode()))
+            print(name)
+    if not arguments.check:
+        draw()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,163 @@
+"""A smaller architecture: below 100 parameters, each trick a flag of its own.
+
+python -m addition.tiny --seeds 0-7                                  all matrices free
+python -m addition.tiny --seeds 0-7 --embedding arc --values query   and so on, one trick at a time
+
+One layer, one head, three wide. All numbers are written least significant digit first with zeros between them, and
+positions are rotations of queries and keys (RoPE), which are fixed and cost nothing: a digit of the sum finds its two
+digits at the same two distances everywhere. Flags that addition.sweep has are here too.
+"""
+
+import math
+import sys
+from dataclasses import dataclass, field, fields
+from typing import Literal
+
+import torch
+import tyro
+
+from addition.data import REVERSED
+from addition.model import Kind, Tables, normalise
+from addition.sweep import Sweep
+from addition.sweep import main as sweep
+
+
+@dataclass(frozen=True)
+class TinyConfig:
+    d_model: int = 3
+    head_dim: int = 4  # even: RoPE turns pairs
+    d_ff: int = 2
+    theta: float = 3.0  # the pairs turn by theta^(-pair / pairs) a position
+    gated: bool = True  # SwiGLU; else GELU, a third fewer parameters
+    embedding: Literal["free", "arc"] = "free"  # arc: digits on a circular arc, given by radius, start and span
+    keys: Literal["free", "rotation", "turn"] = "free"  # the queries turned: an angle for each pair, or for the first
+    values: Literal["free", "query"] = "free"  # query: the queries before they are turned
+    out: Literal["free", "transpose"] = "free"  # transpose: of the matrix that makes the values
+    norms: Literal["separate", "shared", "none"] = "separate"  # weights of the three RMSNorms; none: no weights
+    qk_norm: Literal["none", "unit", "scale"] = "scale"  # queries and keys to length 1; scale: times a learned number
+
+    def __post_init__(self):
+        for name in ("d_model", "d_ff"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.head_dim < 2 or self.head_dim % 2:
+            raise ValueError(f"head_dim is {self.head_dim}; RoPE turns pairs, so it must be even")
+        if self.embedding == "arc" and self.d_model < 2:
+            raise ValueError("embedding arc needs d_model 2 or more: an arc lies in a plane")
+
+    @classmethod
+    def from_dict(cls, values):
+        known = {field.name for field in fields(cls)}
+        return cls(**{name: value for name, value in values.items() if name in known})
+
+    @property
+    def layout(self):
+        return REVERSED
+
+    @property
+    def kind(self):
+        return Kind(centered=False, eps=1e-6, gated=self.gated)
+
+    def shapes(self):
+        """Every trained parameter, by name."""
+        d, h, f = self.d_model, self.head_dim, self.d_ff
+        found = {"arc": (3,)} if self.embedding == "arc" else {"embedding": (self.layout.vocabulary, d)}
+        found["query"] = (d, h)
+        found |= {"free": {"key": (d, h)}, "rotation": {"angle": (h // 2,)}, "turn": {"angle": (1,)}}[self.keys]
+        found |= {"value": (d, h)} if self.values == "free" else {}
+        found |= {"out": (h, d)} if self.out == "free" else {}
+        found |= {"scale": (1,)} if self.qk_norm == "scale" else {}
+        found |= {"up": (d, f), "down": (f, d)} | ({"gate": (d, f)} if self.gated else {})
+        names = {"separate": ("norm1", "norm2", "final"), "shared": ("norm",), "none": ()}[self.norms]
+        return found | {name: (d,) for name in names}
+
+    def initial(self, seed, std, position_std=0.0):
+        """Matrices N(0, std); a radius, a quarter circle and a sharpness that attention can start from."""
+        generator = torch.Generator().manual_seed(seed)
+        values = {name: torch.randn(shape, generator=generator) for name, shape in self.shapes().items()}
+        start = {"arc": torch.tensor([3.0, 0.0, 1.6]), "scale": torch.tensor([3.0]), "angle": torch.zeros(1)}
+        spread = {"arc": torch.tensor([0.5, 1.6, 0.3]), "scale": torch.tensor([0.5]), "angle": torch.tensor([math.pi])}
+        for name, value in values.items():
+            if name in start:
+                values[name] = start[name] + spread[name] * value
+            elif name.startswith(("norm", "final")):
+                values[name] = torch.ones_like(value)
+            else:
+                values[name] = value * std
+        return values
+
+    def frozen(self, seed):
+        return {}
+
+    def embed(self, p):
+        if self.embedding == "free":
+            return p["embedding"]
+        radius, start, span = (part[..., None] for part in p["arc"].unbind(-1))
+        angle = start + span * torch.linspace(0, 1, self.layout.vocabulary, device=start.device)
+        flat = torch.stack([radius * angle.cos(), radius * angle.sin()], -1)
+        return torch.nn.functional.pad(flat, (0, self.d_model - 2))
+
+    def norm(self, p, name):
+        """Weight and bias [..., 2, width] of an RMSNorm; there is no bias."""
+        if self.norms == "none":
+            weight = torch.ones_like(p["up"][..., 0])
+        else:
+            weight = p["norm"] if self.norms == "shared" else p[name]
+        return torch.stack([weight, torch.zeros_like(weight)], -2)
+
+    def turn(self, x, angle):
+        """Each pair (i, i + pairs) of x [..., head] turned by its own angle [..., pairs]."""
+        first, second = x.chunk(2, -1)
+        cos, sin = angle.cos(), angle.sin()
+        return torch.cat([first * cos - second * sin, first * sin + second * cos], -1)
+
+    def tables(self, p):
+        embedding, pairs = self.embed(p), self.head_dim // 2
+        h = normalise(embedding, self.norm(p, "norm1")[..., :1, :], None, self.kind)
+        q = h @ p["query"]
+        v = q if self.values == "query" else h @ p["value"]
+        if self.keys == "free":
+            k = h @ p["key"]
+        else:
+            angle = p["angle"] if self.keys == "rotation" else torch.nn.functional.pad(p["angle"], (0, pairs - 1))
+            k = self.turn(q, angle[..., None, :])
+        sharpness = 1 / math.sqrt(self.head_dim)
+        if self.qk_norm != "none":
+            q, k = (x * torch.rsqrt(x.square().sum(-1, keepdim=True) + 1e-6) for x in (q, k))
+            sharpness = p["scale"][..., None] if self.qk_norm == "scale" else math.sqrt(self.head_dim)
+        length, first = self.layout.length, self.layout.first
+        speed = self.theta ** (-torch.arange(pairs, device=q.device) / pairs)
+        places = (torch.arange(length, device=q.device)[:, None] * speed)[:, None]  # [length, 1, pairs]
+        q, k = (self.turn(x[..., None, :, :], places) for x in (q * sharpness, k))
+        lead = embedding.shape[:-2]
+        up = p["up"]
+        return Tables(
+            x=embedding[..., None, :, :].expand(*lead, self.layout.queries, *embedding.shape[-2:]),
+            q=q[..., first:, :, :],
+            k=k,
+            v=v[..., None, :, :].expand(*lead, length, *v.shape[-2:]),
+            out=p["out"] if self.out == "free" else (p["query"] if self.values == "query" else p["value"]).mT,
+            norm=self.norm(p, "norm2"),
+            up=up,
+            gate=p["gate"] if self.gated else up[..., :0],
+            down=p["down"],
+            final=self.norm(p, "final"),
+            head=embedding,
+        )
+
+
+@dataclass(frozen=True)
+class TinySweep(Sweep):
+    model: tyro.conf.OmitArgPrefixes[TinyConfig] = field(default_factory=TinyConfig)
+    init_std: float = 0.5
+    weight_decay: float = 0.0
+    carry: float = 0.5
+    curriculum: str = ""
+
+
+def main(argv=None):
+    return sweep(argv, TinySweep, "addition.tiny")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,176 @@
+"""Checks any AdderBoard submission: first as the leaderboard does, then on many pairs with long carries.
+
+python -m addition.verify adder.py --pairs 100000 --output verified.json
+
+A submission is one file with build_model() -> (model, metadata) and add(model, a, b) -> int. An optional
+add_batch(model, a_list, b_list) -> list of int makes the second check take seconds instead of minutes.
+Exit status 1: it does not qualify, or misses an edge case.
+"""
+
+import argparse
+import ast
+import importlib.util
+import operator
+import random
+import sys
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+import disk
+from addition.data import carry_pairs
+
+EDGES = (
+    (0, 0), (0, 1), (9999999999, 0), (9999999999, 1), (9999999999, 9999999999), (5000000000, 5000000000),
+    (1111111111, 8888888889), (1234567890, 9876543210), (9999999999, 9999999999), (1, 9999999999),
+)  # fmt: skip
+PUBLIC = 10_000  # pairs of the leaderboard's check, beside the edge cases
+QUALIFIES = 0.99
+AT_ONCE = 1_000  # pairs given to add_batch
+AGREE = 200  # pairs on which add_batch must say what add says
+
+
+def count(model):
+    """Parameters by the storage they are in, so that what is tied counts once."""
+    found = {(p.untyped_storage().data_ptr(), p.storage_offset(), p.numel()) for p in model.parameters()}
+    return sum(size for _, _, size in found)
+
+
+def read(path):
+    """The submission as a module, run from its source: an import's bytecode cache may be of an older file."""
+    path = Path(path)
+    try:
+        source = path.read_text(encoding="utf-8")
+        tree = ast.parse(source)
+    except OSError as error:
+        raise SystemExit(f"{path} cannot be read ({error.strerror}); give the path of a submission") from None
+    except (SyntaxError, ValueError) as error:
+        raise SystemExit(f"{path} is not a Python file ({error})") from None
+    root = Path(__file__).parents[1]
+    ours = {file.stem for file in root.glob("*.py")} | {file.parent.name for file in root.glob("*/__init__.py")}
+    for node in ast.walk(tree):
+        names = [name.name for name in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom):
+            names = ["." * node.level + (node.module or "")]
+        for name in names:
+            if name.split(".")[0] in ("", *ours):
+                raise SystemExit(f"{path}, line {node.lineno}, imports {name}; a submission is one file of its own")
+    specification = importlib.util.spec_from_loader("submission", loader=None, origin=str(path))
+    module = importlib.util.module_from_spec(specification)
+    module.__file__ = str(path)
+    sys.modules["submission"] = module  # dataclasses look their module up
+    try:
+        exec(compile(source, str(path), "exec"), module.__dict__)
+    except Exception as error:
+        raise SystemExit(f"{path} cannot be imported ({type(error).__name__}: {error})") from error
+    return module
+
+
+def build(path, module):
+    for name in ("build_model", "add"):
+        if not callable(getattr(module, name, None)):
+            raise SystemExit(f"{path} has no function {name}; a submission has build_model() and add(model, a, b)")
+    try:
+        model, metadata = module.build_model()
+        return model, dict(metadata), count(model)
+    except Exception as error:
+        raise SystemExit(
+            f"{path}: build_model() must return a torch module and a dict ({type(error).__name__}: {error})"
+        ) from error
+
+
+def one_by_one(path, module, model, pairs, title):
+    answers = []
+    for a, b in tqdm(pairs, title, unit=" sums", disable=None, leave=False):
+        try:
+            answers.append(operator.index(module.add(model, a, b)))
+        except Exception as error:
+            raise SystemExit(f"{path}: add(model, {a}, {b}) must return an int ({error!r})") from error
+    return answers
+
+
+def in_batches(path, module, model, pairs, title):
+    answers = []
+    for start in tqdm(range(0, len(pairs), AT_ONCE), title, unit="k sums", disable=None, leave=False):
+        a, b = (list(numbers) for numbers in zip(*pairs[start : start + AT_ONCE]))
+        try:
+            batch = [operator.index(answer) for answer in module.add_batch(model, a, b)]
+            if len(batch) != len(a):
+                raise ValueError(f"{len(batch)} answers to {len(a)} pairs")
+        except Exception as error:
+            raise SystemExit(
+                f"{path}: add_batch must return a list of int; it fails on {len(a)} pairs, the first ({a[0]}, {b[0]}) "
+                f"({error!r})"
+            ) from error
+        answers += batch
+    return answers
+
+
+def check(path, pairs=100_000):
+    """What `main` prints and writes, as a dict."""
+    module = read(path)
+    model, metadata, parameters = build(path, module)
+    draw = random.Random(2025)
+    public = [*EDGES, *((draw.randint(0, 9999999999), draw.randint(0, 9999999999)) for _ in range(PUBLIC))]
+    answers = one_by_one(path, module, model, public, "public")
+    right = sum(answer == a + b for (a, b), answer in zip(public, answers))
+    failed = [[a, b, answer] for (a, b), answer in zip(EDGES, answers) if answer != a + b]
+
+    hard = carry_pairs(2026, pairs).tolist()
+    batched = callable(getattr(module, "add_batch", None))
+    if batched:
+        sample = hard[:AGREE]
+        single, together = (ask(path, module, model, sample, "add_batch") for ask in (one_by_one, in_batches))
+        for (a, b), one, many in zip(sample, single, together):
+            if one != many:
+                raise SystemExit(
+                    f"{path}: {a} + {b} is {one} by add, but {many} by add_batch; correct add_batch or remove it"
+                )
+    answers = (in_batches if batched else one_by_one)(path, module, model, hard, "carries")
+    return {
+        "path": str(path),
+        "name": str(metadata.get("name")),
+        "author": str(metadata.get("author")),
+        "parameters": parameters,
+        "claimed_parameters": metadata.get("params"),
+        "edge_cases": len(EDGES),
+        "edge_cases_failed": failed,
+        "public_pairs": len(public),
+        "public_errors": len(public) - right,
+        "public_exact": right / len(public),
+        "qualifies": right >= QUALIFIES * len(public),
+        "carry_pairs": len(hard),
+        "carry_errors": sum(answer != a + b for (a, b), answer in zip(hard, answers)),
+        "torch": torch.__version__,
+    }
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file", type=Path, help="the submission")
+    parser.add_argument("--pairs", type=int, default=100_000, help="pairs with long carries (default 100000)")
+    parser.add_argument("--output", type=Path, help="also write the report to this JSON file")
+    options = parser.parse_args(argv)
+    if options.pairs < 1:
+        parser.error(f"--pairs is {options.pairs}; it must be at least 1")
+    r = check(options.file, options.pairs)
+    claim = "" if r["claimed_parameters"] == r["parameters"] else f", but metadata claims {r['claimed_parameters']}"
+    print(f"{options.file}: {r['name']}")
+    print(f"parameters  {r['parameters']}{claim}")
+    print(f"edge cases  {r['edge_cases'] - len(r['edge_cases_failed'])}/{r['edge_cases']} passed")
+    for a, b, answer in r["edge_cases_failed"]:
+        print(f"            {a} + {b} = {a + b}, not {answer}")
+    verdict = "qualifies" if r["qualifies"] else f"does not qualify: {QUALIFIES:.0%} are needed"
+    print(f"public      {r['public_exact']:.3%} of {r['public_pairs']:,} exact; {verdict}")
+    print(f"carries     {r['carry_errors']:,} errors in {r['carry_pairs']:,}")
+    if options.output:
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        disk.write_json(options.output, r)
+    if not r["qualifies"] or r["edge_cases_failed"]:
+        raise SystemExit(1)
+    return r
+
+
+if __name__ == "__main__":
+    main()

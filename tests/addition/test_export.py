@@ -1,0 +1,309 @@
+"""Exported files, their verification, the evaluation of checkpoints: untrained models show what can go wrong."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+import disk
+from addition import export, fused, model, training, verify
+from addition.data import SCORE_SEEDS, carry_pairs, encode, uniform_pairs
+from addition.evaluate_checkpoints import load
+from addition.evaluate_checkpoints import main as evaluate
+from addition.model import ModelConfig
+
+LOW = dict(pos_rank=3, qkv_rank=3, attn_out_rank=2, ffn_rank=3)
+CASES = {
+    "full": (ModelConfig(), 763),
+    "low-rank": (ModelConfig(**LOW), 498),
+    "tied": (ModelConfig(**LOW, use_rmsnorm=True, tie_qkv="shareA_tieKV"), 456),
+    "companions": (ModelConfig(**LOW, companion=0.3), 498),
+    "tied-companions": (ModelConfig(**LOW, use_rmsnorm=True, tie_qkv="shareA_tieKV", companion=0.3), 456),
+}
+PERFECT = """
+import torch
+
+def build_model():
+    model = torch.nn.Linear(3, 2)
+    return model, {"name": "calculator", "params": 8}
+
+def add(model, a, b):
+    return a + b
+"""
+
+
+def save(path, config, seed=3, std=0.4):
+    named = config.initial(seed, std) | config.frozen(seed)
+    disk.save_checkpoint(path, training.checkpoint(config, named, training.Settings(model=config), 0, 0.0))
+    return named
+
+
+@pytest.fixture
+def few(monkeypatch):
+    """A public check of seconds instead of half a minute."""
+    monkeypatch.setattr(verify, "PUBLIC", 40)
+
+
+@pytest.fixture
+def submission(tmp_path):
+    def write(*replacements, text=PERFECT):
+        for old, new in replacements:
+            assert old in text
+            text = text.replace(old, new)
+        path = tmp_path / "submission.py"
+        path.write_text(text)
+        return str(path)
+
+    return write
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_an_exported_file_is_the_checkpoints_model(case, tmp_path):
+    config, parameters = CASES[case]
+    named = save(tmp_path / "best.pt", config)
+    export.main([str(tmp_path / "best.pt"), "-o", str(tmp_path / "adder.py"), "--name", 'it\'s "x"', "--author", "é"])
+    module = verify.read(tmp_path / "adder.py")
+    exported, metadata = module.build_model()
+    assert metadata["params"] == parameters == sum(p.numel() for p in exported.parameters())
+    assert (metadata["name"], metadata["author"]) == ('it\'s "x"', "é")
+    assert metadata["architecture"] and metadata["tricks"]
+
+    twin = model.TinyDecoderLM(config)
+    twin.load_state_dict(model.state(named))
+    tokens = torch.randint(14, (50, 33), generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(exported(tokens), twin(tokens), rtol=1e-4, atol=1e-5)
+
+    pairs = np.concatenate([uniform_pairs(5, 100), carry_pairs(5, 100)])
+    tables = config.tables({name: value[None] for name, value in named.items()})
+    digits = fused.decode(tables, torch.from_numpy(encode(pairs))[None], config.layout, config.kind)[0].tolist()
+    sums = module.add_batch(exported, *pairs.T.tolist())
+    assert sums == [int("".join(map(str, row[::-1]))) if max(row) < 10 else -1 for row in digits]
+    assert module.add(exported, *pairs[0].tolist()) == sums[0]
+    assert len({tuple(row) for row in digits}) > 1
+
+
+def test_an_exported_file_runs_where_this_repository_is_not(tmp_path):
+    save(tmp_path / "best.pt", ModelConfig())
+    export.export(tmp_path / "best.pt", tmp_path / "adder.py")
+    (tmp_path / "elsewhere").mkdir()
+    ask = [sys.executable, "-I", "../adder.py", "12", "9999999999"]
+    told = subprocess.run(ask, cwd=tmp_path / "elsewhere", capture_output=True, text=True)
+    module = verify.read(tmp_path / "adder.py")
+    assert told.returncode == 0 and int(told.stdout) == module.add(module.build_model()[0], 12, 9999999999)
+
+
+@pytest.mark.parametrize("pair", [(-1, 3), (3, 10**10)])
+def test_an_exported_file_refuses_numbers_it_cannot_write(pair, tmp_path):
+    save(tmp_path / "best.pt", ModelConfig())
+    export.export(tmp_path / "best.pt", tmp_path / "adder.py")
+    module = verify.read(tmp_path / "adder.py")
+    with pytest.raises(ValueError):
+        module.add(module.build_model()[0], *pair)
+
+
+def test_answers_are_read_least_significant_digit_first_and_only_from_digits(tmp_path):
+    save(tmp_path / "best.pt", ModelConfig())
+    export.export(tmp_path / "best.pt", tmp_path / "adder.py")
+    module = verify.read(tmp_path / "adder.py")
+
+    def speak(answer):
+        return lambda tokens: torch.eye(14)[answer[tokens.shape[1] - 22]].expand(*tokens.shape, 14)
+
+    assert module.add(speak([4, 3, 2, 1, 0, 0, 0, 0, 0, 0, 1]), 0, 0) == 10000001234
+    assert module.add(speak([4, 3, 10, 1, 0, 0, 0, 0, 0, 0, 1]), 0, 0) < 0
+
+
+def test_the_prompt_is_the_two_numbers_as_the_model_was_trained_on(tmp_path):
+    save(tmp_path / "best.pt", ModelConfig())
+    export.export(tmp_path / "best.pt", tmp_path / "adder.py")
+    pairs = uniform_pairs(8, 20)
+    prompts = verify.read(tmp_path / "adder.py").prompts(*pairs.T.tolist())
+    assert prompts.tolist() == encode(pairs)[:, :22].tolist()
+
+
+def test_a_wrong_template_leaves_no_file(tmp_path, monkeypatch):
+    save(tmp_path / "best.pt", ModelConfig())
+    forward = "return -self.token_emb_weight[tokens] @ self.token_emb_weight.T"
+    wrong = export.standard(ModelConfig())._replace(forward=forward)
+    monkeypatch.setitem(export.TEMPLATES, "ModelConfig", lambda config: wrong)
+    with pytest.raises(SystemExit, match="adder"):
+        export.export(tmp_path / "best.pt", tmp_path / "adder.py")
+    assert [path.name for path in tmp_path.iterdir()] == ["best.pt"]
+
+
+def test_weights_that_are_not_finite_are_not_exported(tmp_path):
+    named = ModelConfig().initial(0)
+    named["final.bias"][2] = torch.nan
+    settings = training.Settings()
+    disk.save_checkpoint(tmp_path / "lost.pt", training.checkpoint(ModelConfig(), named, settings, 0, 0.0))
+    with pytest.raises(SystemExit, match=r"lost\.pt.*final\.bias"):
+        export.export(tmp_path / "lost.pt", tmp_path / "adder.py")
+
+
+def test_numbers_round_trip():
+    value = torch.randn(300, 3, generator=torch.Generator().manual_seed(1)) * 10.0 ** torch.randint(-30, 30, (300, 3))
+    assert torch.equal(torch.tensor(eval(export.numbers(value))), value)
+
+
+def test_an_untrained_model_does_not_qualify_and_its_batches_agree(few, tmp_path):
+    save(tmp_path / "best.pt", CASES["tied"][0])
+    export.export(tmp_path / "best.pt", tmp_path / "adder.py")
+    with pytest.raises(SystemExit) as ended:
+        verify.main([str(tmp_path / "adder.py"), "--pairs", "300", "--output", str(tmp_path / "deep" / "out.json")])
+    assert ended.value.code == 1
+    found = json.loads((tmp_path / "deep" / "out.json").read_text())
+    assert found["parameters"] == found["claimed_parameters"] == 456
+    assert (found["public_errors"], found["carry_errors"]) == (50, 300)
+    assert not found["qualifies"]
+
+
+def test_a_perfect_submission_qualifies(submission):
+    found = verify.main([submission(), "--pairs", "2000"])
+    assert found["qualifies"] and found["public_pairs"] == 10_010
+    assert found["public_errors"] == found["carry_errors"] == 0 and found["edge_cases_failed"] == []
+    assert found["carry_pairs"] == 2000
+
+
+def test_a_submission_that_forgets_long_carries_does_not_qualify(submission):
+    forgets = submission(("return a + b", "return a + b if len({*str(a + b)}) > 2 else 0"))
+    with pytest.raises(SystemExit) as ended:
+        verify.main([forgets, "--pairs", "2000"])
+    assert ended.value.code == 1
+    found = verify.check(forgets, 2000)
+    assert found["qualifies"] and found["edge_cases_failed"]  # the leaderboard's 99 % do not see it, the edge cases do
+    digits = "str((int(x) + int(y)) % 10) for x, y in zip(f'{a:010}', f'{b:010}')"
+    ignores = submission(("return a + b", f"return int(''.join({digits}))"))
+    found = verify.check(ignores, 2000)
+    assert not found["qualifies"] and found["carry_errors"] > 1000
+
+
+def test_parameters_are_counted_from_their_storage(few, submission, capsys):
+    tied = ("return model,", "model.again = torch.nn.Parameter(model.weight.T)\n    return model,")
+    assert verify.check(submission(tied), 10)["parameters"] == 8
+    verify.main([submission(('"params": 8', '"params": 5')), "--pairs", "10"])
+    assert "8" in capsys.readouterr().out
+    found = verify.check(submission(('"params": 8', '"params": 5')), 10)
+    assert (found["parameters"], found["claimed_parameters"]) == (8, 5)
+
+
+@pytest.mark.parametrize(
+    "replacement",
+    [
+        ("def add(", "def sum_of("),
+        ("def build_model(", "def build("),
+        ("return model,", "return"),
+        ("model = torch.nn.Linear(3, 2)", "model = 1 / 0"),
+        ("return a + b", "return None"),
+        ("return a + b", "raise RuntimeError('lost')"),
+        ("import torch", "import torch\nfrom addition import model"),
+        ("import torch", "import torch, disk"),
+        ("import torch", "import torch\nfrom .data import encode"),
+        ("import torch", "import torch\n1 / 0"),
+        ("import torch", "import torch ("),
+    ],
+)
+def test_a_submission_that_cannot_be_checked_is_named(few, submission, replacement):
+    path = submission(replacement)
+    with pytest.raises(SystemExit, match=r"submission\.py"):
+        verify.check(path, 10)
+
+
+def test_a_submission_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(SystemExit, match=r"gone\.py"):
+        verify.check(tmp_path / "gone.py", 10)
+
+
+def test_the_pair_that_a_submission_fails_on_is_told(few, submission):
+    path = submission(("return a + b", "assert a != 1234567890\n    return a + b"))
+    with pytest.raises(SystemExit, match=r"1234567890, 9876543210"):
+        verify.check(path, 10)
+
+
+@pytest.mark.parametrize("answers", ["[x + y for x, y in zip(a, b)]", "[x + y + 1 for x, y in zip(a, b)]", "[1]"])
+def test_batches_must_agree_with_single_sums(few, submission, answers):
+    path = submission(text=f"{PERFECT}\ndef add_batch(model, a, b):\n    return {answers}\n")
+    if "1" not in answers:
+        assert verify.check(path, 3000)["carry_errors"] == 0
+    else:
+        with pytest.raises(SystemExit, match=r"submission\.py"):
+            verify.check(path, 3000)
+
+
+def test_evaluation_of_untrained_models(tmp_path, capsys):
+    paths = [tmp_path / "a.pt", tmp_path / "b.pt"]
+    for path, case in zip(paths, ("full", "companions")):
+        save(path, CASES[case][0])
+    evaluate([*map(str, paths), "--batch-size", "7000", "--output", str(tmp_path / "results" / "out.json")])
+    found = json.loads((tmp_path / "results" / "out.json").read_text())["checkpoints"]
+    assert [row["path"] for row in found] == [str(path) for path in paths]
+    assert [row["parameters"] for row in found] == [763, 498]
+    for row in found:
+        assert (row["errors"], row["pairs"], row["aggregate_exact_match"]) == (100_000, 100_000, 0)
+        assert row["errors_by_seed"] == {str(seed): 10_000 for seed in SCORE_SEEDS}
+    assert len(capsys.readouterr().out.splitlines()) == 2
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_checkpoint_comes_back_as_it_was_saved(case, tmp_path):
+    config, _ = CASES[case]
+    named = save(tmp_path / "best.pt", config)
+    found, loaded = load(tmp_path / "best.pt")
+    assert found == config and loaded.keys() == named.keys()
+    assert all(torch.equal(loaded[name], named[name]) for name in named)
+
+
+def damage(state, kind):
+    if kind == "no architecture":
+        del state["architecture"]
+    elif kind == "no weights":
+        del state["model_state"]
+    elif kind == "unknown architecture":
+        state["architecture"] = "Mamba"
+    elif kind == "other shapes":
+        state["model_config"]["d_model"] = 8
+    elif kind == "impossible config":
+        state["model_config"]["qkv_rank"] = 99
+    elif kind == "a weight too many":
+        state["model_state"]["more"] = torch.zeros(3)
+    elif kind == "a weight too few":
+        del state["model_state"]["up.weight"]
+    elif kind == "untied":
+        state["model_state"]["lm_head.weight"] = torch.zeros(14, 7)
+    elif kind == "a list":
+        state = [1, 2]
+    return state
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["no architecture", "no weights", "unknown architecture", "other shapes", "impossible config", "a weight too many",
+     "a weight too few", "untied", "a list"],
+)  # fmt: skip
+def test_a_foreign_checkpoint_is_named(kind, tmp_path):
+    path = tmp_path / "odd.pt"
+    save(path, ModelConfig())
+    disk.save_checkpoint(path, damage(disk.load_checkpoint(path), kind))
+    for use in (lambda: evaluate([str(path)]), lambda: export.export(path, tmp_path / "adder.py")):
+        with pytest.raises(SystemExit, match=r"odd\.pt"):
+            use()
+
+
+def test_a_truncated_checkpoint_is_named(tmp_path):
+    path = tmp_path / "short.pt"
+    save(path, ModelConfig())
+    path.write_bytes(path.read_bytes()[:-2000])
+    with pytest.raises(SystemExit, match=r"short\.pt"):
+        evaluate([str(path), "--output", str(tmp_path / "out.json")])
+    assert not (tmp_path / "out.json").exists()
+
+
+def test_unknown_keys_of_an_older_config_are_dropped(tmp_path):
+    path = tmp_path / "old.pt"
+    save(path, ModelConfig())
+    state = disk.load_checkpoint(path)
+    state["model_config"] |= {"dropout": 0.0}
+    disk.save_checkpoint(path, state)
+    assert load(path)[0] == ModelConfig()
