@@ -129,7 +129,7 @@ def commit():
     return (name or "unknown") + ("+" if changed else "")
 
 
-def start_wandb(mode, folder, experiment, config):
+def start_wandb(mode, folder, experiment, config, project="sudoku"):
     """A W&B run, or None: asking for one never blocks, prompts or kills a run."""
     if mode == "off":
         return None
@@ -142,7 +142,7 @@ def start_wandb(mode, folder, experiment, config):
         settings = wandb.Settings(init_timeout=30, silent=True, console="off")
         name = f"{experiment}-{Path(folder).name}"
         return wandb.init(
-            project="sudoku",
+            project=project,
             name=name,
             id=name,
             resume="allow",

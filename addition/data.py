@@ -1,5 +1,6 @@
 """Sums as tokens: layouts, training batches, held-out pairs. Every batch is a function of (seed, step) alone."""
 
+import itertools
 import math
 import re
 from dataclasses import dataclass
@@ -91,20 +92,21 @@ def held_out(seed, validation, test):
 class Stage(NamedTuple):
     until: float  # step
     digits: int  # of the longest operand
-    top: int  # the largest digit in them
+    among: str  # the digits they are made of
 
 
 def phases(text):
-    """'2000:3,7000:6': sums of up to 3 digits before step 2,000, of up to 6 before 7,000; '500:1x4': digits 0 to 4."""
+    """'2000:3,7000:6': operands of up to 3 digits before step 2,000, of up to 6 before 7,000; '500:10@09': of zeros and nines."""
     found = []
     for part in filter(None, text.split(",")):
-        match = re.fullmatch(r"(\d+):(\d+)(?:x(\d))?", part)
-        if not match or not 1 <= int(match[2]) <= DIGITS or match[3] == "0":
-            raise ValueError(
-                f"curriculum {text!r}: {part!r} must read STEP:DIGITS or STEP:DIGITSxTOP, DIGITS 1 to {DIGITS}, TOP 1 to 9"
-            )
-        found.append(Stage(int(match[1]), int(match[2]), int(match[3] or 9)))
-    return (*found, Stage(math.inf, DIGITS, 9))
+        match = re.fullmatch(r"(\d+):(\d+)(?:@(\d+))?", part)
+        if not match or not 1 <= int(match[2]) <= DIGITS:
+            form = f"STEP:DIGITS or STEP:DIGITS@SET, such as 500:{DIGITS} or 500:{DIGITS}@0189"
+            raise ValueError(f"curriculum {text!r}: {part!r} must read {form}")
+        found.append(Stage(int(match[1]), int(match[2]), match[3] or "0123456789"))
+    if any(after.until <= before.until for before, after in itertools.pairwise(found)):
+        raise ValueError(f"curriculum {text!r}: its steps must rise")
+    return (*found, Stage(math.inf, DIGITS, "0123456789"))
 
 
 @numba.njit(cache=True, nogil=True)
@@ -129,8 +131,11 @@ def contains(pairs, a, b):
 
 
 @numba.njit(cache=True, nogil=True)
-def fill_rows(key, least, digits, top, carries, held, template, at_a, at_b, at_sum, rows):
-    """One batch. Both operands share a digit count, `least` to `digits`; a share `carries` of the rows has long carries."""
+def fill_rows(key, least, digits, among, simple, simples, carries, held, template, at_a, at_b, at_sum, rows):
+    """One batch: operands share a digit count, `least` to `digits`; a share `carries` of the rows has long carries.
+
+    Digits are drawn from `among`, in a share `simples` of the rows from `simple`.
+    """
     for row in range(len(rows)):
         state = mix(key + np.uint64(row) * np.uint64(0xD1342543DE82EF95))
         while True:
@@ -139,15 +144,20 @@ def fill_rows(key, least, digits, top, carries, held, template, at_a, at_b, at_s
             state = mix(state)
             rich = (state >> np.uint64(40)) * (1.0 / (1 << 24)) < carries
             state = mix(state)
+            source = simple if (state >> np.uint64(40)) * (1.0 / (1 << 24)) < simples else among
+            size = np.uint64(len(source))
+            state = mix(state)
             nines = state >> np.uint64(48)  # of 65,536: how often two digits shall sum to nine
             a = b = np.int64(0)
             scale = np.int64(1)
             for _ in range(count):
                 state = mix(state)
-                digit = np.int64(state % np.uint64(top + 1))
-                other = np.int64((state >> np.uint64(24)) % np.uint64(top + 1))
+                digit = source[state % size]
+                other = source[(state >> np.uint64(24)) % size]
                 if rich and (state >> np.uint64(48)) < nines:
-                    other = min(9 - digit, top)
+                    for allowed in source:
+                        if allowed == 9 - digit:
+                            other = allowed
                 a += scale * digit
                 b += scale * other
                 scale *= 10
@@ -173,6 +183,9 @@ class Stream:
         self.places = [np.array(p, dtype=np.int64) for p in (layout.a, layout.b, layout.sum)]
         self.template = np.array(layout.template, dtype=np.uint8)
 
-    def fill(self, step, least, stage, carries, rows):
+    def fill(self, step, least, stage, simple, simples, carries, rows):
         key = np.uint64(np.random.SeedSequence([self.seed, step]).generate_state(1, np.uint64)[0])
-        fill_rows(key, least, stage.digits, stage.top, carries, self.held, self.template, *self.places, rows)
+        among, simple = (np.array([int(digit) for digit in text]) for text in (stage.among, simple))
+        fill_rows(
+            key, least, stage.digits, among, simple, simples, carries, self.held, self.template, *self.places, rows
+        )

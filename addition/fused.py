@@ -386,10 +386,10 @@ def in_parallel(jobs):
     )
 
 
-def call(mode, tables, rows, layout, kind, gradients=None):
-    """Every model on its own rows [models, batch, length + 1], models and parts of the batch shared out over threads."""
+def call(mode, tables, rows, layout, kind):
+    """Every model on its own rows [models, batch, length + 1]; models and parts of the batch are shared out."""
     models, batch = rows.shape[:2]
-    parts = 1 if models > 2 or mode == TRAIN and batch < 256 else 4
+    parts = 1 if models > 2 or (mode == TRAIN and batch < 256) else 4
     bounds = [batch * part // parts for part in range(parts + 1)]
     arrays = [np.ascontiguousarray(t.detach().numpy(), dtype=np.float32) for t in tables]
     gradients = [np.zeros((parts, *a.shape) if mode == TRAIN else (parts, models, 0, 0, 0)[: a.ndim + 1], np.float32)

@@ -209,14 +209,14 @@ class ModelConfig:
 
 
 def rows_of(table, tokens):
-    """table [models, positions, vocabulary, n] at tokens [models, batch, positions] -> [models, batch, positions, n]."""
+    """Rows of table [models, positions, vocabulary, n] for tokens [models, batch, positions]."""
     models, positions, vocabulary, n = table.shape
     base = torch.arange(models * positions, device=tokens.device).view(models, 1, positions) * vocabulary
     return F.embedding(tokens + base, table.reshape(-1, n))
 
 
 def logits(t, tokens, layout, kind):
-    """Plain PyTorch, any device: logits [models, batch, queries, vocabulary] for rows of tokens [models, batch, any]."""
+    """Plain PyTorch, any device: [models, batch, queries, vocabulary] for rows of tokens [models, batch, any]."""
     tokens, first = tokens[..., : layout.length].long(), layout.first
     q, x = rows_of(t.q, tokens[..., first:]), rows_of(t.x, tokens[..., first:])
     k, v = rows_of(t.k, tokens), rows_of(t.v, tokens)

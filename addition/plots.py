@@ -46,7 +46,7 @@ def steps_axis(axis, curriculum, last):
         if i + 1 < len(changes) and changes[i + 1][0] - step < 0.03 * last:
             continue  # its label would lie on the next line
         text = f"up to {stage.digits} digits"  # not 1 to: --lengths full has no shorter ones
-        text += f" of 0-{stage.top}" if stage.top < 9 else ""
+        text += f" of {stage.among}" if len(stage.among) < 10 else ""
         place = dict(xytext=(3, 0), textcoords="offset points", ha="left", va="center", rotation=90)
         where = ("data", "axes fraction")
         axis.annotate(text, (step, 0.5), xycoords=where, fontsize=8, color="#777777", **place)

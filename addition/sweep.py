@@ -66,12 +66,10 @@ def main(argv=None, flags=Sweep, module="addition.sweep"):
     )
     for name in names:
         r = results[name]
-        print(
-            f"{name:30s} best {r['best_val_exact']:.4f} at {r['best_step']:6d}  99 % at {r['step_at_99']}  errors {r['errors_in_100000']}"
-        )
-    print(
-        f"{sum(r['errors_in_100000'] <= 1000 for r in results.values())} of {len(names)} at 99 %; results in {folder}"
-    )
+        found = f"best {r['best_val_exact']:.4f} at {r['best_step']}, 99 % at {r['step_at_99']}"
+        print(f"{name:30s} {found}, {r['errors_in_100000']} errors in 100,000")
+    good = sum(r["errors_in_100000"] <= 1000 for r in results.values())
+    print(f"{good} of {len(names)} at 99 %; results in {folder}")
     return results
 
 

@@ -69,7 +69,7 @@ class TinyConfig:
         found |= {"scale": (1,)} if self.qk_norm == "scale" else {}
         found |= {"up": (d, f), "down": (f, d)} | ({"gate": (d, f)} if self.gated else {})
         names = {"separate": ("norm1", "norm2", "final"), "shared": ("norm",), "none": ()}[self.norms]
-        return found | {name: (d,) for name in names}
+        return found | dict.fromkeys(names, (d,))
 
     def initial(self, seed, std, position_std=0.0):
         """Matrices N(0, std); a radius, a quarter circle and a sharpness that attention can start from."""

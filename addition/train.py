@@ -5,17 +5,22 @@ python -m addition.train --run-name repro_456_s43 --pos-rank 3 --qkv-rank 3 --at
 """
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import tyro
 
-from addition.training import Settings, check, default_name, train
+from addition.training import RELIABLE, Settings, check, default_name, train
 
 
 def parse(flags, description, argv=None):
     """Flags from the command line; a wrong value is one clear line."""
     try:
-        options = tyro.cli(flags, args=argv, description=(description or "").replace("\n", "\n "))
+        words = " ".join(sys.argv[1:] if argv is None else argv).replace("=", " ").split()
+        named = "--preset reliable" in " ".join(words)
+        default = replace(flags(), preset="reliable", **RELIABLE) if named else flags()
+        description = (description or "").replace("\n", "\n ")  # tyro keeps indented lines apart
+        options = tyro.cli(flags, args=argv, default=default, description=description)
         check(options)
         return options
     except ValueError as error:
@@ -26,9 +31,8 @@ def main(argv=None):
     options = parse(Settings, __doc__, argv)
     folder = Path(options.runs) / (options.run_name or default_name(options))
     summary = train([options], [folder.name], folder)[folder.name]
-    print(
-        f"best {summary['best_val_exact']:.4f} at step {summary['best_step']}, {summary['errors_in_100000']} errors in 100,000; {folder}"
-    )
+    best = f"best {summary['best_val_exact']:.4f} at step {summary['best_step']}"
+    print(f"{best}, {summary['errors_in_100000']} errors in 100,000; results in {folder}")
     return summary
 
 
