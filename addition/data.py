@@ -96,7 +96,10 @@ class Stage(NamedTuple):
 
 
 def phases(text):
-    """'2000:3,7000:6': operands of up to 3 digits before step 2,000, of up to 6 before 7,000; '500:10@09': of zeros and nines."""
+    """'2000:3,7000:6': operands of up to 3 digits before step 2,000, of up to 6 before 7,000.
+
+    '500:10@09': before step 500 of up to 10 digits, zeros and nines only.
+    """
     found = []
     for part in filter(None, text.split(",")):
         match = re.fullmatch(r"(\d+):(\d+)(?:@(\d+))?", part)

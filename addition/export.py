@@ -74,7 +74,73 @@ return {norm("final")} @ self.token_emb_weight.T"""
     return Text(architecture, tricks, "", forward)
 
 
-TEMPLATES = {"ModelConfig": standard}
+TURN = '''\
+def turn(x, angle):
+    """Each pair (i, i + pairs) of x [..., head] turned by its own angle [..., pairs]."""
+    first, second = x.chunk(2, -1)
+    cos, sin = angle.cos(), angle.sin()
+    return torch.cat([first * cos - second * sin, first * sin + second * cos], -1)
+
+
+'''
+
+
+def tiny(config):
+    d, head, eps, pairs = config.d_model, config.head_dim, config.kind.eps, config.head_dim // 2
+
+    def norm(name):
+        weight = {"separate": f"self.{name}", "shared": "self.norm", "none": "None"}[config.norms]
+        return f"F.rms_norm(x, ({d},), {weight}, {eps})"
+
+    lines, tricks = [], ["output head tied to the token embedding", "all numbers least significant digit first"]
+    tricks.append(f"RoPE, theta {config.theta:g}")
+    if config.embedding == "arc":
+        lines += [
+            "radius, start, span = self.arc",
+            "angle = start + span * torch.linspace(0, 1, 10)",
+            f"digits = F.pad(torch.stack([radius * angle.cos(), radius * angle.sin()], -1), (0, {d - 2}))",
+        ]
+        tricks.append("digits on a circular arc: radius, start, span")
+    else:
+        lines.append("digits = self.embedding")
+    lines += ["x = digits[tokens]", f"h = {norm('norm1')}", "q = h @ self.query"]
+    if config.values == "query":
+        lines.append("v = q")
+        tricks.append("values = queries before their rotation")
+    else:
+        lines.append("v = h @ self.value")
+    if config.keys == "free":
+        lines.append("k = h @ self.key")
+    else:
+        angle = "self.angle" if config.keys == "rotation" else f"F.pad(self.angle, (0, {pairs - 1}))"
+        lines.append(f"k = turn(q, {angle})")
+        tricks.append("keys = queries, turned by " + ("an angle a pair" if config.keys == "rotation" else "one angle"))
+    sharpness = f"{head**-0.5!r}"
+    if config.qk_norm != "none":
+        lines.append("q, k = (x * torch.rsqrt(x.square().sum(-1, keepdim=True) + 1e-6) for x in (q, k))")
+        sharpness = "1.0" if config.qk_norm == "scale" else f"{head**0.5!r}"
+    if config.qk_norm == "scale":
+        lines.append("q = q * self.scale")
+    if config.out == "transpose":
+        tricks.append("output matrix = the values' transposed")
+    out = "self.out" if config.out == "free" else ("self.query.T" if config.values == "query" else "self.value.T")
+    lines += [
+        f"speed = {config.theta} ** (-torch.arange({pairs}) / {pairs})",
+        "places = torch.arange(tokens.shape[1])[:, None] * speed",
+        "q, k = turn(q, places), turn(k, places)",
+        f"x = x + F.scaled_dot_product_attention(q, k, v, is_causal=True, scale={sharpness}) @ {out}",
+        f"h = {norm('norm2')}",
+        f"x = x + ({'F.silu(h @ self.gate) * (h @ self.up)' if config.gated else 'F.gelu(h @ self.up)'}) @ self.down",
+        f"return {norm('final')} @ digits.T",
+    ]
+    if config.norms != "separate":
+        tricks.append("norms " + {"shared": "share one weight", "none": "without weights"}[config.norms])
+    hidden = f"{config.d_ff} hidden ({'SwiGLU' if config.gated else 'GELU'})"
+    architecture = f"One layer, {d} wide, one head of {head}, {hidden}, pre-RMSNorm, rotary positions"
+    return Text(architecture, tricks, TURN, "\n".join(lines))
+
+
+TEMPLATES = {"ModelConfig": standard, "TinyConfig": tiny}
 
 FILE = Template('''\
 """Adds two numbers of up to $digits digits: a transformer with $params parameters, all of them in this file.

@@ -75,8 +75,8 @@ class TinyConfig:
         """Matrices N(0, std); a radius, a quarter circle and a sharpness that attention can start from."""
         generator = torch.Generator().manual_seed(seed)
         values = {name: torch.randn(shape, generator=generator) for name, shape in self.shapes().items()}
-        start = {"arc": torch.tensor([3.0, 0.0, 1.6]), "scale": torch.tensor([3.0]), "angle": torch.zeros(1)}
-        spread = {"arc": torch.tensor([0.5, 1.6, 0.3]), "scale": torch.tensor([0.5]), "angle": torch.tensor([math.pi])}
+        start = {"arc": torch.tensor([10.0, 0.0, 1.5]), "scale": torch.tensor([5.0]), "angle": torch.zeros(1)}
+        spread = {"arc": torch.tensor([1.0, 0.3, 0.1]), "scale": torch.tensor([0.5]), "angle": torch.tensor([math.pi])}
         for name, value in values.items():
             if name in start:
                 values[name] = start[name] + spread[name] * value

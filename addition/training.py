@@ -47,14 +47,18 @@ class Settings:
     warmup: int = 1_350
     final_lr: float = 0.1  # of lr, at the end of the cosine
     clip: float = 1.0  # of the gradient's norm
-    curriculum: str = "2000:3,7000:6"  # sums of up to 3 digits before step 2,000, of up to 6 before 7,000
+    curriculum: str = "2000:3,7000:6"  # up to 3 digits before step 2,000, up to 6 before 7,000; 500:10@09: only 0 and 9
     mastery: float = 0.0  # a stage of the curriculum also lasts until the loss is below this; 0: only its steps count
     rehearse: float = 0.0  # share of the batch that is still made of the first stage's digits
     lengths: Literal["uniform", "full"] = "uniform"  # digit counts 1 to the curriculum's; full: always the curriculum's
     carry: float = 0.0  # share of the batch made of long carries
     carry_until: int = 0  # step at which that share has faded out; 0: it stays
     grokfast: float = 0.0  # slow gradients (their average over about 50 steps) are added this many times
+    calm: float = 0.0  # weight of the mean squared attention score in the loss: keeps attention soft enough to learn
+    soften: float = 1.0  # attention scores are multiplied by this at first, by 1 from half of the steps on
     average: float = 0.0  # evaluate a moving average of the weights with this decay; 0: the weights themselves
+    candidates: int = 1  # starts of each run; the best at --choose-at goes on, the others end
+    choose_at: int = 5_000  # rounded up to a validation
     solved: int = 0  # stop after so many validations without an error in a row; 0: never
     give_up: str = ""  # STEP:EXACT, stop at that step below that exact match; empty: never
     resume: bool = False  # go on from where a killed run was
@@ -74,12 +78,21 @@ RELIABLE = dict(
     rehearse=0.3,
     carry=0.5,
 )
+CANDIDATE = 10**9  # what a further start adds to its run's seed
 SHARED = ("train_steps", "batch_size", "val_size", "test_size", "eval_batch_size", "eval_interval", "optimizer")
 
 
 def check(settings):
     s = settings
-    for name in ("train_steps", "batch_size", "val_size", "test_size", "eval_batch_size", "eval_interval"):
+    for name in (
+        "train_steps",
+        "batch_size",
+        "val_size",
+        "test_size",
+        "eval_batch_size",
+        "eval_interval",
+        "candidates",
+    ):
         if getattr(s, name) < 1:
             raise ValueError(f"{name} is {getattr(s, name)}; it must be at least 1")
     if not 0 <= s.carry <= 1:
@@ -245,7 +258,7 @@ class Members:
         )
         self.curricula = [phases(s.curriculum) for s in self.settings]
         self.hyper = {name: stack([getattr(s, name) for s in self.settings], self.device)
-                      for name in ("weight_decay", "clip", "beta2", "grokfast", "average")}  # fmt: skip
+                      for name in ("weight_decay", "clip", "beta2", "grokfast", "average", "calm")}  # fmt: skip
 
     def stage(self, i, step):
         """The curriculum's stage of model i; the next one begins after its steps and, if asked for, its mastery."""
@@ -263,8 +276,21 @@ class Members:
     def named(self, flat):
         return self.parameters.named(flat) | self.frozen_shapes.named(self.frozen)
 
-    def tables(self, flat):
-        return self.config.tables(self.named(flat))
+    def tables(self, flat, step):
+        tables = self.config.tables(self.named(flat))
+        if all(s.soften == 1 for s in self.settings):
+            return tables
+        factors = [min(1.0, s.soften + (1 - s.soften) * 2 * step / s.train_steps) for s in self.settings]
+        return tables._replace(q=tables.q * torch.tensor(factors, device=self.device).view(-1, 1, 1, 1))
+
+    def penalised(self, loss, tables):
+        """The loss, and what --calm adds to it: the mean square of all scores, less each query's mean."""
+        calm = self.hyper["calm"][:, 0]
+        if not calm.any():
+            return loss
+        q, k = tables.q.flatten(1, 2), tables.k.flatten(1, 2)
+        k = k - k.mean(1, keepdim=True)
+        return loss + calm * ((q.mT @ q) * (k.mT @ k)).sum((1, 2)) / (q.shape[1] * k.shape[1])
 
     def evaluated(self):
         """The weights that validation and best.pt see."""
@@ -330,11 +356,13 @@ def train(settings, names, folder, watch=print):
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     folders = {name: folder / name if len(names) > 1 else folder for name in names}
-    members = Members(settings, names, device)
+    starts = [(f"{name}#{i}", replace(s, seed=s.seed + i * CANDIDATE)) for name, s in zip(names, settings)
+              for i in range(s.candidates)]  # fmt: skip
+    members = Members([s for _, s in starts], [name for name, _ in starts], device)
     saved, done, step, trained = folder / "state.pt", {}, 0, 0.0
     if shared.resume and saved.exists():
         state = disk.load_checkpoint(saved, device)
-        missing = set(state["names"]) - set(names)
+        missing = set(state["names"]) - set(members.names)
         if missing or len(state["flat"][0]) != members.flat.shape[1]:
             raise SystemExit(
                 f"{saved} is of another run ({', '.join(state['names'])}); give the same flags, or no --resume"
@@ -344,14 +372,14 @@ def train(settings, names, folder, watch=print):
         watch(f"# resumed at step {step}")
     mode = shared.wandb_mode if shared.wandb else "off"
     wandb = disk.start_wandb(mode, folder, "addition", asdict(shared), project="addition")
-    batch = np.zeros((len(names), shared.batch_size, members.layout.length + 1), dtype=np.uint8)
+    batch = np.zeros((len(starts), shared.batch_size, members.layout.length + 1), dtype=np.uint8)
     train_loss, counted, began, last_save = 0.0, 0, time.perf_counter() - trained, time.perf_counter()
     start = (step, time.perf_counter())
 
     def write(names_to_write):
         for name in names_to_write:
             i = members.names.index(name)
-            place = folders[name]
+            place = folders[base(name)]
             (place / "checkpoints").mkdir(parents=True, exist_ok=True)
             if members.rows[i]:
                 disk.write_rows(place / "metrics.csv", members.rows[i], list(members.rows[i][0]))
@@ -364,18 +392,19 @@ def train(settings, names, folder, watch=print):
                 disk.save_checkpoint(place / "checkpoints" / f"{kind}.pt", content)
 
     def finish(name):
-        i = members.names.index(name)
+        i, name = members.names.index(name), base(name)
         s, rows, at_once = members.settings[i], members.rows[i], shared.eval_batch_size
         named = {key: value[i] for key, value in members.named(members.best).items()}
         stacked = {key: value[None] for key, value in named.items()}
         tables = members.config.tables(stacked)
         test = exact_match(run, tables, members.test[i : i + 1], members.layout, members.kind, at_once).item()
         errors = score(run, members.config, named, device, at_once)
-        write([name])
+        write([members.names[i]])
         done[name] = {
             "name": name,
             "parameters": model.count(members.config),
-            "seed": s.seed,
+            "seed": s.seed % CANDIDATE,
+            "candidate": s.seed // CANDIDATE,
             "steps": step,
             "best_step": members.best_step[i],
             "best_val_exact": members.best_exact[i],
@@ -396,7 +425,8 @@ def train(settings, names, folder, watch=print):
 
     def save():
         with disk.writing(folder, "state.pt"):
-            write(members.names)
+            if len(set(map(base, members.names))) == len(members.names):
+                write(members.names)
             content = members.state() | {"done": done, "step": step, "seconds": time.perf_counter() - began}
             disk.save_checkpoint(saved, content)
 
@@ -410,8 +440,9 @@ def train(settings, names, folder, watch=print):
         fused.in_parallel(fill)
         rows = torch.from_numpy(batch[: len(members.names)]).to(device)
         members.flat.grad = None
-        loss = run.losses(members.tables(members.flat), rows, members.layout, members.kind)
-        loss.sum().backward()
+        tables = members.tables(members.flat, step)
+        loss = run.losses(tables, rows, members.layout, members.kind)
+        members.penalised(loss, tables).sum().backward()
         with torch.no_grad():
             hyper = members.hyper
             members.optimizer.step(
@@ -428,7 +459,7 @@ def train(settings, names, folder, watch=print):
             continue
         flat = members.evaluated()
         with torch.no_grad():
-            tables = members.tables(flat)
+            tables = members.tables(flat, step)
             val_loss = run.losses(tables, members.val, members.layout, members.kind).tolist()
             exact = exact_match(run, tables, members.val, members.layout, members.kind, shared.eval_batch_size).tolist()
         train_losses = (train_loss / counted).tolist()
@@ -454,13 +485,16 @@ def train(settings, names, folder, watch=print):
         watch(progress(members, done, step, shared.train_steps, rate, train_losses, val_loss, exact))
         if wandb:
             with contextlib.suppress(Exception):  # metrics.csv has them all; W&B never ends a run
-                prefix = [f"{name}/" if len(names) > 1 else "" for name in members.names]
+                prefix = [f"{name}/" if len(starts) > 1 else "" for name in members.names]
                 shown = [{p + key: value for key, value in rows[-1].items()} for p, rows in zip(prefix, members.rows)]
                 wandb.log(dict(itertools.chain.from_iterable(row.items() for row in shown)), step=step)
         if step == shared.train_steps:
             ended = list(members.names)
+        dropped = beaten(members, step, train_losses)
         for name in ended:
-            finish(name)
+            if name not in dropped:
+                finish(name)
+        ended = {*ended, *dropped}
         if len(ended) == len(members.names):
             break
         if ended:
@@ -473,6 +507,21 @@ def train(settings, names, folder, watch=print):
         with contextlib.suppress(Exception):
             wandb.finish()
     return {name: done[name] for name in names}
+
+
+def base(name):
+    return name.rpartition("#")[0]
+
+
+def beaten(members, step, train_losses):
+    """The candidates that end here: all but the one of each run that is furthest, then lowest in training loss."""
+    dropped = []
+    for name in dict.fromkeys(map(base, members.names)):
+        rivals = [i for i, other in enumerate(members.names) if base(other) == name]
+        if len(rivals) > 1 and step >= min(members.settings[rivals[0]].choose_at, members.settings[0].train_steps):
+            rivals.sort(key=lambda i: (-members.stages[i], math.isnan(train_losses[i]), train_losses[i]))
+            dropped += [members.names[i] for i in rivals[1:]]
+    return dropped
 
 
 def progress(members, done, step, steps, rate, train_losses, val_loss, exact):
