@@ -57,7 +57,10 @@ def main(argv=None, flags=Sweep, module="addition.sweep"):
     from addition.train import parse
 
     options = parse(flags, sys.modules[flags.__module__].__doc__, argv)
-    names, settings = expand(options, numbers(options.seeds), parse_grid(options.grid))
+    try:
+        names, settings = expand(options, numbers(options.seeds), parse_grid(options.grid))
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from None
     folder = Path(options.runs) / (options.run_name or f"sweep-{default_name(options).rsplit('-', 1)[0]}")
     results = train(settings, names, folder)
     disk.write_json(

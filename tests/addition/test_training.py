@@ -70,8 +70,8 @@ def test_schedule():
     assert training.learning_rate(s, 1349) == pytest.approx(0.02)
     assert training.learning_rate(s, (1350 + 27_000) // 2) == pytest.approx(0.02 * 0.55, rel=1e-3)
     assert training.learning_rate(s, 27_000) == pytest.approx(0.002)
-    assert training.carries(replace(s, carry=0.4, carry_until=100), 50) == pytest.approx(0.2)
-    assert training.carries(replace(s, carry=0.4), 10**6) == 0.4
+    assert training.fading(0.4, 100, 50) == pytest.approx(0.2)
+    assert training.fading(0.4, 0, 10**6) == 0.4
 
 
 def test_optimiser_is_adamw(monkeypatch):
@@ -149,12 +149,6 @@ def test_a_killed_run_resumes_to_the_same_weights(tmp_path):
 
 
 def test_resume_refuses_another_run(tmp_path):
-    def kill(line):
-        raise Killed
-
-    with pytest.raises(Killed):
-        training.train([replace(TINY, save_every=0)], ["a"], tmp_path, lambda line: len(list(tmp_path.iterdir())) and kill(line))
-    training.train([TINY], ["a"], tmp_path / "other", silent)
     torch.save({"names": ["b#0"], "flat": torch.zeros(1, 3)}, tmp_path / "state.pt")
     with pytest.raises(SystemExit, match=r"state\.pt"):
         training.train([replace(TINY, resume=True)], ["a"], tmp_path, silent)
@@ -236,7 +230,7 @@ def test_wrong_flags_are_errors(flags, clean, capsys):
 
 @pytest.mark.parametrize("words", [["--seeds", "x"], ["--seeds", "7-3"], ["--grid", "lr"], ["--grid", "d_model=3"]])
 def test_wrong_sweeps_are_errors(words, clean):
-    with pytest.raises((SystemExit, ValueError), match="seeds|grid"):
+    with pytest.raises(SystemExit, match=r"seeds|grid"):
         sweep.main([*SMALL, *words])
 
 
