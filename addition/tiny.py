@@ -149,10 +149,18 @@ class TinyConfig:
 @dataclass(frozen=True)
 class TinySweep(Sweep):
     model: tyro.conf.OmitArgPrefixes[TinyConfig] = field(default_factory=TinyConfig)
+    train_steps: int = 15_000
+    batch_size: int = 128
+    lr: float = 0.05
+    warmup: int = 200
     init_std: float = 0.5
     weight_decay: float = 0.0
     carry: float = 0.5
-    curriculum: str = ""
+    curriculum: str = ""  # every position is the same task here: nothing to begin with
+    soften: float = 0.2
+    soften_until: int = 3_000
+    candidates: int = 12
+    choose_at: int = 4_000
 
 
 def main(argv=None):

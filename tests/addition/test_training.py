@@ -1,9 +1,8 @@
 """A run: its schedule and outputs, many at once as one by one, killed and resumed, the log's commands."""
 
+import importlib
 import json
 import math
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -234,10 +233,10 @@ def test_wrong_sweeps_are_errors(words, clean):
         sweep.main([*SMALL, *words])
 
 
-def test_help(clean):
-    root = Path(__file__).parents[2]
-    for module in ("train", "sweep", "tiny", "evaluate_checkpoints", "export", "verify", "report"):
-        shown = subprocess.run(
-            [sys.executable, "-m", f"addition.{module}", "--help"], cwd=root, capture_output=True, text=True
-        )
-        assert shown.returncode == 0 and "--help" in shown.stdout, shown.stderr
+@pytest.mark.parametrize(
+    "module", ["train", "sweep", "tiny", "evaluate_checkpoints", "export", "verify", "report", "bench"]
+)
+def test_help(module, capsys):
+    with pytest.raises(SystemExit) as stop:
+        importlib.import_module(f"addition.{module}").main(["--help"])
+    assert not stop.value.code and "--help" in capsys.readouterr().out
