@@ -160,7 +160,7 @@ class TinySweep(Sweep):
     soften: float = 0.2
     soften_until: int = 3_000
     candidates: int = 12
-    choose_at: int = 4_000
+    choose: str = "4000:1"
 
 
 def main(argv=None):

@@ -59,8 +59,8 @@ class Settings:
     soften: float = 1.0  # attention scores are multiplied by this at first, by 1 from --soften-until on
     soften_until: int = 4_000
     average: float = 0.0  # evaluate a moving average of the weights with this decay; 0: the weights themselves
-    candidates: int = 1  # starts of each run; the best at --choose-at goes on, the others end
-    choose_at: int = 5_000  # rounded up to a validation
+    candidates: int = 1  # starts of each run; the best go on, the others end
+    choose: str = "5000:1"  # STEP:LEFT, ...: when, and how many of a run's candidates go on
     solved: int = 0  # stop after so many validations without an error in a row; 0: never
     give_up: str = ""  # STEP:EXACT, stop at that step below that exact match; empty: never
     resume: bool = False  # go on from where a killed run was
@@ -83,7 +83,7 @@ RELIABLE = dict(
     carry=0.5,
     soften=0.3,  # attention that is certain too early learns no carries
     candidates=6,
-    choose_at=5_500,
+    choose="5500:2,10000:1",
 )
 CANDIDATE = 10**9  # what a further start adds to its run's seed
 SHARED = ("train_steps", "batch_size", "val_size", "test_size", "eval_batch_size", "eval_interval", "optimizer")
@@ -106,6 +106,7 @@ def check(settings):
         raise ValueError(f"carry is {s.carry}; it is a share, 0 to 1")
     phases(s.curriculum)
     limit(s)
+    choices(s)
 
 
 def limit(settings):
@@ -117,6 +118,17 @@ def limit(settings):
         return int(step), float(exact)
     except ValueError:
         raise ValueError(f"give_up is {settings.give_up!r}; write STEP:EXACT, such as 20000:0.05") from None
+
+
+def choices(settings):
+    """The steps of --choose, each with how many candidates go on."""
+    try:
+        found = [tuple(map(int, part.split(":"))) for part in settings.choose.split(",")]
+        if all(len(pair) == 2 and pair[1] >= 1 for pair in found):
+            return found
+    except ValueError:
+        pass
+    raise ValueError(f"choose is {settings.choose!r}; write STEP:LEFT,STEP:LEFT such as 5500:2,10000:1")
 
 
 def learning_rate(s, step):
@@ -524,13 +536,16 @@ def base(name):
 
 
 def beaten(members, step, train_losses):
-    """The candidates that end here: all but the one of each run that is furthest, then lowest in training loss."""
+    """The candidates that end here: all but the one of each run that are furthest, then lowest in training loss."""
     dropped = []
     for name in dict.fromkeys(map(base, members.names)):
         rivals = [i for i, other in enumerate(members.names) if base(other) == name]
-        if len(rivals) > 1 and step >= min(members.settings[rivals[0]].choose_at, members.settings[0].train_steps):
-            rivals.sort(key=lambda i: (-members.stages[i], math.isnan(train_losses[i]), train_losses[i]))
-            dropped += [members.names[i] for i in rivals[1:]]
+        s = members.settings[rivals[0]]
+        left = (
+            1 if step >= s.train_steps else min([count for at, count in choices(s) if step >= at], default=len(rivals))
+        )
+        rivals.sort(key=lambda i: (-members.stages[i], math.isnan(train_losses[i]), train_losses[i]))
+        dropped += [members.names[i] for i in rivals[left:]]
     return dropped
 
 

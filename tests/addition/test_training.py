@@ -124,7 +124,7 @@ class Killed(Exception):
 
 
 def test_a_killed_run_resumes_to_the_same_weights(tmp_path):
-    settings = [replace(TINY, seed=seed, save_every=0, candidates=2, choose_at=30, average=0.9) for seed in (1, 2)]
+    settings = [replace(TINY, seed=seed, save_every=0, candidates=2, choose="30:1", average=0.9) for seed in (1, 2)]
     names, lines = ["one", "two"], []
 
     def kill(line):
@@ -156,11 +156,14 @@ def test_resume_refuses_another_run(tmp_path):
 def test_the_best_candidate_goes_on(tmp_path):
     """Two of three starts cannot learn: their rate is nothing."""
     members = training.Members([replace(TINY, seed=s) for s in range(3)], ["a#0", "a#1", "b#0"], torch.device("cpu"))
-    at = replace(TINY, choose_at=20)
+    at = replace(TINY, choose="20:1")
     members.settings = [at] * 3
     assert training.beaten(members, 10, [1.0, 0.5, 2.0]) == []
     assert training.beaten(members, 20, [1.0, 0.5, 2.0]) == ["a#0"]
     assert training.beaten(members, 20, [1.0, math.nan, 2.0]) == ["a#1"]
+    members.settings = [replace(at, choose="10:2,20:1")] * 3
+    assert training.beaten(members, 10, [1.0, 0.5, 2.0]) == []
+    assert training.beaten(members, 20, [1.0, 0.5, 2.0]) == ["a#0"]
     members.stages = [1, 0, 0]
     assert training.beaten(members, 20, [1.0, 0.5, 2.0]) == ["a#1"]
     found = training.train([replace(at, seed=5, candidates=3)], ["seed5"], tmp_path, silent)["seed5"]
@@ -217,6 +220,7 @@ def test_tiny_sweep(clean):
         ["--carry", "2"],
         ["--curriculum", "3"],
         ["--give-up", "soon"],
+        ["--choose", "5500"],
         ["--pos-ranks", "3"],
     ],
 )
