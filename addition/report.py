@@ -5,12 +5,14 @@ python -m addition.report --check                      change nothing; fail when
 python -m addition.report keep results/runs/NAME ...   copy the evidence of sweeps and runs, without checkpoints
 
 A document holds `<!-- report KIND NAME ... -->` and `<!-- end -->`; what stands between them is written here. Kinds:
-sweep (a row a configuration; A+B pools the seeds of both), seeds (a row a seed) and command.
+sweep (a row a configuration; A+B pools the seeds of both), seeds (a row a seed), command, attention, speed and
+verified.
 """
 
 import argparse
 import csv
 import io
+import itertools
 import json
 import math
 import re
@@ -30,6 +32,7 @@ from addition.training import Settings
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = ("addition/README.md", "addition/EXPERIMENTS.md")
 BLOCK = re.compile(r"(<!-- report (\S+) ([^\n]+?) -->\n)((?:(?!<!-- report ).)*?)(<!-- end -->)", re.DOTALL)
+GUESSED = 0.25  # a digit that is right this often at most says nothing about the sum
 GOOD, BETTER = 1_000, 100  # errors in 100,000: 99 % and 99.9 %
 # How and where a run is computed; seeds that differ in these only are of one configuration.
 APART = {
@@ -198,7 +201,7 @@ def command(*entries):
             continue
         summaries = list(kept["members"].values())
         if "command" in kept:
-            module, words = kept.get("module", "addition.sweep"), kept["command"].split()
+            module, words = kept.get("module", "addition.sweep"), shlex.split(kept["command"])
         else:
             module, words = single(summaries[0])
         typed = f"python -m {module} {shlex.join(words)}"
@@ -209,7 +212,79 @@ def command(*entries):
     return [*lines, "```"]
 
 
-KINDS = {"sweep": sweep, "seeds": seeds, "command": command}
+def speed(name):
+    """What a step costs, from `python -m addition.bench`."""
+    path = results() / name / "summary.json"
+    if not path.exists():
+        return ["not run"]
+    kept = json.loads(path.read_text())
+    lines = [
+        f"Milliseconds a step of {kept['batch']} sums and a model, median of turns; {kept['hardware']}",
+        "",
+        "| parameters | plain autograd | compiled | 16 in a sweep | sweep against plain | against compiled "
+        "| work a step | share of the matrix rate |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for m in kept["models"]:
+        lines.append(
+            f"| {m['parameters']:,} | {m['plain_ms']:.1f} | {m['compiled_ms']:.1f} | {m['sweep_ms']:.2f} "
+            f"| {m['sweep_against_plain']:.1f} x | {m['sweep_against_compiled']:.1f} x "
+            f"| {1000 * m['gflop_a_step']:.0f} MFLOP | {100 * m['share_of_matrix_rate']:.0f} % |"
+        )
+    return lines
+
+
+def attention(name):
+    """Where models look, from `python -m addition.attention`: those that reach 99 %, then the others."""
+    path = results() / name / "summary.json"
+    if not path.exists():
+        return ["not run"]
+    groups = {}
+    for found in json.loads(path.read_text())["checkpoints"]:
+        folder, member = Path(found["path"]).parts[-4:-2]
+        summary = load(results() / folder)["members"][member]
+        groups.setdefault((folder, summary["errors_in_100000"] > GOOD), []).append(found)
+    lines = [
+        "| sweep | seeds | own two digits | the two before | digits guessed, median of the eleven |",
+        "|---|---|---|---|---|",
+    ]
+    for (folder, failed), models in groups.items():
+        own, before = ([m[key] for m in models] for key in ("own", "before"))
+        guessed = statistics.median(sum(value < GUESSED for value in m["digits_right"]) for m in models)
+        lines.append(
+            f"| `{folder}` | {len(models)} {'below' if failed else 'at'} 99 % | {min(own):.2f}-{max(own):.2f} "
+            f"| {min(before):.3f}-{max(before):.3f} | {guessed:g} |"
+        )
+    return lines
+
+
+def verified(name):
+    """The exported files that are shipped, as `python -m addition.verify` found them."""
+    paths = sorted((results() / name).glob("*.json"), key=lambda path: int(path.stem.removesuffix("p")))
+    if not paths:
+        return ["not run"]
+    lines = [
+        "| file | parameters | edge cases | public protocol, 10,010 pairs | long carries |",
+        "|---|---|---|---|---|",
+    ]
+    for path in paths:
+        v = json.loads(path.read_text())
+        failed = v["edge_cases"] - len(v["edge_cases_failed"])
+        lines.append(
+            f"| `{v['path']}` | {v['parameters']} | {failed} of {v['edge_cases']} | {100 * v['public_exact']:.2f} % "
+            f"| {v['carry_errors']} errors in {v['carry_pairs']:,} |"
+        )
+    return lines
+
+
+KINDS = {
+    "sweep": sweep,
+    "seeds": seeds,
+    "command": command,
+    "attention": attention,
+    "speed": speed,
+    "verified": verified,
+}
 
 
 def fill(text, document="the document"):
@@ -233,12 +308,10 @@ def documents():
 
 
 def points():
-    """What accuracy.png shows: each kept sweep, pooled as the documents pool them; of a grid its best combination."""
-    pools = {entry for text in documents().values() for match in BLOCK.finditer(text)
-             for entry in match.group(3).split() if "+" in entry and match.group(2) == "sweep"}  # fmt: skip
-    entries = sorted(entry for entry in pools if members(entry))
-    pooled = {name for entry in entries for name in split(entry)}
-    entries += [path.name for path in sorted(results().glob("*")) if load(path) and path.name not in pooled]
+    """What accuracy.png shows: the sweeps of the README's tables; of a grid its best combination."""
+    shown = documents().get("addition/README.md", "")
+    blocks = [match.group(3).split() for match in BLOCK.finditer(shown) if match.group(2) == "sweep"]
+    entries = [entry for entry in dict.fromkeys(itertools.chain.from_iterable(blocks)) if members(entry)]
     found = []
     for entry in entries:
         choices = {}

@@ -1,0 +1,65 @@
+"""Where trained models look: the evidence for "why it works" in README.md.
+
+python -m addition.attention CKPT ... --output results/addition/attention/summary.json
+
+For each checkpoint, on 2,000 uniform pairs: the attention that a digit of the sum pays, on average over the digits of
+10^1 to 10^9, to its own two digits, to the two before, and to all else; and which digits come out right.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+
+import disk
+from addition import model
+from addition.data import DIGITS, encode, uniform_pairs
+from addition.evaluate_checkpoints import load
+
+PAIRS = 2_000
+
+
+@torch.no_grad()
+def look(config, named):
+    """Weights by place, and the share of right digits by place when the digits before are given."""
+    layout = config.layout
+    tables = config.tables({name: value[None] for name, value in named.items()})
+    rows = torch.from_numpy(encode(uniform_pairs(2026, PAIRS), layout))[None]
+    tokens = rows[..., : layout.length].long()
+    q, k = model.rows_of(tables.q, tokens[..., layout.first :]), model.rows_of(tables.k, tokens)
+    ahead = torch.ones(layout.queries, layout.length, dtype=torch.bool).triu(layout.first + 1)
+    weights = (q @ k.mT).masked_fill(ahead, -torch.inf).softmax(-1)[0].mean(0)  # [queries, length]
+    own = [(weights[i, layout.a[i]] + weights[i, layout.b[i]]).item() for i in range(1, DIGITS)]
+    before = [(weights[i, layout.a[i - 1]] + weights[i, layout.b[i - 1]]).item() for i in range(1, DIGITS)]
+    predicted = model.logits(tables, rows, layout, config.kind)[0].argmax(-1)[:, : len(layout.sum)]
+    right = (predicted == rows[0][:, list(layout.sum)]).float().mean(0).tolist()
+    return {
+        "own": sum(own) / len(own),
+        "before": sum(before) / len(before),
+        "before_least": min(before),
+        "before_most": max(before),
+        "digits_right": [round(value, 4) for value in right],
+    }
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoints", nargs="+", metavar="CKPT")
+    parser.add_argument("--output", help="a JSON file")
+    options = parser.parse_args(argv)
+    found = []
+    for path in options.checkpoints:
+        config, named = load(path)
+        found.append({"path": path, "parameters": model.count(config), "pairs": PAIRS} | look(config, named))
+        f = found[-1]
+        digits = " ".join(f"{100 * value:3.0f}" for value in f["digits_right"])
+        print(f"{path}: own {f['own']:.3f}, before {f['before']:.3f}; digits right, %, ones first: {digits}")
+    if options.output:
+        Path(options.output).parent.mkdir(parents=True, exist_ok=True)
+        command = "python -m addition.attention " + " ".join(sys.argv[1:] if argv is None else argv)
+        disk.write_json(options.output, {"command": command, "checkpoints": found})
+
+
+if __name__ == "__main__":
+    main()
