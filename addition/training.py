@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import json
 import math
 import time
 from dataclasses import asdict, dataclass, field, replace
@@ -379,6 +380,10 @@ def train(settings, names, folder, watch=print):
               for i in range(s.candidates)]  # fmt: skip
     members = Members([s for _, s in starts], [name for name, _ in starts], device)
     saved, done, step, trained = folder / "state.pt", {}, 0, 0.0
+    summaries = [folders[name] / "summary.json" for name in names]
+    if shared.resume and not saved.exists() and all(path.exists() for path in summaries):
+        watch(f"# {folder} has finished already")
+        return {name: json.loads(path.read_text()) for name, path in zip(names, summaries)}
     if shared.resume and saved.exists():
         state = disk.load_checkpoint(saved, device)
         missing = set(state["names"]) - set(members.names)
@@ -515,7 +520,8 @@ def train(settings, names, folder, watch=print):
         dropped = beaten(members, step, train_losses)
         for name in ended:
             if name not in dropped:
-                finish(name)
+                with disk.writing(folders[base(name)], "summary.json"):
+                    finish(name)
         ended = {*ended, *dropped}
         if len(ended) == len(members.names):
             break

@@ -143,6 +143,8 @@ def test_a_killed_run_resumes_to_the_same_weights(tmp_path):
             a, b = weights(tmp_path / "whole" / name, kind), weights(tmp_path / "killed" / name, kind)
             assert all(torch.equal(a[key], b[key]) for key in a)
         assert found[name]["steps"] == 40
+    lines.clear()
+    assert training.train(again, names, tmp_path / "killed", lines.append) == found and len(lines) == 1
     rows = [(tmp_path / part / "one/metrics.csv").read_text().splitlines() for part in ("whole", "killed")]
     assert [line.rsplit(",", 1)[0] for line in rows[0]] == [line.rsplit(",", 1)[0] for line in rows[1]]
 
