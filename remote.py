@@ -37,7 +37,8 @@ SECRETS = ""  # names of Modal secrets, by commas: KAGGLE_USERNAME and KAGGLE_KE
 # As Modal documents them; its client sends any name to the server, which refuses it much later.
 GPUS = ("T4", "L4", "A10", "A10G", "L40S", "A100", "A100-40GB", "A100-80GB", "RTX-PRO-6000")
 GPUS += ("H100", "H100!", "H200", "B200", "B200+")
-MOUNTED = ("*.py", "addition/*.py", "data/*.py", "pos_embedding/*.py", "requirements.txt")  # all that the container gets to see
+# All that the container gets to see.
+MOUNTED = ("*.py", "addition/*.py", "data/*.py", "pos_embedding/*.py", "requirements.txt")
 DATA, RUNS = "/vol/data", "/vol/runs"  # where the volumes are mounted
 VOLUMES = {DATA: "sudoku-data", RUNS: "sudoku-runs"}
 CODE = "/root"  # where Modal's own runtime looks for modules
