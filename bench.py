@@ -23,8 +23,8 @@ import torch.nn.functional as F
 import tyro
 
 import common
-import disk
 import exp_cosine_no_sam as experiment
+from plumbing import disk
 
 
 @dataclass

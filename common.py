@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 import tyro
 
-from disk import (
+from plumbing.disk import (
     append_row,
     commit,
     describe,
@@ -466,6 +466,6 @@ def modal_app(file):
     """The Modal app of this experiment when `modal run` imports the file; nothing is loaded otherwise."""
     if "modal" not in sys.modules:
         return None
-    import remote
+    from plumbing import remote
 
     return remote.entry(file)

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 
 import common
 from data import sources
-from dropout import advance, dropout
+from plumbing.dropout import advance, dropout
 
 
 @dataclass

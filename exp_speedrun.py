@@ -19,8 +19,8 @@ import torch
 import torch.nn as nn
 
 import common
-from candidates import CELL, DIGIT, KINDS, Board, Collect, GroupMax, Spread
 from data import generate, sources, store
+from plumbing.candidates import CELL, DIGIT, KINDS, Board, Collect, GroupMax, Spread
 
 SHARD = 8  # puzzles that one thread works on at a time: what they need stays in its core's cache
 

@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 
 import bench
-import disk
+from plumbing import disk
 
 ROOT = Path(__file__).parent
 DOCUMENTS = ("README.md", "EXPERIMENTS.md")

@@ -32,7 +32,7 @@ from rich.text import Text
 from tqdm import tqdm
 
 import common
-import disk
+from plumbing import disk
 
 ROOT = Path(__file__).resolve().parent
 ROWS = np.arange(81).reshape(9, 9)

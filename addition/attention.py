@@ -12,10 +12,10 @@ from pathlib import Path
 
 import torch
 
-import disk
 from addition import model
 from addition.data import DIGITS, encode, uniform_pairs
 from addition.evaluate_checkpoints import load
+from plumbing import disk
 
 PAIRS = 2_000
 

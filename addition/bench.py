@@ -17,9 +17,9 @@ from pathlib import Path
 
 import torch
 
-import disk
 from addition.model import ModelConfig, count
 from addition.training import Settings, train
+from plumbing import disk
 
 ROOT = Path(__file__).parent.parent
 LOW = ModelConfig(pos_rank=3, qkv_rank=3, attn_out_rank=2, ffn_rank=3, use_rmsnorm=True, tie_qkv="shareA_tieKV")

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import torch
 
-import disk
 from addition import model
 from addition.data import SCORE_SEEDS
 from addition.training import choose_device, engine, score
+from plumbing import disk
 
 ARCHITECTURES = {"ModelConfig": "addition.model", "TinyConfig": "addition.tiny"}
 PAIRS = 10_000 * len(SCORE_SEEDS)

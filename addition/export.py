@@ -17,11 +17,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-import disk
 from addition import model
 from addition.data import carry_pairs, encode
 from addition.evaluate_checkpoints import load
 from addition.verify import build, count, read
+from plumbing import disk
 
 CHECKED = 300  # pairs on which the file must give the checkpoint's answers
 

@@ -6,7 +6,7 @@ import re
 import statistics
 from pathlib import Path
 
-import disk
+from plumbing import disk
 
 BLUE, ORANGE, GREY, INK = "#2166ac", "#d6604d", "#b8b8b8", "#333333"
 SCORED = 100_000  # pairs of the final score

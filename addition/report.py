@@ -23,11 +23,11 @@ import textwrap
 from dataclasses import asdict
 from pathlib import Path
 
-import disk
 from addition import plots
 from addition.data import phases
 from addition.plots import configuration
 from addition.training import Settings
+from plumbing import disk
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = ("addition/README.md", "addition/EXPERIMENTS.md")

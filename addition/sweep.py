@@ -13,8 +13,8 @@ import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-import disk
 from addition.training import SHARED, Settings, default_name, expand, train
+from plumbing import disk
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,11 @@ import numpy as np
 import torch
 import tyro
 
-import disk
 from addition import fused, model
 from addition.data import SCORE_SEEDS, Stream, encode, held_out, phases, uniform_pairs
 from addition.model import ModelConfig
 from addition.plots import run_plots
+from plumbing import disk
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ python() {
 }
 
 if [ "$where" = modal ]; then
-  python remote.py fan "${files[@]}" -- "$@"
+  python -m plumbing.remote fan "${files[@]}" -- "$@"
   exit $?
 fi
 

@@ -70,7 +70,7 @@ def main(argv=None):
             time.sleep(0.005)
     import torch  # only now: a parent with threads must not fork
 
-    import disk
+    from plumbing import disk
 
     folders = [Path(options.runs) / options.experiment / name for name in ("whole", "killed")]
     whole, killed = (disk.load_checkpoint(folder / "checkpoint.pt") for folder in folders)

@@ -6,8 +6,8 @@ import torch
 
 import common
 import exp_speedrun
-from candidates import CELL, DIGIT, GROUP, KINDS, Board, Collect, GroupMax, Spread
 from data import generate
+from plumbing.candidates import CELL, DIGIT, GROUP, KINDS, Board, Collect, GroupMax, Spread
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dropout import advance, dropout, mask
+from plumbing.dropout import advance, dropout, mask
 
 
 @pytest.fixture

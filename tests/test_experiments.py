@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 
 import common
-import disk
 import exp_cosine_no_sam
 import exp_sam
 import sudoku
 from data import sources, store
+from plumbing import disk
 from tests import experiments
 
 PARAMETERS = {"sudoku": 800_265, "exp_recur_add": 800_265, "exp_no_x_after_init": 800_393, "exp_cosine": 800_393}

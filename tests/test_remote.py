@@ -15,10 +15,10 @@ import pytest
 
 import common
 import lineage
-import remote
 import sudoku
+from plumbing import remote
 
-ROOT = Path(remote.__file__).parent
+ROOT = Path(remote.__file__).resolve().parent.parent
 
 
 # ---------------------------------------------------------------- what is checked before anything is paid for
@@ -148,11 +148,11 @@ def test_app(monkeypatch):
     assert {path: volume.name for path, volume in sent["volumes"].items()} == remote.VOLUMES
     assert sent["single_use_containers"] is True and sent["include_source"] is False
     ignore = mount.call_args.kwargs["ignore"]
-    assert not ignore(PurePosixPath("data/store.py")) and not ignore(PurePosixPath("remote.py"))
+    assert not ignore(PurePosixPath("data/store.py")) and not ignore(PurePosixPath("plumbing/remote.py"))
     assert (
         ignore(PurePosixPath(".venv/lib/a.py"))
         and ignore(PurePosixPath(".env"))
-        and ignore(PurePosixPath("a/remote.py"))
+        and ignore(PurePosixPath("a/plumbing/remote.py"))
     )
 
 
@@ -188,7 +188,7 @@ def test_help_through_the_real_command(tmp_path):
 
 def test_without_an_account_one_line_says_what_to_do(tmp_path):
     pytest.importorskip("modal")
-    command = [sys.executable, "remote.py", "fetch", "sudoku", "full-seed0"]
+    command = [sys.executable, "-m", "plumbing.remote", "fetch", "sudoku", "full-seed0"]
     done = subprocess.run(command, cwd=ROOT, env=modal_less(tmp_path), capture_output=True, text=True)
     assert done.returncode == 1 and not done.stdout
     assert len(done.stderr.splitlines()) == 1 and "`modal setup`" in done.stderr

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 import common
-import disk
 import exp_cosine_no_sam as experiment
+from plumbing import disk
 from tests.experiments import ROOT
 
 SMOKE = ["--preset", "smoke"]

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-import disk
 from addition import plots, report, sweep
 from addition.data import phases
+from plumbing import disk
 
 PNG = b"\x89PNG\r\n"
 

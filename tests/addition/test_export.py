@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-import disk
 from addition import export, fused, model, training, verify
 from addition.data import SCORE_SEEDS, carry_pairs, encode, uniform_pairs
 from addition.evaluate_checkpoints import load
 from addition.evaluate_checkpoints import main as evaluate
 from addition.model import ModelConfig
+from plumbing import disk
 
 LOW = dict(pos_rank=3, qkv_rank=3, attn_out_rank=2, ffn_rank=3)
 CASES = {

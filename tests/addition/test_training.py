@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-import evaluate_checkpoints
-from addition import sweep, tiny, train, training
+from addition import evaluate_checkpoints, sweep, tiny, train, training
 from addition.model import ModelConfig
 from addition.training import Settings
 

@@ -120,7 +120,7 @@ def commit():
     """The commit that is checked out, with + where files differ from it."""
     if "SUDOKU_COMMIT" in os.environ:  # a rented container has no .git
         return os.environ["SUDOKU_COMMIT"]
-    ask = dict(cwd=Path(__file__).parent, capture_output=True, text=True)
+    ask = dict(cwd=Path(__file__).parent.parent, capture_output=True, text=True)
     try:
         name = subprocess.run(["git", "rev-parse", "--short", "HEAD"], **ask).stdout.strip()
         changed = subprocess.run(["git", "status", "--porcelain", "--untracked-files=no"], **ask).stdout.strip()

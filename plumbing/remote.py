@@ -2,8 +2,8 @@
 
 modal run exp_cosine.py --preset mini --seed 1       one run; the same flags as python exp_cosine.py
 modal run --detach exp_cosine.py                     the same; this terminal may close meanwhile
-python remote.py fan exp_cosine exp_sam -- --seed 1  several at once, a GPU each
-python remote.py fetch exp_cosine full-seed1         bring home what there is of a run, finished or not
+python -m plumbing.remote fan exp_cosine exp_sam -- --seed 1  several at once, a GPU each
+python -m plumbing.remote fetch exp_cosine full-seed1         bring home what there is of a run, finished or not
 
 A run lives on the Modal volume `sudoku-runs` (modal volume ls sudoku-runs), puzzles on `sudoku-data`. It goes on from
 its last checkpoint after the time limit or when Modal takes the machine away, and the same command goes on too.
@@ -24,7 +24,7 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 
-ROOT = Path(__file__).resolve().parent
+ROOT = Path(__file__).resolve().parent.parent
 
 # Each of these can be set for one command: SUDOKU_MODAL_GPU=H100 modal run exp_cosine.py
 GPU = "H200"  # the log's card; batch 4096 with 16 iterations needs its 141 GB
@@ -38,7 +38,7 @@ SECRETS = ""  # names of Modal secrets, by commas: KAGGLE_USERNAME and KAGGLE_KE
 GPUS = ("T4", "L4", "A10", "A10G", "L40S", "A100", "A100-40GB", "A100-80GB", "RTX-PRO-6000")
 GPUS += ("H100", "H100!", "H200", "B200", "B200+")
 # All that the container gets to see.
-MOUNTED = ("*.py", "addition/*.py", "data/*.py", "pos_embedding/*.py", "requirements.txt")
+MOUNTED = ("*.py", "addition/*.py", "data/*.py", "plumbing/*.py", "pos_embedding/*.py", "requirements.txt")
 DATA, RUNS = "/vol/data", "/vol/runs"  # where the volumes are mounted
 VOLUMES = {DATA: "sudoku-data", RUNS: "sudoku-runs"}
 CODE = "/root"  # where Modal's own runtime looks for modules
@@ -229,7 +229,7 @@ def entry(file):
             fetch(run.experiment, run.name, run.config.runs, volume)
             return
         print(f"# {run.experiment}/{run.name} on {run.settings.gpu or 'a CPU'}; it will come home to {run.folder}")
-        print(f"# after modal run --detach: python remote.py fetch {run.experiment} {run.name}", flush=True)
+        print(f"# after modal run --detach: python -m plumbing.remote fetch {run.experiment} {run.name}", flush=True)
         bring_home(start(function, run), run, volume)
 
     main.__qualname__ = "main"  # Modal wants a function that can be imported, though this one never leaves this process
@@ -325,7 +325,7 @@ def stamp(path):
 
 
 def start(function, job):
-    import disk
+    from plumbing import disk
 
     seconds = max(job.settings.seconds // 2, job.settings.seconds - MARGIN)
     return function.spawn(job.file, job.remote_flags, f"{job.experiment}/{job.name}", seconds, disk.commit())
@@ -437,7 +437,7 @@ def fan(names, flags):
         except KeyboardInterrupt:
             print("\nThe runs go on without us. To bring them home:")
             for job, _ in calls:
-                print(f"  python remote.py fetch {job.experiment} {job.name} --runs {job.config.runs}")
+                print(f"  python -m plumbing.remote fetch {job.experiment} {job.name} --runs {job.config.runs}")
             sys.stdout.flush()
             os._exit(130)  # leaving the apps' contexts in order would stop them
     if failed:
