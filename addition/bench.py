@@ -2,23 +2,25 @@
 
 python -m addition.bench     about two minutes on a quiet machine; writes results/addition/bench/summary.json
 
-One model on plain autograd, one on the compiled kernels, and 16 models in a sweep, of 456 and of 1,128 parameters, in
-turns, so that a change of the machine's speed touches all alike. Each turn times whole steps: data, forward, backward,
-optimiser.
+One model on plain autograd, one on the compiled kernels, and 16 models in a sweep, of 456 and of 1,128 parameters. They
+are timed in turns, so that a change of the machine's speed has the same effect on all. A turn times whole steps: data,
+forward, backward, optimiser.
 """
 
 import argparse
-import shutil
+import contextlib
+import io
 import statistics
 import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import torch
 
 from addition.model import ModelConfig, count
-from addition.training import Settings, train
+from addition.training import Run, Settings, train
 from plumbing import disk
 
 ROOT = Path(__file__).parent.parent
@@ -28,7 +30,7 @@ WAYS = {"plain": (1, "torch"), "compiled": (1, "fused"), "sweep": (16, "fused")}
 
 
 def operations(config):
-    """Multiply-adds of one example, forward, with everything before the attention looked up: the least there is."""
+    """Multiply-adds of one example's forward pass. What precedes the attention is looked up, so it counts as 0."""
     d, layout = config.d_model, config.layout
     pairs = sum(range(layout.first + 1, layout.length + 1))
     after = d * d + 2 * d * config.d_ff + config.vocab_size * d
@@ -47,25 +49,24 @@ def matrix_rate():
 
 
 def seconds(config, models, engine, steps):
-    """Of one step. The first validation ends the warm-up, the second the clock; both pass on a handful of pairs."""
-    clock = []
-    s = Settings(model=config, train_steps=2 * steps, eval_interval=steps, val_size=64, test_size=64, engine=engine,
-                 save_every=1e9)  # fmt: skip
-    folder = tempfile.mkdtemp()
-    try:
+    """Of one step, between two validations on a few pairs; the steps before the first one warm up."""
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+        s = Settings(model=config, train_steps=2 * steps, eval_interval=steps, val_size=64, test_size=64,
+                     engine=engine, save_every=10**9, runs=folder)  # fmt: skip
         settings = [replace(s, seed=seed) for seed in range(models)]
-        train(settings, [str(i) for i in range(models)], folder, lambda line: clock.append(time.perf_counter()))
-    finally:
-        shutil.rmtree(folder)
-    return (clock[1] - clock[0]) / steps
+        train(settings, [str(seed) for seed in range(models)], Run(s, "bench", "bench"))
+        first, second = pd.read_csv(next(Path(folder).rglob("metrics.csv")))["seconds"]
+    return (second - first) / steps
 
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--turns", type=int, default=5, help="timings of each way, of which the median counts")
     parser.add_argument("--steps", type=int, default=50, help="steps a turn (the sweep: a quarter)")
     parser.add_argument("--output", default=str(ROOT / "results/addition/bench"))
     options = parser.parse_args(argv)
+    if options.turns < 1 or options.steps < 1:
+        parser.error(f"--turns {options.turns} --steps {options.steps}: both must be at least 1")
     found = []
     for config in MODELS:
         turns = {way: [] for way in WAYS}

@@ -11,8 +11,9 @@ import torch
 
 from addition import model
 from addition.data import SCORE_SEEDS
-from addition.training import choose_device, engine, score
+from addition.training import pick_engine, score
 from plumbing import disk
+from plumbing.run import pick_device
 
 ARCHITECTURES = {"ModelConfig": "addition.model", "TinyConfig": "addition.tiny"}
 PAIRS = 10_000 * len(SCORE_SEEDS)
@@ -46,7 +47,7 @@ def load(path):
 
 def evaluate(path, config, named, device, at_once):
     named = {name: value.to(device) for name, value in named.items()}
-    by_seed = score(engine(device), config, named, device, at_once)
+    by_seed = score(pick_engine(device), config, named, device, at_once)
     errors = sum(by_seed.values())
     return {
         "path": str(path),
@@ -61,14 +62,14 @@ def evaluate(path, config, named, device, at_once):
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoints", nargs="+", type=Path, metavar="CKPT")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, mps")
+    parser.add_argument("--device", default="cpu", choices=("auto", "cpu", "cuda", "mps"))
     parser.add_argument("--batch-size", type=int, default=10_000, help="pairs decoded at once; bounds memory on a GPU")
     parser.add_argument("--output", type=Path, help="also write the figures to this JSON file")
     options = parser.parse_args(argv)
     if options.batch_size < 1:
         parser.error(f"--batch-size is {options.batch_size}; it must be at least 1")
-    device = choose_device(options.device)
-    loaded = [(path, *load(path)) for path in options.checkpoints]  # a bad file is told before minutes are spent
+    device = pick_device(options.device)
+    loaded = [(path, *load(path)) for path in options.checkpoints]  # all files are checked before the first is evaluated
     found = []
     for path, config, named in loaded:
         row = evaluate(path, config, named, device, options.batch_size)
@@ -76,8 +77,9 @@ def main(argv=None):
         print(f"{path}  {row['parameters']} parameters  exact match {row['aggregate_exact_match']:.5f}  "
               f"{row['errors']:,} errors in {PAIRS:,}", flush=True)  # fmt: skip
     if options.output:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        disk.write_json(options.output, {"checkpoints": found})
+        with disk.writing(options.output.parent, options.output.name):
+            options.output.parent.mkdir(parents=True, exist_ok=True)
+            disk.write_json(options.output, {"checkpoints": found})
     return found
 
 

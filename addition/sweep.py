@@ -8,13 +8,16 @@ All models train together in one process, each on its own data; each result is t
 addition.train may vary in the grid but model sizes and --train-steps, --batch-size and the evaluation's.
 """
 
-import shlex
+import itertools
 import sys
-from dataclasses import dataclass, fields
-from pathlib import Path
+from dataclasses import dataclass, fields, replace
 
-from addition.training import SHARED, Settings, default_name, expand, train
-from plumbing import disk
+from addition.model import count
+from addition.train import parse
+from addition.training import SHARED, Run, Settings, check, train
+
+MOST_SEEDS = 10_000  # in one range
+NOT_IN_A_GRID = {*SHARED, "model", "preset", "seed", "name", "device", "engine", "wandb_mode", "save_every", "runs"}
 
 
 @dataclass(frozen=True)
@@ -27,52 +30,63 @@ def numbers(words):
     found = []
     for word in words:
         low, _, high = word.partition("-")
-        if not low.isdigit() or (high and not high.isdigit()) or (high and int(high) < int(low)):
-            raise ValueError(f"seeds: {word!r} is neither a number nor a range such as 0-7")
-        found += range(int(low), int(high or low) + 1)
+        high = high or low
+        if not (low.isdecimal() and high.isdecimal() and 0 <= int(high) - int(low) < MOST_SEEDS):
+            raise ValueError(f"--seeds: {word!r} is neither a number nor a range of {MOST_SEEDS:,} at most, such as 0-7")
+        found += range(int(low), int(high) + 1)
     return list(dict.fromkeys(found))
 
 
 def parse_grid(words):
-    kinds = {
-        f.name: type(f.default)
-        for f in fields(Settings)
-        if f.name not in (*SHARED, "model", "seed", "device", "engine", "run_name")
-    }
+    """'lr=0.01,0.02' -> {"lr": [0.01, 0.02]}; the values of a text such as the curriculum are separated by ;"""
+    defaults = {f.name: f.default for f in fields(Settings) if f.name not in NOT_IN_A_GRID and f.type is not bool}
     found = {}
     for word in words:
         name, _, values = word.partition("=")
         name = name.replace("-", "_")
-        if name not in kinds or not values:
-            raise ValueError(f"grid: {word!r} must read NAME=VALUE,VALUE with NAME one of {', '.join(sorted(kinds))}")
-        separator = ";" if kinds[name] is str else ","  # a curriculum has commas of its own
+        if name not in defaults or not values:
+            known = ", ".join(sorted(defaults))
+            raise ValueError(f"--grid: {word!r} must read NAME=VALUE,VALUE with NAME one of {known}")
+        if name in found:
+            raise ValueError(f"--grid: {name} is given twice; write {name}=VALUE,VALUE")
+        kind = type(defaults[name])
         try:
-            found[name] = [kinds[name](value) for value in values.split(separator)]
+            chosen = [kind(value) for value in values.split(";" if kind is str else ",")]
         except ValueError:
-            raise ValueError(f"grid: {word!r}: {name} needs values of type {kinds[name].__name__}") from None
+            raise ValueError(f"--grid: {word!r}: {name} needs values of type {kind.__name__}") from None
+        found[name] = list(dict.fromkeys(chosen))
     return found
 
 
-def main(argv=None, flags=Sweep, module="addition.sweep"):
-    from addition.train import parse
+def expand(settings, seeds, grid):
+    """Every combination of the grid's values, each with every seed: names and settings."""
+    names, found = [], []
+    for values in itertools.product(*grid.values()):
+        chosen = dict(zip(grid, values))
+        label = "".join(f"{key}{value}-".replace(":", ".").replace(",", "_") for key, value in chosen.items())
+        for seed in seeds:
+            names.append(f"{label}seed{seed}")
+            found.append(replace(settings, seed=seed, **chosen))
+    return names, found
 
+
+def main(argv=None, flags=Sweep, tool="sweep"):
+    argv = sys.argv[1:] if argv is None else argv
     options = parse(flags, sys.modules[flags.__module__].__doc__, argv)
     try:
         names, settings = expand(options, numbers(options.seeds), parse_grid(options.grid))
+        for s in settings:
+            check(s)
     except ValueError as error:
         raise SystemExit(f"error: {error}") from None
-    folder = Path(options.runs) / (options.run_name or f"sweep-{default_name(options).rsplit('-', 1)[0]}")
-    results = train(settings, names, folder)
-    disk.write_json(
-        folder / "sweep.json",
-        {"module": module, "command": shlex.join(sys.argv[1:] if argv is None else argv), "members": results},
-    )
+    run = Run(options, tool, options.name or f"sweep-{count(options.model)}p", argv)
+    results = train(settings, names, run)
     for name in names:
         r = results[name]
         found = f"best {r['best_val_exact']:.4f} at {r['best_step']}, 99 % at {r['step_at_99']}"
         print(f"{name:30s} {found}, {r['errors_in_100000']} errors in 100,000")
     good = sum(r["errors_in_100000"] <= 1000 for r in results.values())
-    print(f"{good} of {len(names)} at 99 %; results in {folder}")
+    print(f"{good} of {len(names)} at 99 %; results in {run.folder}")
     return results
 
 

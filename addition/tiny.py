@@ -9,7 +9,6 @@ digits at the same two distances everywhere. Flags that addition.sweep has are h
 """
 
 import math
-import sys
 from dataclasses import dataclass, field, fields
 from typing import Literal
 
@@ -164,8 +163,8 @@ class TinySweep(Sweep):
 
 
 def main(argv=None):
-    return sweep(argv, TinySweep, "addition.tiny")
+    return sweep(argv, TinySweep, "tiny")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -2,22 +2,24 @@
 
 import contextlib
 import itertools
-import json
 import math
-import time
-from dataclasses import asdict, dataclass, field, replace
+import shlex
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal, get_args, get_origin
 
 import numpy as np
 import torch
 import tyro
 
+import plumbing.run
 from addition import fused, model
 from addition.data import SCORE_SEEDS, Stream, encode, held_out, phases, uniform_pairs
 from addition.model import ModelConfig
 from addition.plots import run_plots
 from plumbing import disk
+
+HERE = Path(__file__).parent
 
 
 @dataclass(frozen=True)
@@ -25,8 +27,9 @@ class Settings:
     """A training run. The defaults are the log's."""
 
     model: tyro.conf.OmitArgPrefixes[ModelConfig] = field(default_factory=ModelConfig)
-    preset: Literal["log", "reliable"] = "log"  # reliable: ours, which trains at will; flags go on top of it
-    run_name: str = ""  # the folder under results/runs; empty: from parameters and seed
+    preset: Literal["log", "reliable"] = "log"  # reliable: our recipe; other flags override its values
+    # the folder under results/runs; empty: from parameters and seed
+    name: Annotated[str, tyro.conf.arg(name="run-name", aliases=("--name",))] = ""
     train_steps: int = 27_000
     lr: float = 0.02  # at the end of the warm-up
     weight_decay: float = 0.01  # on all parameters
@@ -36,12 +39,12 @@ class Settings:
     eval_batch_size: int = 10_000  # pairs decoded at once; bounds memory on a GPU
     eval_interval: int = 500  # steps between two validations
     seed: int = 42  # with the step it fixes every random number
-    device: str = "cpu"  # cpu, cuda, mps
+    device: Literal["auto", "cpu", "cuda", "mps"] = "cpu"
     wandb: bool = False  # also send the metrics to Weights & Biases
     wandb_mode: Literal["online", "offline", "disabled"] = "online"
     # beyond the log
     engine: Literal["auto", "torch", "fused"] = "auto"  # torch: plain autograd; fused: compiled for a CPU
-    optimizer: Literal["adamw", "muon"] = "adamw"  # muon: orthogonalised steps for the matrices
+    optimizer: Literal["adamw", "muon"] = "adamw"  # muon: orthogonalised momentum for the matrices
     beta2: float = 0.999
     init_std: float = 0.02  # of embeddings and full matrices
     position_std: float = 0.0  # of the learned positions, whatever their rank; 0: init_std for their matrices
@@ -50,90 +53,113 @@ class Settings:
     clip: float = 1.0  # of the gradient's norm
     curriculum: str = "2000:3,7000:6"  # up to 3 digits before step 2,000, up to 6 before 7,000; 500:10@09: only 0 and 9
     mastery: float = 0.0  # a stage of the curriculum also lasts until the loss is below this; 0: only its steps count
-    rehearse: float = 0.0  # share of the batch that is still made of the first stage's digits
+    rehearse: float = 0.0  # share of the batch that is made of the first stage's digits in later stages, too
     lengths: Literal["uniform", "full"] = "uniform"  # digit counts 1 to the curriculum's; full: always the curriculum's
     carry: float = 0.0  # share of the batch made of long carries
-    carry_until: int = 0  # step at which that share has faded out; 0: it stays
-    grokfast: float = 0.0  # slow gradients (their average over about 50 steps) are added this many times
-    calm: float = 0.0  # weight of the mean squared attention score in the loss: keeps attention soft enough to learn
-    decay_until: int = 0  # step at which the weight decay has faded out; 0: it stays
-    soften: float = 1.0  # attention scores are multiplied by this at first, by 1 from --soften-until on
+    carry_until: int = 0  # step at which that share has decayed to 0; 0: it stays
+    grokfast: float = 0.0  # factor of the slow gradients (their average over about 50 steps) that are added
+    calm: float = 0.0  # weight of the mean squared attention score in the loss: keeps the softmax from saturating
+    decay_until: int = 0  # step at which the weight decay has decayed to 0; 0: it stays
+    soften: float = 1.0  # factor of the attention scores at step 0; it rises linearly to 1 at --soften-until
     soften_until: int = 4_000
     average: float = 0.0  # evaluate a moving average of the weights with this decay; 0: the weights themselves
-    candidates: int = 1  # starts of each run; the best go on, the others end
-    choose: str = "5000:1"  # STEP:LEFT, ...: when, and how many of a run's candidates go on
+    candidates: int = 1  # random starts of each run, of which --choose keeps the best
+    choose: str = "5000:1"  # STEP:LEFT, ...: from this step on, so many candidates of a run are left
     solved: int = 0  # stop after so many validations without an error in a row; 0: never
-    give_up: str = ""  # STEP:EXACT, stop at that step below that exact match; empty: never
-    resume: bool = False  # go on from where a killed run was
-    save_every: float = 30.0  # seconds between two saves, at least
+    give_up: str = ""  # STEP:EXACT: stop from that step on if the best exact match is lower; empty: never
+    resume: bool = False  # go on from the checkpoint of a killed run
+    save_every: int = 1_000  # steps between two checkpoints
     runs: str = "results/runs"
 
+    @property
+    def steps(self):
+        return self.train_steps
 
-# Ours; EXPERIMENTS.md has the way to it.
+
+# Our recipe; EXPERIMENTS.md shows how each value was found.
 RELIABLE = dict(
     train_steps=24_000,
     batch_size=256,
     lr=0.08,
     warmup=200,
-    weight_decay=0.02,  # lets go of wrong attention while it fades; for good, it would keep sums from getting certain
+    weight_decay=0.02,  # lets wrong attention shrink; it ends at --decay-until because it also bounds the logits
     decay_until=10_000,
     init_std=0.38,
-    curriculum="1000:10@09",  # zeros and nines: carries of any length, but only three sums a digit to tell apart
+    curriculum="1000:10@09",  # zeros and nines: carries of any length, but only three sums of two digits
     mastery=0.2,
     rehearse=0.3,
     carry=0.5,
-    soften=0.3,  # attention that is certain too early learns no carries
+    soften=0.3,  # attention that saturates early has no gradient for carries
     candidates=6,
     choose="5500:2,10000:1",
 )
-CANDIDATE = 10**9  # what a further start adds to its run's seed
+CANDIDATE = 10**9  # candidate i of a run has the run's seed + i * CANDIDATE
 SHARED = ("train_steps", "batch_size", "val_size", "test_size", "eval_batch_size", "eval_interval", "optimizer")
+METRICS = ("step", "train_loss", "val_loss", "val_exact", "lr", "digits", "stage", "seconds")
+RANGES = {  # the least and the greatest value of a number; where nothing is said, 0 and no bound
+    **dict.fromkeys(("train_steps", "eval_interval", "save_every", "candidates"), (1, math.inf)),
+    **dict.fromkeys(("batch_size", "val_size", "test_size", "eval_batch_size"), (1, 10**7)),
+    **dict.fromkeys(("rehearse", "carry"), (0, 1)),
+    **dict.fromkeys(("beta2", "average"), (0, 0.999999)),
+    "lr": (1e-9, math.inf),
+    "clip": (1e-9, math.inf),
+    "seed": (0, CANDIDATE - 1),
+}
 
 
 def check(settings):
-    s = settings
-    for name in (
-        "train_steps",
-        "batch_size",
-        "val_size",
-        "test_size",
-        "eval_batch_size",
-        "eval_interval",
-        "candidates",
-    ):
-        if getattr(s, name) < 1:
-            raise ValueError(f"{name} is {getattr(s, name)}; it must be at least 1")
-    if not 0 <= s.carry <= 1:
-        raise ValueError(f"carry is {s.carry}; it is a share, 0 to 1")
-    phases(s.curriculum)
-    limit(s)
-    choices(s)
+    for f in fields(settings):
+        value, flag = getattr(settings, f.name), f"--{f.name.replace('_', '-')}"
+        if f.type in (int, float):
+            low, high = RANGES.get(f.name, (0, math.inf))
+            if not (math.isfinite(value) and low <= value <= high):
+                expected = f"from {low} to {high}" if math.isfinite(high) else f"of at least {low}"
+                raise ValueError(f"{flag} is {value}; expected a number {expected}")
+        if get_origin(f.type) is Literal and value not in get_args(f.type):
+            raise ValueError(f"{flag} is {value!r}; expected one of {', '.join(get_args(f.type))}")
+    phases(settings.curriculum)
+    give_up(settings)
+    selections(settings)
 
 
-def limit(settings):
-    """The step and exact match of --give-up."""
+def give_up(settings):
+    """The step and the exact match of --give-up."""
     if not settings.give_up:
         return math.inf, 0.0
     try:
         step, exact = settings.give_up.split(":")
         return int(step), float(exact)
     except ValueError:
-        raise ValueError(f"give_up is {settings.give_up!r}; write STEP:EXACT, such as 20000:0.05") from None
+        raise ValueError(f"--give-up is {settings.give_up!r}; expected STEP:EXACT, such as 20000:0.05") from None
 
 
-def choices(settings):
-    """The steps of --choose, each with how many candidates go on."""
+def selections(settings):
+    """The steps of --choose, each with the number of candidates that are left."""
     try:
         found = [tuple(map(int, part.split(":"))) for part in settings.choose.split(",")]
         if all(len(pair) == 2 and pair[1] >= 1 for pair in found):
             return found
     except ValueError:
         pass
-    raise ValueError(f"choose is {settings.choose!r}; write STEP:LEFT,STEP:LEFT such as 5500:2,10000:1")
+    raise ValueError(f"--choose is {settings.choose!r}; expected STEP:LEFT,STEP:LEFT such as 5500:2,10000:1")
+
+
+class Run(plumbing.run.Run):
+    """The folder results/runs/NAME of a run or of a sweep."""
+
+    project = "addition"
+
+    def __init__(self, options, tool, name, argv=()):
+        mode = options.wandb_mode if options.wandb else "off"
+        command = shlex.join(["python", "-m", f"addition.{tool}", *argv])
+        super().__init__(replace(options, wandb=mode), HERE / f"{tool}.py", command, Path(options.runs) / name)
+
+    def sources(self):
+        return [HERE / f"{name}.py" for name in ("data", "fused", "model", "tiny", "training")]
 
 
 def learning_rate(s, step):
-    """Of the step that is about to be taken, counted from 0."""
+    """The rate of this step, counted from 0: linear warm-up, then a cosine to final_lr * lr."""
     if step < s.warmup:
         return s.lr * (step + 1) / s.warmup
     progress = (step - s.warmup) / max(1, s.train_steps - s.warmup)
@@ -141,24 +167,14 @@ def learning_rate(s, step):
 
 
 def fading(value, until, step):
+    """The value, decayed linearly to 0 at step `until`; constant where `until` is 0."""
     return value * max(0.0, 1 - step / until) if until else value
 
 
-def choose_device(name):
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise SystemExit(f"--device {name}: unknown; use cpu, cuda or mps") from None
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not there.get(device.type, False):
-        raise SystemExit(f"--device {name}: this machine has none; use --device cpu")
-    return device
-
-
-def engine(device, name="auto"):
-    """The functions that compute losses and decode."""
+def pick_engine(device, name="auto"):
+    """The module whose functions compute losses and decode."""
     if name == "fused" and device.type != "cpu":
-        raise SystemExit(f"--engine fused is for a CPU; with --device {device} use --engine torch")
+        raise SystemExit(f"--engine fused is for a CPU; with --device {device.type} use --engine torch")
     return fused if device.type == "cpu" and name != "torch" else model
 
 
@@ -213,88 +229,97 @@ class Optimizer:
                 if value.ndim == 3 and not name.startswith(("token_emb", "pos_emb")):
                     value.copy_(orthogonal(momentum[name]) * math.sqrt(max(1, value.shape[1] / value.shape[2])))
         flat.mul_(1 - lr * decay).sub_(lr * update)
-        return norm
 
 
 @torch.no_grad()
-def exact_match(run, tables, rows, layout, kind, at_once):
+def exact_match(engine, tables, rows, layout, kind, at_once):
     """Share of rows whose eleven digits are all right, one number a model; rows [models, pairs, tokens]."""
     places, right = list(layout.sum), 0
     for start in range(0, rows.shape[1], at_once):
-        piece = rows[:, start : start + at_once]
-        right = right + (run.decode(tables, piece, layout, kind) == piece[..., places]).all(-1).sum(1)
+        part = rows[:, start : start + at_once]
+        right = right + (engine.decode(tables, part, layout, kind) == part[..., places]).all(-1).sum(1)
     return right / rows.shape[1]
 
 
-def score(run, config, named, device, at_once=10_000):
+def score(engine, config, named, device, at_once=10_000):
     """Errors in the 100,000 pairs of the final score, by seed."""
     tables, errors = config.tables({name: value[None] for name, value in named.items()}), {}
     for seed in SCORE_SEEDS:
         rows = torch.from_numpy(encode(uniform_pairs(seed, 10_000), config.layout))[None].to(device)
-        exact = exact_match(run, tables, rows, config.layout, config.kind, at_once)
+        exact = exact_match(engine, tables, rows, config.layout, config.kind, at_once)
         errors[seed] = round((1 - exact.item()) * 10_000)
     return errors
 
 
-def default_name(s):
-    return f"{model.count(s.model)}p-seed{s.seed}"
-
-
-def stack(values, device):
-    return torch.tensor(values, dtype=torch.float32, device=device)[:, None]
+def run_of(member):
+    """The name of the run that a member, RUN#CANDIDATE, belongs to."""
+    return member.rpartition("#")[0]
 
 
 class Members:
-    """The stacked models that are still training."""
+    """The stacked models that are still training: every candidate of every run, named RUN#CANDIDATE."""
+
+    LISTS = ("best_exact", "best_step", "rows", "errorless", "stages", "smooth_loss")
 
     def __init__(self, settings, names, device):
-        self.settings, self.names, self.device = list(settings), list(names), device
-        self.config = settings[0].model
+        self.settings, self.names, self.device = settings, names, device
+        self.config, self.done = settings[0].model, {}
         self.layout, self.kind = self.config.layout, self.config.kind
-        self.parameters = Parameters(self.config.shapes())
+        self.trained = Parameters(self.config.shapes())
         self.frozen_shapes = Parameters({name: value.shape for name, value in self.config.frozen(0).items()})
-        flats = [self.parameters.flat(s.model.initial(s.seed, s.init_std, s.position_std)) for s in settings]
+        flats = [self.trained.flat(s.model.initial(s.seed, s.init_std, s.position_std)) for s in settings]
         self.flat = torch.stack(flats).to(device).requires_grad_()
         frozen = [self.frozen_shapes.flat(s.model.frozen(s.seed)) if self.frozen_shapes.shapes else torch.zeros(0)
                   for s in settings]  # fmt: skip
         self.frozen = torch.stack(frozen).to(device)
-        self.optimizer = Optimizer(self.flat.detach(), settings[0].optimizer, self.parameters)
+        self.optimizer = Optimizer(self.flat.detach(), settings[0].optimizer, self.trained)
         self.averaged = self.flat.detach().clone()
         self.best = self.flat.detach().clone()
-        self.best_exact = [-1.0] * len(settings)
+        self.best_exact = [-1.0] * len(settings)  # below any: the first validation is an improvement
         self.best_step = [0] * len(settings)
         self.rows = [[] for _ in settings]
-        self.streak = [0] * len(settings)
+        self.errorless = [0] * len(settings)  # validations without an error since the last with one
         self.stages = [0] * len(settings)
-        self.smooth = [math.inf if s.mastery else 0.0 for s in settings]
+        self.smooth_loss = [math.inf if s.mastery else 0.0 for s in settings]
+        self.loss_sum, self.loss_count = torch.zeros(len(settings), device=device), 0  # since the last validation
         self.prepare()
 
     def prepare(self):
-        """What follows from the settings of the models that are left."""
+        """Everything that follows from the settings of the members."""
         held = [held_out(s.seed, s.val_size, s.test_size) for s in self.settings]
         self.streams = [Stream(s.seed, h[2], self.layout) for s, h in zip(self.settings, held)]
         self.val, self.test = (
             torch.from_numpy(np.stack([encode(h[i], self.layout) for h in held])).to(self.device) for i in (0, 1)
         )
         self.curricula = [phases(s.curriculum) for s in self.settings]
-        self.hyper = {name: stack([getattr(s, name) for s in self.settings], self.device)
+        self.hyper = {name: self.column([getattr(s, name) for s in self.settings])
                       for name in ("clip", "beta2", "grokfast", "average", "calm")}  # fmt: skip
+        shape = len(self.settings), self.settings[0].batch_size, self.layout.length + 1
+        self.batch = np.zeros(shape, dtype=np.uint8)
+
+    def column(self, values):
+        return torch.tensor(values, dtype=torch.float32, device=self.device)[:, None]
 
     def stage(self, i, step):
-        """The curriculum's stage of model i; the next one begins after its steps and, if asked for, its mastery."""
+        """The curriculum's stage of member i. A stage ends after its steps, and not before its --mastery."""
         curriculum, mastery = self.curricula[i], self.settings[i].mastery
-        while step >= curriculum[self.stages[i]].until and not (mastery and self.smooth[i] > mastery):
+        while step >= curriculum[self.stages[i]].until and not (mastery and self.smooth_loss[i] > mastery):
             self.stages[i] += 1
-            self.smooth[i] = math.inf if mastery else 0.0
+            self.smooth_loss[i] = math.inf if mastery else 0.0
         return curriculum[self.stages[i]]
 
-    def follow(self, loss):
-        """The average of each model's loss over about 50 steps."""
+    def smooth(self, loss):
+        """Update the average of each member's loss over about 50 steps."""
         for i, value in enumerate(loss):
-            self.smooth[i] = value if math.isinf(self.smooth[i]) else 0.98 * self.smooth[i] + 0.02 * value
+            average = self.smooth_loss[i]
+            self.smooth_loss[i] = value if math.isinf(average) else 0.98 * average + 0.02 * value
 
     def named(self, flat):
-        return self.parameters.named(flat) | self.frozen_shapes.named(self.frozen)
+        return self.trained.named(flat) | self.frozen_shapes.named(self.frozen)
+
+    def member(self, i, flat):
+        """The named tensors of one member."""
+        return {name: value[i] for name, value in self.named(flat).items()}
 
     def tables(self, flat, step):
         tables = self.config.tables(self.named(flat))
@@ -304,7 +329,7 @@ class Members:
         return tables._replace(q=tables.q * torch.tensor(factors, device=self.device).view(-1, 1, 1, 1))
 
     def penalised(self, loss, tables):
-        """The loss, and what --calm adds to it: the mean square of all scores, less each query's mean."""
+        """The loss plus --calm times the mean square of all attention scores, each less its query's mean."""
         calm = self.hyper["calm"][:, 0]
         if not calm.any():
             return loss
@@ -313,41 +338,115 @@ class Members:
         return loss + calm * ((q.mT @ q) * (k.mT @ k)).sum((1, 2)) / (q.shape[1] * k.shape[1])
 
     def evaluated(self):
-        """The weights that validation and best.pt see."""
+        """The weights that are validated and saved: with --average their moving average."""
         averaged = self.hyper["average"] > 0
         return torch.where(averaged, self.averaged, self.flat.detach()) if averaged.any() else self.flat.detach()
 
+    def fill_batch(self, step):
+        jobs = []
+        for i, s in enumerate(self.settings):
+            stage, first = self.stage(i, step), self.curricula[i][0]
+            shortest = stage.digits if s.lengths == "full" else 1
+            carries = fading(s.carry, s.carry_until, step)
+            jobs.append(
+                (self.streams[i].fill, step, shortest, stage, first.among, s.rehearse, carries, self.batch[i])
+            )
+        fused.in_parallel(jobs)
+        return torch.from_numpy(self.batch).to(self.device)
+
+    def train_step(self, engine, step):
+        """One step of every member on its own batch. -> indices of those whose loss or weights are not finite now"""
+        rows = self.fill_batch(step)
+        self.flat.grad = None
+        tables = self.tables(self.flat, step)
+        loss = engine.losses(tables, rows, self.layout, self.kind)
+        self.penalised(loss, tables).sum().backward()
+        loss, flat, hyper = loss.detach(), self.flat.detach(), self.hyper
+        rate = self.column([learning_rate(s, step) for s in self.settings])
+        decay = self.column([fading(s.weight_decay, s.decay_until, step) for s in self.settings])
+        with torch.no_grad():
+            self.optimizer.step(
+                flat, self.flat.grad, step, rate, decay, hyper["clip"], hyper["beta2"], hyper["grokfast"]
+            )
+            if hyper["average"].any():
+                decay = hyper["average"].clamp(max=(1 + step) / (10 + step))
+                self.averaged.mul_(decay).add_((1 - decay) * flat)
+        if any(s.mastery for s in self.settings):
+            self.smooth(loss.tolist())
+        self.loss_sum, self.loss_count = self.loss_sum + loss, self.loss_count + 1
+        finite = loss.isfinite() & flat.isfinite().all(1)
+        return (~finite).nonzero()[:, 0].tolist()
+
+    @torch.no_grad()
+    def validate(self, engine, step, seconds):
+        """Append a row of metrics for every member, after `step` steps, and keep the best weights."""
+        flat, at_once = self.evaluated(), self.settings[0].eval_batch_size
+        tables = self.tables(flat, step)
+        self.train_loss = (self.loss_sum / self.loss_count).tolist()
+        val_loss = engine.losses(tables, self.val, self.layout, self.kind).tolist()
+        exact = exact_match(engine, tables, self.val, self.layout, self.kind, at_once).tolist()
+        self.loss_sum, self.loss_count = torch.zeros_like(self.loss_sum), 0
+        for i, s in enumerate(self.settings):
+            stage = self.curricula[i][self.stages[i]]
+            values = (
+                step, round(self.train_loss[i], 6), round(val_loss[i], 6), round(exact[i], 6),
+                round(learning_rate(s, step - 1), 8), stage.digits, self.stages[i], round(seconds, 3),
+            )  # fmt: skip
+            self.rows[i].append(dict(zip(METRICS, values, strict=True)))
+            if exact[i] > self.best_exact[i]:
+                self.best_exact[i], self.best_step[i] = exact[i], step
+                self.best[i] = flat[i]
+            self.errorless[i] = self.errorless[i] + 1 if exact[i] == 1 else 0
+
+    def select(self, step, lost, validated):
+        """Which members go on, and which end their run now: -> two lists of indices.
+
+        A run goes on with its best candidates, and ends with its best one.
+        """
+        staying, ending = [], []
+        for run in dict.fromkeys(map(run_of, self.names)):
+            candidates = [i for i, name in enumerate(self.names) if run_of(name) == run]
+            s, solved = self.settings[candidates[0]], []
+            good = [i for i in candidates if i not in lost]
+            if validated:
+                at, exact = give_up(s)
+                good = [i for i in good if step < at or self.best_exact[i] >= exact]
+                good.sort(key=lambda i: (-self.stages[i], self.train_loss[i]))
+                solved = [i for i in good if s.solved and self.errorless[i] >= s.solved]
+                good = good[: min([left for at, left in selections(s) if step >= at], default=len(good))]
+            if solved or not good or step >= s.train_steps:
+                ending.append((solved or good or candidates)[0])
+            else:
+                staying += good
+        return sorted(staying), ending
+
     def keep(self, indices):
-        """Leave only these models."""
+        """Leave only these members."""
         with torch.no_grad():
             self.flat = self.flat.detach()[indices].clone().requires_grad_()
-        self.frozen, self.averaged, self.best = self.frozen[indices], self.averaged[indices], self.best[indices]
+        for name in ("frozen", "averaged", "best", "loss_sum"):
+            setattr(self, name, getattr(self, name)[indices])
         self.optimizer.state = {name: value[indices] for name, value in self.optimizer.state.items()}
-        for name in ("settings", "names", "best_exact", "best_step", "rows", "streak", "stages", "smooth"):
+        for name in ("settings", "names", *self.LISTS):
             setattr(self, name, [getattr(self, name)[i] for i in indices])
-        self.prepare()
+        if indices:
+            self.prepare()
 
-    def state(self):
-        return {
-            "names": self.names,
-            "flat": self.flat.detach(),
-            "averaged": self.averaged,
-            "best": self.best,
-            "optimizer": self.optimizer.state,
-            "best_exact": self.best_exact,
-            "best_step": self.best_step,
-            "rows": self.rows,
-            "streak": self.streak,
-            "stages": self.stages,
-            "smooth": self.smooth,
-        }
+    def parameters(self):
+        return [self.flat]
 
-    def restore(self, state):
+    def state_dict(self):
+        """Everything that a resumed run needs; also the summaries of the runs that have ended."""
+        state = {name: getattr(self, name) for name in ("names", "done", "loss_count", *self.LISTS)}
+        tensors = {name: getattr(self, name) for name in ("averaged", "best", "loss_sum")}
+        return state | tensors | {"flat": self.flat.detach(), "optimizer": self.optimizer.state}
+
+    def load_state_dict(self, state):
         self.keep([self.names.index(name) for name in state["names"]])
         with torch.no_grad():
             self.flat.copy_(state["flat"])
-        self.averaged, self.best, self.optimizer.state = state["averaged"], state["best"], state["optimizer"]
-        for name in ("best_exact", "best_step", "rows", "streak", "stages", "smooth"):
+        self.optimizer.state = state["optimizer"]
+        for name in ("done", "loss_count", "averaged", "best", "loss_sum", *self.LISTS):
             setattr(self, name, state[name])
 
 
@@ -363,220 +462,133 @@ def checkpoint(config, named, settings, step, exact):
     }
 
 
-def train(settings, names, folder, watch=print):
-    """Trains all models together; returns {name: summary}. Each gets a folder of its own when there are several."""
-    for s in settings:
-        check(s)
+def train(settings, names, run):
+    """Train all models together; -> {name: summary}. Each has a folder of its own when there are several."""
     shared = settings[0]
     for name in ("model", *SHARED):
         if any(getattr(s, name) != getattr(shared, name) for s in settings):
             raise ValueError(f"{name} must be the same for all models that train together")
-    device = choose_device(shared.device)
-    run = engine(device, shared.engine)
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    folders = {name: folder / name if len(names) > 1 else folder for name in names}
-    starts = [(f"{name}#{i}", replace(s, seed=s.seed + i * CANDIDATE)) for name, s in zip(names, settings)
-              for i in range(s.candidates)]  # fmt: skip
-    members = Members([s for _, s in starts], [name for name, _ in starts], device)
-    saved, done, step, trained = folder / "state.pt", {}, 0, 0.0
-    summaries = [folders[name] / "summary.json" for name in names]
-    if shared.resume and not saved.exists() and all(path.exists() for path in summaries):
-        watch(f"# {folder} has finished already")
-        return {name: json.loads(path.read_text()) for name, path in zip(names, summaries)}
-    if shared.resume and saved.exists():
-        state = disk.load_checkpoint(saved, device)
-        missing = set(state["names"]) - set(members.names)
-        if missing or len(state["flat"][0]) != members.flat.shape[1]:
-            raise SystemExit(
-                f"{saved} is of another run ({', '.join(state['names'])}); give the same flags, or no --resume"
-            )
-        members.restore(state)
-        done, step, trained = state["done"], state["step"], state["seconds"]
-        watch(f"# resumed at step {step}")
-    mode = shared.wandb_mode if shared.wandb else "off"
-    wandb = disk.start_wandb(mode, folder, "addition", asdict(shared), project="addition")
-    batch = np.zeros((len(starts), shared.batch_size, members.layout.length + 1), dtype=np.uint8)
-    train_loss, counted, began, last_save = 0.0, 0, time.perf_counter() - trained, time.perf_counter()
-    start = (step, time.perf_counter())
+    if summary := run.finished():
+        run.log(f"# {run.folder} is finished already")
+        return summary.get("members", {names[0]: summary})
+    engine = pick_engine(run.device, shared.engine)
+    folders = {name: run.folder / name if len(names) > 1 else run.folder for name in names}
+    starts = {
+        f"{name}#{i}": replace(s, seed=s.seed + i * CANDIDATE)
+        for name, s in zip(names, settings)
+        for i in range(s.candidates)
+    }
+    members = Members(list(starts.values()), list(starts), run.device)
+    first = run.resume(members)
+    run.parameters = model.count(shared.model)
+    if len(starts) > 1:
+        run.log(f"# {len(starts)} models of {run.parameters} parameters each, for {len(names)} runs")
 
-    def write(names_to_write):
-        for name in names_to_write:
-            i = members.names.index(name)
-            place = folders[base(name)]
-            (place / "checkpoints").mkdir(parents=True, exist_ok=True)
-            if members.rows[i]:
-                disk.write_rows(place / "metrics.csv", members.rows[i], list(members.rows[i][0]))
-            for kind, flat, at, exact in (
-                ("best", members.best, members.best_step[i], members.best_exact[i]),
-                ("last", members.evaluated(), step, members.rows[i][-1]["val_exact"] if members.rows[i] else 0.0),
-            ):
-                named = {key: value[i] for key, value in members.named(flat).items()}
-                content = checkpoint(members.config, named, members.settings[i], at, exact)
-                disk.save_checkpoint(place / "checkpoints" / f"{kind}.pt", content)
+    def end(ending, staying, step, diverged):
+        """Test and save what these members found, then go on with the others."""
+        for i in ending:
+            name = run_of(members.names[i])
+            members.done[name] = summarise(members, i, step, engine, run, len(names))
+            if diverged:
+                members.done[name] |= {"diverged_at": step}
+                run.log(f"# {name}: the loss or the weights are not finite at step {step}; this run ends here")
+            save_member(folders[name], members, i, step)
+            with disk.writing(folders[name], "plots"):
+                run_plots(folders[name], members.rows[i], members.curricula[i])
+            if len(names) > 1:
+                with disk.writing(folders[name], "summary.json"):
+                    disk.write_json(folders[name] / "summary.json", members.done[name])
+        if len(staying) < len(members.names):
+            members.keep(staying)
 
-    def finish(name):
-        i, name = members.names.index(name), base(name)
-        s, rows, at_once = members.settings[i], members.rows[i], shared.eval_batch_size
-        named = {key: value[i] for key, value in members.named(members.best).items()}
-        stacked = {key: value[None] for key, value in named.items()}
-        tables = members.config.tables(stacked)
-        test = exact_match(run, tables, members.test[i : i + 1], members.layout, members.kind, at_once).item()
-        errors = score(run, members.config, named, device, at_once)
-        write([members.names[i]])
-        done[name] = {
-            "name": name,
-            "parameters": model.count(members.config),
-            "seed": s.seed % CANDIDATE,
-            "candidate": s.seed // CANDIDATE,
-            "steps": step,
-            "best_step": members.best_step[i],
-            "best_val_exact": members.best_exact[i],
-            "last_val_exact": rows[-1]["val_exact"],
-            "step_at_99": next((row["step"] for row in rows if row["val_exact"] >= 0.99), None),
-            "test_exact": test,
-            "errors_in_100000": sum(errors.values()),
-            "errors_by_seed": {str(key): value for key, value in errors.items()},
-            "seconds": round(time.perf_counter() - began, 1),
-            "models_together": len(names),
-            "hardware": disk.describe(device),
-            "engine": run.__name__.removeprefix("addition."),
-            "commit": disk.commit(),
-            "config": asdict(s),
-        }
-        disk.write_json(folders[name] / "summary.json", done[name])
-        run_plots(folders[name], rows, members.curricula[i])
-
-    def save():
-        with disk.writing(folder, "state.pt"):
-            if len(set(map(base, members.names))) == len(members.names):
-                write(members.names)
-            content = members.state() | {"done": done, "step": step, "seconds": time.perf_counter() - began}
-            disk.save_checkpoint(saved, content)
-
-    while members.names and step < shared.train_steps:
-        rates = [learning_rate(s, step) for s in members.settings]
-        fill = []
-        for i, (s, stream) in enumerate(zip(members.settings, members.streams)):
-            now = members.stage(i, step)
-            least, simple = now.digits if s.lengths == "full" else 1, members.curricula[i][0].among
-            fill.append(
-                (stream.fill, step, least, now, simple, s.rehearse, fading(s.carry, s.carry_until, step), batch[i])
-            )
-        fused.in_parallel(fill)
-        rows = torch.from_numpy(batch[: len(members.names)]).to(device)
-        members.flat.grad = None
-        tables = members.tables(members.flat, step)
-        loss = run.losses(tables, rows, members.layout, members.kind)
-        members.penalised(loss, tables).sum().backward()
-        with torch.no_grad():
-            hyper = members.hyper
-            decay = stack([fading(s.weight_decay, s.decay_until, step) for s in members.settings], device)
-            members.optimizer.step(
-                members.flat.detach(), members.flat.grad, step, stack(rates, device), decay,
-                hyper["clip"], hyper["beta2"], hyper["grokfast"],
-            )  # fmt: skip
-            if hyper["average"].any():
-                decay = hyper["average"].clamp(max=(1 + step) / (10 + step))
-                members.averaged.mul_(decay).add_((1 - decay) * members.flat.detach())
-        if any(s.mastery for s in members.settings):
-            members.follow(loss.tolist())
-        train_loss, counted, step = train_loss + loss.detach(), counted + 1, step + 1
-        if step % shared.eval_interval and step != shared.train_steps:
-            continue
-        flat = members.evaluated()
-        with torch.no_grad():
-            tables = members.tables(flat, step)
-            val_loss = run.losses(tables, members.val, members.layout, members.kind).tolist()
-            exact = exact_match(run, tables, members.val, members.layout, members.kind, shared.eval_batch_size).tolist()
-        train_losses = (train_loss / counted).tolist()
-        train_loss, counted, ended = 0.0, 0, []
-        for i, s in enumerate(members.settings):
-            members.rows[i].append({
-                "step": step, "train_loss": round(train_losses[i], 6), "val_loss": round(val_loss[i], 6),
-                "val_exact": round(exact[i], 6), "lr": round(rates[i], 8),
-                "digits": members.curricula[i][members.stages[i]].digits, "stage": members.stages[i],
-                "seconds": round(time.perf_counter() - began, 2),
-            })  # fmt: skip
-            if exact[i] > members.best_exact[i]:
-                members.best_exact[i], members.best_step[i] = exact[i], step
-                members.best[i] = flat[i]
-            members.streak[i] = members.streak[i] + 1 if exact[i] == 1 else 0
-            at, least = limit(s)
-            lost = not math.isfinite(train_losses[i])
-            if lost or (s.solved and members.streak[i] >= s.solved) or (step >= at and members.best_exact[i] < least):
-                ended.append(members.names[i])
-            if lost:
-                watch(f"# {members.names[i]}: the loss is not finite at step {step}; it ends here")
-        rate, start = (time.perf_counter() - start[1]) / (step - start[0]), (step, time.perf_counter())
-        watch(progress(members, done, step, shared.train_steps, rate, train_losses, val_loss, exact))
-        if wandb:
-            with contextlib.suppress(Exception):  # metrics.csv has them all; W&B never ends a run
-                prefix = [f"{name}/" if len(starts) > 1 else "" for name in members.names]
-                shown = [{p + key: value for key, value in rows[-1].items()} for p, rows in zip(prefix, members.rows)]
-                wandb.log(dict(itertools.chain.from_iterable(row.items() for row in shown)), step=step)
-        if step == shared.train_steps:
-            ended = list(members.names)
-        dropped = beaten(members, step, train_losses)
-        for name in ended:
-            if name not in dropped:
-                with disk.writing(folders[base(name)], "summary.json"):
-                    finish(name)
-        ended = {*ended, *dropped}
-        if len(ended) == len(members.names):
+    for step in range(first + 1, shared.train_steps + 1):
+        lost = members.train_step(engine, step - 1)
+        if lost:
+            staying, ending = members.select(step, lost, validated=False)
+            end(ending, staying, step, diverged=True)
+        if members.names and run.due(step - 1, shared.eval_interval):
+            members.validate(engine, step, run.elapsed())
+            run.log(progress(members, step, run))
+            send_to_wandb(run, members, step)
+            staying, ending = members.select(step, [], validated=True)
+            end(ending, staying, step, diverged=False)
+        if not members.names:
             break
-        if ended:
-            members.keep([i for i, name in enumerate(members.names) if name not in ended])
-        if ended or time.perf_counter() - last_save > shared.save_every:
-            save()
-            last_save = time.perf_counter()
-    saved.unlink(missing_ok=True)
-    if wandb:
-        with contextlib.suppress(Exception):
-            wandb.finish()
-    return {name: done[name] for name in names}
+        if run.due(step - 1, shared.save_every) or run.interrupted:
+            for i, name in enumerate(members.names):
+                if sum(run_of(other) == run_of(name) for other in members.names) == 1:
+                    save_member(folders[run_of(name)], members, i, step)
+        run.end_step(step - 1, members)
+    done = {name: members.done[name] for name in names}
+    run.finish(done[names[0]] if len(names) == 1 else {"seed": sorted({s.seed for s in settings}), "members": done})
+    run.checkpoint.unlink(missing_ok=True)
+    return done
 
 
-def base(name):
-    return name.rpartition("#")[0]
+def summarise(members, i, step, engine, run, together):
+    """The summary of a run that ends with member i: its best weights on the test pairs and on the final score."""
+    s, rows, at_once = members.settings[i], members.rows[i], members.settings[i].eval_batch_size
+    named, config = members.member(i, members.best), members.config
+    tables = config.tables({name: value[None] for name, value in named.items()})
+    test = exact_match(engine, tables, members.test[i : i + 1], members.layout, members.kind, at_once).item()
+    errors = score(engine, config, named, run.device, at_once)
+    return {
+        "name": run_of(members.names[i]),
+        "parameters": model.count(config),
+        "seed": s.seed % CANDIDATE,
+        "candidate": s.seed // CANDIDATE,
+        "steps": step,
+        "best_step": members.best_step[i],
+        "best_val_exact": max(0.0, members.best_exact[i]),
+        "last_val_exact": rows[-1]["val_exact"] if rows else 0.0,
+        "step_at_99": next((row["step"] for row in rows if row["val_exact"] >= 0.99), None),
+        "test_exact": test,
+        "errors_in_100000": sum(errors.values()),
+        "errors_by_seed": {str(key): value for key, value in errors.items()},
+        "seconds": round(run.elapsed(), 1),
+        "models_together": together,
+        "hardware": disk.describe(run.device),
+        "engine": engine.__name__.removeprefix("addition."),
+        "commit": disk.commit(),
+        "config": asdict(s),
+    }
 
 
-def beaten(members, step, train_losses):
-    """The candidates that end here: all but the one of each run that are furthest, then lowest in training loss."""
-    dropped = []
-    for name in dict.fromkeys(map(base, members.names)):
-        rivals = [i for i, other in enumerate(members.names) if base(other) == name]
-        s = members.settings[rivals[0]]
-        left = (
-            1 if step >= s.train_steps else min([count for at, count in choices(s) if step >= at], default=len(rivals))
-        )
-        rivals.sort(key=lambda i: (-members.stages[i], math.isnan(train_losses[i]), train_losses[i]))
-        dropped += [members.names[i] for i in rivals[left:]]
-    return dropped
+def save_member(folder, members, i, step):
+    """metrics.csv and the checkpoints of one member; weights that are not finite are not saved."""
+    rows = members.rows[i]
+    with disk.writing(folder, "checkpoints"):
+        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+        disk.write_rows(folder / "metrics.csv", rows, METRICS)
+        for kind, flat, at, exact in (
+            ("best", members.best, members.best_step[i], members.best_exact[i]),
+            ("last", members.evaluated(), step, rows[-1]["val_exact"] if rows else 0.0),
+        ):
+            named = members.member(i, flat)
+            if flat[i].isfinite().all():
+                content = checkpoint(members.config, named, members.settings[i], at, exact)
+                disk.save_checkpoint(folder / "checkpoints" / f"{kind}.pt", content)
 
 
-def progress(members, done, step, steps, rate, train_losses, val_loss, exact):
+def send_to_wandb(run, members, step):
+    if run.wandb:
+        prefix = [f"{name}/" if len(members.names) > 1 else "" for name in members.names]
+        rows = [{p + key: value for key, value in rows[-1].items()} for p, rows in zip(prefix, members.rows)]
+        with contextlib.suppress(Exception):  # a failure of W&B never ends a run
+            run.wandb.log(dict(itertools.chain.from_iterable(row.items() for row in rows)), step=step)
+
+
+def progress(members, step, run):
     """One line: step, share, speed, time left; one model's losses, or the exact matches of all."""
-    left = round(rate * (steps - step))
-    head = f"step {step:6d} {step / steps:4.0%}  {1000 * rate / len(exact):5.2f} ms a model  "
-    if len(exact) == 1 and not done:
-        body = f"train {train_losses[0]:.4f}  val {val_loss[0]:.4f}  exact {exact[0]:.4f}"
+    speed, left = run.pace(step - 1, 1)
+    exact = [rows[-1]["val_exact"] for rows in members.rows]
+    head = f"step {step:6d} {step / run.config.steps:4.0%}  {1000 / speed / len(exact):5.2f} ms a model"
+    if len(exact) == 1 and not members.done:
+        last = members.rows[0][-1]
+        body = f"train {last['train_loss']:.4f}  val {last['val_loss']:.4f}  exact {exact[0]:.4f}"
     else:
-        good = sum(value >= 0.99 for value in exact) + sum(s["best_val_exact"] >= 0.99 for s in done.values())
-        shown = " ".join(f"{value:.2f}" for value in sorted(exact, reverse=True)[:8]) + (
-            " ..." if len(exact) > 8 else ""
-        )
-        body = f"{good} of {len(exact) + len(done)} at 99 %  best {shown}"
-    return f"{head}{body}  {left // 60}:{left % 60:02d} left"
-
-
-def expand(settings, seeds, grid):
-    """Every combination of the grid's values, each with every seed: names and settings."""
-    names, found = [], []
-    for values in itertools.product(*grid.values()):
-        chosen = dict(zip(grid, values))
-        label = "".join(f"{key}{value}-".replace(":", ".").replace(",", "_") for key, value in chosen.items())
-        for seed in seeds:
-            names.append(f"{label}seed{seed}")
-            found.append(replace(settings, seed=seed, **chosen))
-    return names, found
+        good = sum(value >= 0.99 for value in exact) + sum(s["best_val_exact"] >= 0.99 for s in members.done.values())
+        shown = " ".join(f"{value:.2f}" for value in sorted(exact, reverse=True)[:8])
+        dots = " ..." if len(exact) > 8 else ""
+        body = f"{good} of {len(exact) + len(members.done)} at 99 %  best {shown}{dots}"
+    return f"{head}  {body}  left {left}"

@@ -33,7 +33,7 @@ from plumbing import disk, loop
 
 ROOT = Path(__file__).resolve().parent.parent
 # Flags that may change when a run is resumed: they do not change what is computed.
-RESUMABLE = {"resume", "device", "compile", "test_iterations", "wandb", "runs", "name"}
+RESUMABLE = {"resume", "device", "compile", "test_iterations", "wandb", "wandb_mode", "runs", "name"}
 WANDB_SECONDS = 2.0  # how long a run waits for W&B's server at its start, and again at its end
 
 
@@ -59,7 +59,9 @@ def run_name(config):
 class Run:
     """The folder of one run, what is written there, and the devices that it runs on."""
 
-    def __init__(self, config, file, command=""):
+    project = "sudoku"  # in W&B
+
+    def __init__(self, config, file, command="", folder=None):
         self.config, self.file, self.experiment = config, Path(file).resolve(), Path(file).stem
         self.command = command
         self.rank, self.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
@@ -73,7 +75,7 @@ class Run:
         torch.manual_seed(config.seed)
         if not re.fullmatch(r"[\w.+=-]*", config.name) or config.name.startswith("."):
             raise SystemExit(f"--name {config.name}: expected letters, digits and _ . + = - (it names a folder)")
-        self.folder = Path(config.runs) / self.experiment / run_name(config)
+        self.folder = Path(folder or Path(config.runs) / self.experiment / run_name(config))
         self.checkpoint = self.folder / "checkpoint.pt"
         self.rows, self.row, self.notes, self.data = [], {}, {}, None
         self.seconds, self.interrupted, self.handlers = 0.0, None, {}
@@ -121,7 +123,7 @@ class Run:
     def finished(self):
         """The summary of this folder, if its run has ended: with all its steps, or diverged."""
         summary = disk.read_json(self.folder / "summary.json")
-        whole = isinstance(summary, dict) and ("solved" in summary or "diverged_at" in summary)
+        whole = isinstance(summary, dict) and "commit" in summary
         return summary if whole and self.config.resume else None
 
     def resume(self, model, optimizers=()):
@@ -135,7 +137,9 @@ class Run:
         self.log(f"# {self.parameters:,} parameters")
         step = self.load(model, optimizers) if self.checkpoint.exists() else 0
         if self.rank == 0 and not ended:
-            self.wandb = start_wandb(self.config.wandb, self.folder, self.experiment, vars(self.config), self.log)
+            self.wandb = start_wandb(
+                self.config.wandb, self.folder, self.experiment, dataclasses.asdict(self.config), self.log, self.project
+            )
         for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
             with contextlib.suppress(ValueError):  # only the main thread may set handlers
                 self.handlers[number] = signal.signal(number, self.interrupt)
@@ -188,9 +192,13 @@ class Run:
         self.log(f"# resumed after step {step}")
         return step
 
+    def sources(self):
+        """The files that decide what this run computes, beside those in plumbing/."""
+        return [self.file, ROOT / "common.py"]
+
     def code(self):
-        """A checksum of each file that decides what this run computes; comments and layout do not count."""
-        files = [self.file, ROOT / "common.py", *sorted((ROOT / "plumbing").glob("*.py"))]
+        """A checksum of each source file; comments and layout do not count."""
+        files = [*self.sources(), *sorted((ROOT / "plumbing").glob("*.py"))]
         return {f.name: zlib.crc32(ast.dump(ast.parse(f.read_bytes())).encode()) for f in files if f.exists()}
 
     # ------------------------------------------------------------ devices
@@ -323,7 +331,7 @@ class Run:
             with disk.writing(self.folder, "summary.json"):
                 disk.write_json(self.folder / "summary.json", summary)
             if self.wandb:
-                limited(lambda: (self.wandb.summary.update({"solved": summary["solved"]}), self.wandb.finish()))
+                limited(lambda: (self.wandb.summary.update(results), self.wandb.finish()))
             self.lock.close()
         return summary
 
