@@ -69,7 +69,9 @@ def main(argv=None):
     if options.batch_size < 1:
         parser.error(f"--batch-size is {options.batch_size}; it must be at least 1")
     device = pick_device(options.device)
-    loaded = [(path, *load(path)) for path in options.checkpoints]  # all files are checked before the first is evaluated
+    loaded = [
+        (path, *load(path)) for path in options.checkpoints
+    ]  # all files are checked before the first is evaluated
     found = []
     for path, config, named in loaded:
         row = evaluate(path, config, named, device, options.batch_size)

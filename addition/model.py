@@ -80,6 +80,8 @@ class ModelConfig:
                     f"{name} is {rank}, but its matrix is {sides[0][0]} x {sides[0][1]}: use 1 to {side}, or 0 for a "
                     "full matrix"
                 )
+        if not 0 <= self.companion < math.inf:
+            raise ValueError(f"companion is {self.companion}; it must be a number of at least 0")
         if self.tie_qkv not in ("none", "shareA_tieKV"):
             raise ValueError(f"tie_qkv is {self.tie_qkv!r}; known are 'none' and 'shareA_tieKV'")
         if self.tie_qkv == "shareA_tieKV" and self.qkv_rank == 0:

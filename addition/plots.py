@@ -6,6 +6,8 @@ import re
 import statistics
 from pathlib import Path
 
+import pandas as pd
+
 from plumbing import disk
 
 BLUE, ORANGE, GREY, INK = "#2166ac", "#d6604d", "#b8b8b8", "#333333"
@@ -52,33 +54,29 @@ def steps_axis(axis, curriculum, last):
         axis.annotate(text, (step, 0.5), xycoords=where, fontsize=8, color="#777777", **place)
 
 
-def column(rows, name, scale=1):
-    return [scale * float(row[name]) for row in rows]
-
-
 def run_plots(folder, rows, curriculum):
     """The loss and the exact match of one run, beside its metrics."""
     if not rows:
         return
-    steps = column(rows, "step")
+    rows = pd.DataFrame(rows)
+    steps, exact = rows["step"], 100 * rows["val_exact"]
     marker = "o" if len(rows) < 3 else None  # a line needs two points
     figure, axis = axes(8, 4.2)
-    axis.plot(steps, column(rows, "train_loss"), color=BLUE, lw=1.6, marker=marker, label="training")
-    axis.plot(steps, column(rows, "val_loss"), color=ORANGE, lw=1.6, marker=marker, label="validation")
+    axis.plot(steps, rows["train_loss"], color=BLUE, lw=1.6, marker=marker, label="training")
+    axis.plot(steps, rows["val_loss"], color=ORANGE, lw=1.6, marker=marker, label="validation")
     axis.set_yscale("log")
     axis.yaxis.set_major_formatter("{x:g}")
     axis.set_ylabel("loss", color=INK)
     axis.set_title("Loss", loc="left", fontsize=12, color=INK)
-    steps_axis(axis, curriculum, steps[-1])
+    steps_axis(axis, curriculum, steps.max())
     axis.legend(frameon=False, fontsize=9, loc="upper right")
     save(figure, Path(folder) / "train_val_loss_per_step.png")
 
     figure, axis = axes(8, 4.2)
-    exact = column(rows, "val_exact", 100)
     axis.plot(steps, exact, color=BLUE, lw=1.8, marker=marker, clip_on=False)
     axis.set_title(f"Validation exact match, best {max(exact):.2f} %", loc="left", fontsize=12, color=INK)
     percent_axis(axis)
-    steps_axis(axis, curriculum, steps[-1])
+    steps_axis(axis, curriculum, steps.max())
     save(figure, Path(folder) / "val_accuracy_per_step.png")
 
 
@@ -96,14 +94,14 @@ def configuration(member):
 
 
 def seeds_plot(path, title, members, curriculum):
-    """Validation exact match of all seeds; members {name: (summary, rows)}."""
+    """Validation exact match of all seeds; members {name: (summary, metrics)}."""
     import matplotlib
 
     good = [name for name, (summary, _) in members.items() if summary["errors_in_100000"] <= SCORED // 100]
     good.sort(key=lambda name: members[name][0]["step_at_99"] or math.inf)
     labels = list(dict.fromkeys(map(configuration, members)))
     figure, axis = axes(8.4, 4.4)
-    last = max([float(rows[-1]["step"]) for _, rows in members.values() if rows], default=1)
+    last = max([rows["step"].max() for _, rows in members.values() if len(rows)], default=1)
     drawn = [(name, GREY, 0.9, 0.55, "never at 99 %") for name in members if name not in good]
     palette = matplotlib.colormaps["viridis"]
     for i, name in enumerate(good):
@@ -116,7 +114,7 @@ def seeds_plot(path, title, members, curriculum):
     for name, color, width, alpha, text in drawn:
         rows = members[name][1]
         style = dict(color=color, lw=width, alpha=alpha)
-        (lines[text],) = axis.plot(column(rows, "step"), column(rows, "val_exact", 100), **style)
+        (lines[text],) = axis.plot(rows["step"], 100 * rows["val_exact"], **style)
     texts = sorted(lines, key=lambda text: (text == "never at 99 %", labels.index(text) if text in labels else 0))
     what = "seeds" if len(labels) == 1 else "runs"
     axis.set_title(f"{title}\n{len(good)} of {len(members)} {what} reach 99 %", loc="left", fontsize=11, color=INK)

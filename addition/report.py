@@ -10,8 +10,6 @@ verified.
 """
 
 import argparse
-import csv
-import io
 import itertools
 import json
 import math
@@ -20,13 +18,13 @@ import shlex
 import statistics
 import sys
 import textwrap
-from dataclasses import asdict
 from pathlib import Path
+
+import pandas as pd
 
 from addition import plots
 from addition.data import phases
 from addition.plots import configuration
-from addition.training import Settings
 from plumbing import disk
 
 ROOT = Path(__file__).parent.parent
@@ -34,19 +32,9 @@ DOCUMENTS = ("addition/README.md", "addition/EXPERIMENTS.md")
 BLOCK = re.compile(r"(<!-- report (\S+) ([^\n]+?) -->\n)((?:(?!<!-- report ).)*?)(<!-- end -->)", re.DOTALL)
 GUESSED = 0.25  # a digit that is right this often at most says nothing about the sum
 GOOD, BETTER = 1_000, 100  # errors in 100,000: 99 % and 99.9 %
-# How and where a run is computed; seeds that differ in these only are of one configuration.
-APART = {
-    "seed",
-    "run_name",
-    "runs",
-    "device",
-    "engine",
-    "eval_batch_size",
-    "wandb",
-    "wandb_mode",
-    "resume",
-    "save_every",
-}
+# Settings of how and where a run is computed: seeds that differ only in these are of one configuration.
+APART = {"seed", "name", "run_name", "runs", "device", "engine", "eval_batch_size", "wandb", "wandb_mode", "resume",
+         "save_every"}  # fmt: skip
 
 
 def results():
@@ -64,13 +52,11 @@ def wilson(successes, total, z=1.959964):
 
 
 def load(folder):
-    """What a finished sweep or single run left in its folder: {"command", "members"}; None if nothing."""
-    if (folder / "sweep.json").exists():
-        return json.loads((folder / "sweep.json").read_text())
-    if (folder / "summary.json").exists():
-        summary = json.loads((folder / "summary.json").read_text())
-        return {"members": {f"seed{summary['seed']}": summary}}
-    return None
+    """The summary of a finished sweep or single run, {"command", "members"}; None if there is none."""
+    kept = disk.read_json(folder / "summary.json") or disk.read_json(folder / "sweep.json")  # the older name
+    if kept and "members" not in kept:
+        kept = {"command": kept["command"], "members": {f"seed{kept['seed']}": kept}}
+    return kept
 
 
 def split(entry):
@@ -109,12 +95,17 @@ def check_pool(pool):
 
 
 def number(value):
-    return "-" if value is None else f"{value:,.1f}".removesuffix(".0")
+    return "-" if pd.isna(value) else f"{value:,.1f}".removesuffix(".0")
 
 
-def rate(summaries, most):
+def table(header, rows):
+    lines = [header, "|" + "---|" * (header.count("|") - 1)]
+    return [*lines, *(f"| {' | '.join(map(str, row))} |" for row in rows)]
+
+
+def rate(errors, most):
     """How many seeds make at most so many errors, with the interval."""
-    good, total = sum(s["errors_in_100000"] <= most for s in summaries), len(summaries)
+    good, total = (errors <= most).sum(), len(errors)
     low, high = wilson(good, total)
     return f"{good} of {total} ({100 * good / total:.0f} %, {100 * low:.0f}-{100 * high:.0f} %)"
 
@@ -131,64 +122,52 @@ def title(entry, label, entries):
 
 def sweep(*entries):
     """One row a configuration."""
-    lines = [
-        "| configuration | parameters | steps | seeds at 99 % | seeds at 99.9 % | seeds with 0 errors "
-        "| median steps to 99 % | errors in 100,000 (best, median) | seconds a seed |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
+    rows = []
     for entry in entries:
         found = members(entry)
         if not found:
-            lines.append(f"| `{entry}` | not run |" + " |" * 7)
+            rows.append([f"`{entry}`", "not run", *[""] * 7])
         for label, pool in found.items():
-            runs = list(pool.values())
-            errors = [s["errors_in_100000"] for s in runs]
-            arrivals = [s["step_at_99"] for s in runs if s["step_at_99"] is not None]
-            cells = [
+            runs = pd.DataFrame(pool.values())
+            errors = runs["errors_in_100000"]
+            diverged = runs["diverged_at"].count() if "diverged_at" in runs else 0
+            rows.append([
                 f"`{title(entry, label, entries)}`",
-                number(runs[0]["parameters"]),
-                number(runs[0]["config"]["train_steps"]),
-                rate(runs, GOOD),
-                rate(runs, BETTER),
-                rate(runs, 0),
-                number(statistics.median(arrivals) if arrivals else None),
-                f"{number(min(errors))}, {number(statistics.median(errors))}",
+                number(runs["parameters"][0]),
+                number(runs["config"][0]["train_steps"]),
+                rate(errors, GOOD) + (f", {diverged} diverged" if diverged else ""),
+                rate(errors, BETTER),
+                rate(errors, 0),
+                number(runs["step_at_99"].astype(float).median()),
+                f"{number(errors.min())}, {number(errors.median())}",
                 number(seconds(entry)),
-            ]
-            lines.append(f"| {' | '.join(cells)} |")
+            ])  # fmt: skip
+    header = (
+        "| configuration | parameters | steps | seeds at 99 % | seeds at 99.9 % | seeds with 0 errors "
+        "| median steps to 99 % | errors in 100,000 (best, median) | seconds a seed |"
+    )
     note = (
         "In brackets the share and its 95 % interval (Wilson). Median steps to 99 %: on validation, of the seeds that "
         "got there. Seconds a seed: the whole sweep's time divided by the models that trained together."
     )
-    return [*lines, "", note]
+    return [*table(header, rows), "", note]
 
 
 def seeds(*entries):
     """One row a seed."""
-    lines = ["| configuration | seed | best step | step at 99 % | errors in 100,000 |", "|---|---|---|---|---|"]
+    rows = []
     for entry in entries:
         found = members(entry)
         if not found:
-            lines.append(f"| `{entry}` | not run |" + " |" * 3)
+            rows.append([f"`{entry}`", "not run", *[""] * 3])
         for label, pool in found.items():
             for s in sorted(pool.values(), key=lambda s: s["seed"]):
-                cells = [s["best_step"], s["step_at_99"], s["errors_in_100000"]]
-                lines.append(f"| `{title(entry, label, entries)}` | {s['seed']} | {' | '.join(map(number, cells))} |")
-    return lines
-
-
-def single(summary):
-    """The command of a single run, from its config: what differs from the defaults."""
-    given, usual = (
-        {**config.pop("model"), **config} for config in (json.loads(json.dumps(summary["config"])), asdict(Settings()))
-    )
-    words = []
-    for name, value in given.items():
-        if value == usual.get(name) or name in ("resume", "runs"):
-            continue
-        flag = name.replace("_", "-")
-        words += [f"--{flag}" if value else f"--no-{flag}"] if isinstance(value, bool) else [f"--{flag}", str(value)]
-    return "addition.train", words
+                errors = number(s["errors_in_100000"])
+                if "diverged_at" in s:
+                    errors += f" (diverged at step {number(s['diverged_at'])})"
+                name = f"`{title(entry, label, entries)}`"
+                rows.append([name, s["seed"], number(s["best_step"]), number(s["step_at_99"]), errors])
+    return table("| configuration | seed | best step | step at 99 % | errors in 100,000 |", rows)
 
 
 def command(*entries):
@@ -200,11 +179,9 @@ def command(*entries):
             lines.append(f"# {name}: not run")
             continue
         summaries = list(kept["members"].values())
-        if "command" in kept:
-            module, words = kept.get("module", "addition.sweep"), shlex.split(kept["command"])
-        else:
-            module, words = single(summaries[0])
-        typed = f"python -m {module} {shlex.join(words)}"
+        typed = shlex.join(shlex.split(kept["command"]))
+        if not typed.startswith("python -m "):  # an older summary has the flags only
+            typed = f"python -m {kept.get('module', 'addition.sweep')} {typed}"
         wrapped = textwrap.wrap(typed, 110, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
         hardware = " and ".join(dict.fromkeys(s["hardware"] for s in summaries))
         commits = ", ".join(dict.fromkeys(s["commit"] for s in summaries))
@@ -218,20 +195,20 @@ def speed(name):
     if not path.exists():
         return ["not run"]
     kept = json.loads(path.read_text())
-    lines = [
-        f"Milliseconds a step of {kept['batch']} sums and a model, median of turns; {kept['hardware']}",
-        "",
+    rows = [
+        [
+            f"{m['parameters']:,}", f"{m['plain_ms']:.1f}", f"{m['compiled_ms']:.1f}", f"{m['sweep_ms']:.2f}",
+            f"{m['sweep_against_plain']:.1f} x", f"{m['sweep_against_compiled']:.1f} x",
+            f"{1000 * m['gflop_a_step']:.0f} MFLOP", f"{100 * m['share_of_matrix_rate']:.0f} %",
+        ]
+        for m in kept["models"]
+    ]  # fmt: skip
+    header = (
         "| parameters | plain autograd | compiled | 16 in a sweep | sweep against plain | against compiled "
-        "| work a step | share of the matrix rate |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for m in kept["models"]:
-        lines.append(
-            f"| {m['parameters']:,} | {m['plain_ms']:.1f} | {m['compiled_ms']:.1f} | {m['sweep_ms']:.2f} "
-            f"| {m['sweep_against_plain']:.1f} x | {m['sweep_against_compiled']:.1f} x "
-            f"| {1000 * m['gflop_a_step']:.0f} MFLOP | {100 * m['share_of_matrix_rate']:.0f} % |"
-        )
-    return lines
+        "| work a step | share of the matrix rate |"
+    )
+    note = f"Milliseconds a step of {kept['batch']} sums and a model, median of turns; {kept['hardware']}"
+    return [note, "", *table(header, rows)]
 
 
 def attention(name):
@@ -244,18 +221,15 @@ def attention(name):
         folder, member = Path(found["path"]).parts[-4:-2]
         summary = load(results() / folder)["members"][member]
         groups.setdefault((folder, summary["errors_in_100000"] > GOOD), []).append(found)
-    lines = [
-        "| sweep | seeds | own two digits | the two before | digits guessed, median of the eleven |",
-        "|---|---|---|---|---|",
-    ]
+    rows = []
     for (folder, failed), models in groups.items():
         own, before = ([m[key] for m in models] for key in ("own", "before"))
         guessed = statistics.median(sum(value < GUESSED for value in m["digits_right"]) for m in models)
-        lines.append(
-            f"| `{folder}` | {len(models)} {'below' if failed else 'at'} 99 % | {min(own):.2f}-{max(own):.2f} "
-            f"| {min(before):.3f}-{max(before):.3f} | {guessed:g} |"
-        )
-    return lines
+        rows.append([
+            f"`{folder}`", f"{len(models)} {'below' if failed else 'at'} 99 %", f"{min(own):.2f}-{max(own):.2f}",
+            f"{min(before):.3f}-{max(before):.3f}", f"{guessed:g}",
+        ])  # fmt: skip
+    return table("| sweep | seeds | own two digits | the two before | digits guessed, median of the eleven |", rows)
 
 
 def verified(name):
@@ -263,18 +237,13 @@ def verified(name):
     paths = sorted((results() / name).glob("*.json"), key=lambda path: int(path.stem.removesuffix("p")))
     if not paths:
         return ["not run"]
-    lines = [
-        "| file | parameters | edge cases | public protocol, 10,010 pairs | long carries |",
-        "|---|---|---|---|---|",
-    ]
+    rows = []
     for path in paths:
         v = json.loads(path.read_text())
-        failed = v["edge_cases"] - len(v["edge_cases_failed"])
-        lines.append(
-            f"| `{v['path']}` | {v['parameters']} | {failed} of {v['edge_cases']} | {100 * v['public_exact']:.2f} % "
-            f"| {v['carry_errors']} errors in {v['carry_pairs']:,} |"
-        )
-    return lines
+        passed = v["edge_cases"] - len(v["edge_cases_failed"])
+        public, carries = f"{100 * v['public_exact']:.2f} %", f"{v['carry_errors']} errors in {v['carry_pairs']:,}"
+        rows.append([f"`{v['path']}`", v["parameters"], f"{passed} of {v['edge_cases']}", public, carries])
+    return table("| file | parameters | edge cases | public protocol, 10,010 pairs | long carries |", rows)
 
 
 KINDS = {
@@ -314,28 +283,26 @@ def points():
     entries = [entry for entry in dict.fromkeys(itertools.chain.from_iterable(blocks)) if members(entry)]
     found = []
     for entry in entries:
-        choices = {}
+        choices = []
         for label, pool in members(entry).items():
-            errors = [s["errors_in_100000"] for s in pool.values()]
-            size = next(iter(pool.values()))["parameters"]
-            choices[label] = {"name": f"{entry} {label}".strip(), "parameters": size, "errors": errors}
-        found.append(min(choices.values(), key=lambda p: (-sum(e <= GOOD for e in p["errors"]) / len(p["errors"]),
-                                                          statistics.median(p["errors"]))))  # fmt: skip
+            runs = pd.DataFrame(pool.values())
+            errors = runs["errors_in_100000"]
+            point = {"name": f"{entry} {label}".strip(), "parameters": runs["parameters"][0], "errors": errors}
+            choices.append(((errors <= GOOD).mean(), -errors.median(), point))
+        found.append(max(choices, key=lambda choice: choice[:2])[2])
     return found
 
 
 def draw():
     for folder in sorted(results().glob("*")):
-        if not (folder / "sweep.json").exists():
+        if not (folder / "metrics.csv").exists():  # not of training runs
             continue
-        rows, kept = {}, load(folder)["members"]
-        for row in disk.read_rows(folder / "metrics.csv"):
-            rows.setdefault(row["member"], []).append(row)
+        rows, kept = pd.read_csv(folder / "metrics.csv"), load(folder)["members"]
         first = next(iter(kept.values()))
         head = f"{folder.name}: {first['parameters']:,} parameters, {first['config']['train_steps']:,} steps"
         curricula = {s["config"]["curriculum"] for s in kept.values()}
         curriculum = phases(first["config"]["curriculum"]) if len(curricula) == 1 else ()
-        both = {name: (summary, rows.get(name, [])) for name, summary in kept.items()}
+        both = {name: (summary, rows[rows["member"] == name]) for name, summary in kept.items()}
         plots.seeds_plot(folder / "seeds.png", head, both, curriculum)
     if found := points():
         plots.accuracy_plot(results() / "accuracy.png", found)
@@ -345,23 +312,21 @@ def keep(folders):
     for folder in (Path(folder).resolve() for folder in folders):
         kept = load(folder)
         if kept is None:
-            raise SystemExit(f"{folder} has neither sweep.json nor summary.json: did it finish? (--resume goes on)")
-        rows = []
+            raise SystemExit(f"{folder} has no summary.json: has the run finished? (--resume goes on)")
+        frames = []
         for member in kept["members"]:
             source = folder / member / "metrics.csv"
             source = source if source.exists() else folder / "metrics.csv"  # a model alone writes to the run's folder
             if not source.exists():
                 raise SystemExit(f"{folder / member} has no metrics.csv; run the sweep again")
-            rows += [{"member": member} | row for row in disk.read_rows(source)]
-        text = io.StringIO()
-        writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")  # a curriculum in a member's name has commas
-        writer.writeheader()
-        writer.writerows(rows)
+            frames.append(pd.read_csv(source, dtype=str).assign(member=member))
+        rows = pd.concat(frames)
+        rows = rows[["member", *rows.columns.drop("member")]]
         target = results() / folder.name
-        target.mkdir(parents=True, exist_ok=True)
-        name = "sweep.json" if (folder / "sweep.json").exists() else "summary.json"
-        disk.replace(target / "metrics.csv", lambda file, text=text: file.write(text.getvalue().encode()))
-        disk.write_json(target / name, json.loads((folder / name).read_text()))
+        with disk.writing(target, "metrics.csv"):
+            target.mkdir(parents=True, exist_ok=True)
+            disk.replace(target / "metrics.csv", lambda file, rows=rows: rows.to_csv(file, index=False))
+            disk.write_json(target / "summary.json", kept)
         print(target.relative_to(ROOT))
 
 
@@ -373,7 +338,7 @@ def main(argv=None):
     arguments = parser.parse_args(argv)
     if arguments.command:
         if not arguments.folders:
-            parser.error("keep: which run? give its folder, as in results/runs/NAME")
+            parser.error("keep needs the folder of a run, such as results/runs/NAME")
         return keep(arguments.folders)
     for name, old in documents().items():
         new = fill(old, name)

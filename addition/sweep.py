@@ -9,6 +9,7 @@ addition.train may vary in the grid but model sizes and --train-steps, --batch-s
 """
 
 import itertools
+import re
 import sys
 from dataclasses import dataclass, fields, replace
 
@@ -29,11 +30,15 @@ class Sweep(Settings):
 def numbers(words):
     found = []
     for word in words:
-        low, _, high = word.partition("-")
-        high = high or low
-        if not (low.isdecimal() and high.isdecimal() and 0 <= int(high) - int(low) < MOST_SEEDS):
-            raise ValueError(f"--seeds: {word!r} is neither a number nor a range of {MOST_SEEDS:,} at most, such as 0-7")
-        found += range(int(low), int(high) + 1)
+        match = re.fullmatch(r"(\d+)(?:-(\d+))?", word)
+        low, high = (int(match[1]), int(match[2] or match[1])) if match else (0, -1)
+        if not low <= high < low + MOST_SEEDS:
+            raise ValueError(
+                f"--seeds: {word!r} is neither a number nor a range of {MOST_SEEDS:,} at most, such as 0-7"
+            )
+        found += range(low, high + 1)
+    if not found:
+        raise ValueError("--seeds is empty; expected numbers and ranges, such as 0-7 or 41 100")
     return list(dict.fromkeys(found))
 
 

@@ -41,6 +41,8 @@ class TinyConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if self.head_dim < 2 or self.head_dim % 2:
             raise ValueError(f"head_dim is {self.head_dim}; RoPE turns pairs, so it must be even")
+        if not 0 < self.theta < math.inf:
+            raise ValueError(f"theta is {self.theta}; it must be a number above 0")
         if self.embedding == "arc" and self.d_model < 2:
             raise ValueError("embedding arc needs d_model 2 or more: an arc lies in a plane")
 

@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import math
+import re
 import shlex
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -126,22 +127,17 @@ def give_up(settings):
     """The step and the exact match of --give-up."""
     if not settings.give_up:
         return math.inf, 0.0
-    try:
-        step, exact = settings.give_up.split(":")
-        return int(step), float(exact)
-    except ValueError:
-        raise ValueError(f"--give-up is {settings.give_up!r}; expected STEP:EXACT, such as 20000:0.05") from None
+    if match := re.fullmatch(r"(\d+):([01]|[01]?\.\d+)", settings.give_up):
+        return int(match[1]), float(match[2])
+    raise ValueError(f"--give-up is {settings.give_up!r}; expected STEP:EXACT, such as 20000:0.05")
 
 
 def selections(settings):
     """The steps of --choose, each with the number of candidates that are left."""
-    try:
-        found = [tuple(map(int, part.split(":"))) for part in settings.choose.split(",")]
-        if all(len(pair) == 2 and pair[1] >= 1 for pair in found):
-            return found
-    except ValueError:
-        pass
-    raise ValueError(f"--choose is {settings.choose!r}; expected STEP:LEFT,STEP:LEFT such as 5500:2,10000:1")
+    found = [re.fullmatch(r"(\d+):([1-9]\d*)", part) for part in settings.choose.split(",")]
+    if not all(found):
+        raise ValueError(f"--choose is {settings.choose!r}; expected STEP:LEFT,STEP:LEFT such as 5500:2,10000:1")
+    return [(int(match[1]), int(match[2])) for match in found]
 
 
 class Run(plumbing.run.Run):
@@ -348,9 +344,7 @@ class Members:
             stage, first = self.stage(i, step), self.curricula[i][0]
             shortest = stage.digits if s.lengths == "full" else 1
             carries = fading(s.carry, s.carry_until, step)
-            jobs.append(
-                (self.streams[i].fill, step, shortest, stage, first.among, s.rehearse, carries, self.batch[i])
-            )
+            jobs.append((self.streams[i].fill, step, shortest, stage, first.among, s.rehearse, carries, self.batch[i]))
         fused.in_parallel(jobs)
         return torch.from_numpy(self.batch).to(self.device)
 
@@ -469,6 +463,8 @@ def train(settings, names, run):
         if any(getattr(s, name) != getattr(shared, name) for s in settings):
             raise ValueError(f"{name} must be the same for all models that train together")
     if summary := run.finished():
+        if begun := disk.read_json(run.folder / "config.json"):
+            run.compare(begun)
         run.log(f"# {run.folder} is finished already")
         return summary.get("members", {names[0]: summary})
     engine = pick_engine(run.device, shared.engine)

@@ -154,11 +154,7 @@ class Run:
             )
         if saved["experiment"] != self.experiment:
             raise SystemExit(f"{path} is of {saved['experiment']}, not of {self.experiment}; pick another --name")
-        now = json.loads(json.dumps(dataclasses.asdict(self.config)))
-        then = saved["config"]
-        other = [f"{k}: {then.get(k)} then, {v} now" for k, v in now.items() if k not in RESUMABLE and then.get(k) != v]
-        if other:
-            raise SystemExit(f"{self.folder} was begun with another config ({'; '.join(other)}); pick another --name")
+        self.compare(saved["config"])
         step = saved["step"]
         if not isinstance(step, int) or not 0 <= step <= self.config.steps:
             raise SystemExit(f"{path} is of step {step}, outside 0 to {self.config.steps}; restore it or delete it")
@@ -191,6 +187,13 @@ class Run:
                     (self.folder / "metrics.csv").unlink(missing_ok=True)
         self.log(f"# resumed after step {step}")
         return step
+
+    def compare(self, then):
+        """A run goes on with the config that it was begun with."""
+        now = json.loads(json.dumps(dataclasses.asdict(self.config)))
+        other = [f"{k}: {then.get(k)} then, {v} now" for k, v in now.items() if k not in RESUMABLE and then.get(k) != v]
+        if other:
+            raise SystemExit(f"{self.folder} was begun with another config ({'; '.join(other)}); pick another --name")
 
     def sources(self):
         """The files that decide what this run computes, beside those in plumbing/."""
