@@ -1,10 +1,8 @@
 """A sweep's evidence gets to results/ whole, and tables and plots say what is in it."""
 
-import json
-
 import pytest
 
-from addition import plots, report, sweep
+from addition import plots, report, sweep, train
 from addition.data import phases
 from plumbing import disk
 
@@ -132,19 +130,29 @@ def test_a_real_sweep_is_kept(root, tmp_path):
     sweep.main([*flags.split(), "--seeds", "0-1", "--run-name", "tiny", "--runs", str(runs)])
     report.main(["keep", str(runs / "tiny")])
     kept = root / "results/addition/tiny"
-    assert {path.name for path in kept.iterdir()} == {"sweep.json", "metrics.csv"}
+    assert {path.name for path in kept.iterdir()} == {"summary.json", "metrics.csv"}
     rows = disk.read_rows(kept / "metrics.csv")
     assert [(row["member"], row["step"]) for row in rows] == [(f"seed{i}", s) for i in (0, 1) for s in "24"]
     assert next(iter(rows[0])) == "member"
-    assert json.loads((kept / "sweep.json").read_text()) == json.loads((runs / "tiny/sweep.json").read_text())
+    assert (kept / "summary.json").read_text() == (runs / "tiny/summary.json").read_text()
     assert rows_of(report.sweep("tiny"))[0][3].startswith("0 of 2")
-    (runs / "tiny/seed0").rename(runs / "alone")  # as a single run leaves it
+    train.main([*flags.split(), "--run-name", "alone", "--runs", str(runs)])
     report.main(["keep", str(runs / "alone")])
     assert {path.name for path in (root / "results/addition/alone").iterdir()} == {"summary.json", "metrics.csv"}
-    assert "--train-steps 4" in "\n".join(report.command("alone"))
+    assert "python -m addition.train --train-steps 4" in "\n".join(report.command("alone"))
     assert len(rows_of(report.seeds("alone"))) == 1
+    report.draw()
+    assert (root / "results/addition/alone/seeds.png").exists()
     with pytest.raises(SystemExit, match=r"summary\.json"):
         report.main(["keep", str(runs)])
+
+
+def test_runs_that_diverged_are_shown(root):
+    put(root, "one", {"seed0": summary(0, 0, 600), "seed1": summary(1, 100_000) | {"diverged_at": 1234}})
+    assert "1 of 2" in rows_of(report.sweep("one"))[0][3] and "1 diverged" in rows_of(report.sweep("one"))[0][3]
+    assert "diverged at step 1,234" in rows_of(report.seeds("one"))[1][4]
+    put(root, "whole", four())
+    assert "diverged" not in "".join(report.sweep("whole") + report.seeds("whole"))
 
 
 def test_a_run_has_its_plots(tmp_path):

@@ -34,6 +34,13 @@ def weights(folder, kind="last"):
     return torch.load(Path(folder) / f"checkpoints/{kind}.pt", weights_only=True)["model_state"]
 
 
+@pytest.fixture
+def quick(monkeypatch):
+    """Score on a tenth of the pairs, and draw nothing."""
+    monkeypatch.setattr(training, "SCORE_SEEDS", (41,))
+    monkeypatch.setattr(training, "run_plots", lambda *arguments: None)
+
+
 def train_all(settings, names, folder, log=None):
     """Train in this folder; `log` gets every line of the log."""
     run = Run(replace(settings[0], runs=str(folder.parent)), "train", folder.name)
@@ -46,7 +53,8 @@ def train_all(settings, names, folder, log=None):
 
 
 @pytest.mark.parametrize("name", LOG)
-def test_the_log_s_commands(name, clean):
+def test_the_log_s_commands(name, clean, monkeypatch):
+    monkeypatch.setattr(training, "SCORE_SEEDS", (41,))
     flags, parameters = LOG[name]
     train.main(["--run-name", name, *SMALL, "--device", "cpu", *flags])
     folder = clean / "results/runs" / name
@@ -107,6 +115,7 @@ def test_muon_steps_are_orthogonal():
     assert values.min() > 0.6 and values.max() < 1.3
 
 
+@pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("config", [ModelConfig(pos_rank=3, qkv_rank=3), tiny.TinyConfig(embedding="arc")])
 def test_many_at_once_are_the_single_runs(config, tmp_path):
     settings = replace(TINY, model=config, carry=0.5, mastery=2.0, curriculum="5:10@09", rehearse=0.2, calm=1e-3)
@@ -123,6 +132,7 @@ def test_many_at_once_are_the_single_runs(config, tmp_path):
     )
 
 
+@pytest.mark.usefixtures("quick")
 def test_both_engines_train_alike(tmp_path):
     for engine in ("torch", "fused"):
         train_all([replace(TINY, engine=engine)], [engine], tmp_path / engine)
@@ -177,6 +187,7 @@ def killed():
     raise Killed
 
 
+@pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("step", [5, 24, 37])  # before the first checkpoint, between two, after candidates have ended
 def test_a_killed_run_resumes_to_the_same_weights(step, whole, tmp_path, monkeypatch):
     folder, lines = tmp_path / "killed", []
@@ -194,6 +205,7 @@ def test_a_killed_run_resumes_to_the_same_weights(step, whole, tmp_path, monkeyp
     assert not any("resumed" in line for line in lines) and not (folder / "checkpoint.pt").exists()
 
 
+@pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
 def test_a_signal_saves_after_the_step(name, whole, tmp_path, monkeypatch):
     """Step 14 lies between two validations and two checkpoints; the mean training loss of both parts must be kept."""
@@ -215,6 +227,7 @@ def stopped_run(folder, monkeypatch):
     return replace(TINY, save_every=10, resume=True)
 
 
+@pytest.mark.usefixtures("quick")
 def test_resume_refuses_other_settings(tmp_path, monkeypatch):
     settings = stopped_run(tmp_path / "a", monkeypatch)
     before = (tmp_path / "a/checkpoint.pt").read_bytes()
@@ -227,12 +240,14 @@ def test_resume_refuses_other_settings(tmp_path, monkeypatch):
         train_all([replace(settings, lr=0.5)], ["a"], tmp_path / "a")
 
 
+@pytest.mark.usefixtures("quick")
 def test_resume_refuses_a_checkpoint_of_other_members(tmp_path, monkeypatch):
     settings = stopped_run(tmp_path / "a", monkeypatch)
     with pytest.raises(SystemExit, match=r"checkpoint\.pt"):
         train_all([settings], ["b"], tmp_path / "a")
 
 
+@pytest.mark.usefixtures("quick")
 def test_a_flipped_bit_is_found(tmp_path, monkeypatch):
     settings = stopped_run(tmp_path / "a", monkeypatch)
     path = tmp_path / "a/checkpoint.pt"
@@ -243,6 +258,7 @@ def test_a_flipped_bit_is_found(tmp_path, monkeypatch):
         train_all([settings], ["a"], tmp_path / "a")
 
 
+@pytest.mark.usefixtures("quick")
 def test_a_run_is_not_overwritten(clean):
     train.main(["--run-name", "mine", *SMALL])
     before = Path("results/runs/mine/summary.json").read_bytes()
@@ -251,6 +267,7 @@ def test_a_run_is_not_overwritten(clean):
     assert Path("results/runs/mine/summary.json").read_bytes() == before
 
 
+@pytest.mark.usefixtures("quick")
 def test_two_processes_do_not_share_a_folder(clean):
     first = Run(Settings(), "train", "mine")
     with pytest.raises(SystemExit, match="in use"):
@@ -259,6 +276,7 @@ def test_two_processes_do_not_share_a_folder(clean):
     train.main(["--run-name", "mine", *SMALL])
 
 
+@pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("file", ["checkpoint.pt", "one/metrics.csv", "one/checkpoints/last.pt", "two/summary.json"])
 def test_a_full_disk_loses_nothing(file, whole, tmp_path, monkeypatch):
     """The second time that this file is written, or the only time, there is no space left."""
@@ -279,6 +297,7 @@ def test_a_full_disk_loses_nothing(file, whole, tmp_path, monkeypatch):
     assert_same_results(whole, folder)
 
 
+@pytest.mark.usefixtures("quick")
 def test_wandb_gets_every_row_and_cannot_end_a_run(tmp_path, monkeypatch):
     sent = []
 
@@ -301,6 +320,7 @@ def three():
     return members
 
 
+@pytest.mark.usefixtures("quick")
 def test_the_best_candidate_goes_on(three, tmp_path):
     """That is the one furthest in the curriculum, then the one with the lowest loss."""
     assert three.select(10, [], validated=True) == ([0, 1, 2], [])
@@ -336,19 +356,21 @@ def test_give_up_ends_a_run_only_when_all_candidates_are_below(three):
     assert three.select(9, [], validated=True) == ([0, 1, 2], [])
 
 
+@pytest.mark.usefixtures("quick")
 def test_hopeless_runs_end_when_asked(tmp_path):
     settings = [replace(TINY, give_up="20:0.5"), replace(TINY, seed=1)]
     found = train_all(settings, ["hopeless", "other"], tmp_path / "h")
     assert found["hopeless"]["steps"] == 20 and found["other"]["steps"] == 40
 
 
+@pytest.mark.usefixtures("quick")
 def test_a_run_that_diverges_is_a_result(tmp_path):
     """It ends alone, at once, and no weights that are not finite are saved."""
     lines, broken = [], replace(TINY, lr=1e38, clip=1e38)
     found = train_all([broken, replace(TINY, seed=1)], ["broken", "other"], tmp_path / "both", lines.append)
     step = found["broken"]["diverged_at"]
     assert 1 <= step < 10 and found["broken"]["steps"] == step
-    assert found["broken"]["errors_in_100000"] > 90_000 and found["broken"]["best_val_exact"] == 0
+    assert found["broken"]["errors_in_100000"] > 9_000 and found["broken"]["best_val_exact"] == 0
     assert found["other"]["steps"] == 40 and "diverged_at" not in found["other"]
     assert any("broken" in line and str(step) in line for line in lines)
     kept = json.loads((tmp_path / "both/broken/summary.json").read_text())
@@ -362,6 +384,7 @@ def test_a_run_that_diverges_is_a_result(tmp_path):
     assert again["diverged_at"] == step
 
 
+@pytest.mark.usefixtures("quick")
 def test_mastery_holds_a_stage(tmp_path):
     held = replace(TINY, curriculum="10:10@09", mastery=1e-9)
     found = train_all([held, replace(held, mastery=0.0)], ["held", "free"], tmp_path / "m")
@@ -373,6 +396,7 @@ def test_mastery_holds_a_stage(tmp_path):
     assert stages == [["0"] * 4, ["0", "1", "1", "1"]]
 
 
+@pytest.mark.usefixtures("quick")
 def test_sweep_of_a_grid(clean):
     found = sweep.main([*SMALL, "--run-name", "g", "--seeds", "3-4", "9", "--grid", "lr=0.01,0.02", "carry=0,0.5"])
     assert len(found) == 12 and found["lr0.01-carry0.5-seed9"]["config"]["carry"] == 0.5
@@ -380,6 +404,7 @@ def test_sweep_of_a_grid(clean):
     assert set(kept["members"]) == set(found) and "--seeds 3-4 9" in kept["command"]
 
 
+@pytest.mark.usefixtures("quick")
 def test_tiny_sweep(clean):
     found = tiny.main([*SMALL, "--run-name", "t", "--seeds", "0-1", "--embedding", "arc", "--values", "query"])
     assert {summary["parameters"] for summary in found.values()} == {67}
@@ -387,14 +412,16 @@ def test_tiny_sweep(clean):
 
 @pytest.mark.parametrize(
     "flags",
-    """--pos-rank 9|--d-model 0|--companion nan|--companion -1|--device quantum|--device mps|--engine jax|--train-steps 0
-    --train-steps -5|--lr nan|--lr inf|--lr -1|--lr 0|--weight-decay -1|--batch-size 0|--val-size 99999999999|--beta2 2
-    --beta2 1|--average 1|--clip 0|--carry 2|--rehearse nan|--warmup -1|--candidates 0|--save-every 0|--seed -5
-    --seed 1000000000|--curriculum 3|--curriculum 5:11|--give-up soon|--give-up 5:nan|--choose 5500|--choose -5:1
-    --choose 5:0|--wandb-mode later|--pos-ranks 3|--run-name ../../x|--run-name .|--runs /dev/null|--preset none""".replace(
-        "\n", "|"
-    ).split("|"),
-)
+    [
+        "--pos-rank 9", "--d-model 0", "--companion nan", "--companion -1", "--device quantum", "--device mps",
+        "--engine jax", "--train-steps 0", "--train-steps -5", "--lr nan", "--lr inf", "--lr -1", "--lr 0",
+        "--weight-decay -1", "--batch-size 0", "--val-size 99999999999", "--beta2 2", "--beta2 1", "--average 1",
+        "--clip 0", "--carry 2", "--rehearse nan", "--warmup -1", "--candidates 0", "--save-every 0", "--seed -5",
+        "--seed 1000000000", "--curriculum 3", "--curriculum 5:11", "--give-up soon", "--give-up 5:nan",
+        "--choose 5500", "--choose -5:1", "--choose 5:0", "--wandb-mode later", "--pos-ranks 3", "--run-name ../../x",
+        "--run-name .", "--runs /dev/null", "--preset none",
+    ],
+)  # fmt: skip
 def test_wrong_flags_are_errors(flags, clean, capsys):
     """One line that names the flag, and no folder is left behind."""
     flag, value = flags.split()
@@ -413,16 +440,20 @@ def test_wrong_flags_are_errors(flags, clean, capsys):
 
 @pytest.mark.parametrize(
     "words",
-    """--seeds x|--seeds 7-3|--seeds -1|--seeds 1-|--seeds|--seeds 0-99999999999|--seeds 99999999999|--grid lr
-    --grid lr=|--grid lr=x|--grid lr=nan|--grid lr=1 lr=2|--grid d_model=3|--grid seed=1|--grid wandb=1
-    --grid lengths=long|--grid candidates=1.5|--grid curriculum=x""".replace("\n", "|").split("|"),
-)
+    [
+        "--seeds x", "--seeds 7-3", "--seeds -1", "--seeds 1-", "--seeds", "--seeds 0-99999999999",
+        "--seeds 99999999999", "--grid lr", "--grid lr=", "--grid lr=x", "--grid lr=nan", "--grid lr=1 lr=2",
+        "--grid d_model=3", "--grid seed=1", "--grid wandb=1", "--grid lengths=long", "--grid candidates=1.5",
+        "--grid curriculum=x",
+    ],
+)  # fmt: skip
 def test_wrong_sweeps_are_errors(words, clean):
     with pytest.raises(SystemExit, match=r"seed|grid|lr|lengths|curriculum") as error:
         sweep.main([*SMALL, *words.split()])
     assert error.value.code != 0 and not list(clean.iterdir())
 
 
+@pytest.mark.usefixtures("quick")
 def test_a_value_that_is_given_twice_is_run_once(clean):
     assert set(sweep.main([*SMALL, "--seeds", "1", "1-2", "--grid", "lr=0.1,0.10"])) == {"lr0.1-seed1", "lr0.1-seed2"}
 
