@@ -6,7 +6,7 @@ start from there. All functions of parameters take leading dimensions: many mode
 """
 
 import math
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Literal, NamedTuple
 
 import torch
@@ -303,7 +303,3 @@ def state(parameters):
 
 def count(config):
     return sum(math.prod(shape) for shape in config.shapes().values())
-
-
-def as_dict(config):
-    return asdict(config)

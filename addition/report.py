@@ -246,14 +246,7 @@ def verified(name):
     return table("| file | parameters | edge cases | public protocol, 10,010 pairs | long carries |", rows)
 
 
-KINDS = {
-    "sweep": sweep,
-    "seeds": seeds,
-    "command": command,
-    "attention": attention,
-    "speed": speed,
-    "verified": verified,
-}
+KINDS = {function.__name__: function for function in (sweep, seeds, command, attention, speed, verified)}
 
 
 def fill(text, document="the document"):

@@ -1,7 +1,6 @@
 """The training loop, for one model or for many stacked ones. Each model has its own data, schedule and result."""
 
 import contextlib
-import itertools
 import math
 import re
 import shlex
@@ -188,7 +187,7 @@ class Parameters:
         }
 
     def flat(self, named):
-        return torch.cat([named[name].reshape(-1) for name in self.shapes])
+        return torch.cat([torch.zeros(0), *(named[name].reshape(-1) for name in self.shapes)])
 
 
 def orthogonal(matrix):
@@ -265,9 +264,7 @@ class Members:
         self.frozen_shapes = Parameters({name: value.shape for name, value in self.config.frozen(0).items()})
         flats = [self.trained.flat(s.model.initial(s.seed, s.init_std, s.position_std)) for s in settings]
         self.flat = torch.stack(flats).to(device).requires_grad_()
-        frozen = [self.frozen_shapes.flat(s.model.frozen(s.seed)) if self.frozen_shapes.shapes else torch.zeros(0)
-                  for s in settings]  # fmt: skip
-        self.frozen = torch.stack(frozen).to(device)
+        self.frozen = torch.stack([self.frozen_shapes.flat(s.model.frozen(s.seed)) for s in settings]).to(device)
         self.optimizer = Optimizer(self.flat.detach(), settings[0].optimizer, self.trained)
         self.averaged = self.flat.detach().clone()
         self.best = self.flat.detach().clone()
@@ -393,22 +390,25 @@ class Members:
             self.errorless[i] = self.errorless[i] + 1 if exact[i] == 1 else 0
 
     def select(self, step, lost, validated):
-        """Which members go on, and which end their run now: -> two lists of indices.
+        """-> indices of the members that go on, and of those whose run ends now.
 
-        A run goes on with its best candidates, and ends with its best one.
+        A run goes on with its best candidates and ends with its best one. Between two validations (`validated` is
+        False) it loses only the candidates that have diverged.
         """
         staying, ending = [], []
         for run in dict.fromkeys(map(run_of, self.names)):
             candidates = [i for i, name in enumerate(self.names) if run_of(name) == run]
-            s, solved = self.settings[candidates[0]], []
+            s, solved, last = self.settings[candidates[0]], [], False
             good = [i for i in candidates if i not in lost]
             if validated:
+                last = step == s.train_steps
                 at, exact = give_up(s)
                 good = [i for i in good if step < at or self.best_exact[i] >= exact]
                 good.sort(key=lambda i: (-self.stages[i], self.train_loss[i]))
                 solved = [i for i in good if s.solved and self.errorless[i] >= s.solved]
                 good = good[: min([left for at, left in selections(s) if step >= at], default=len(good))]
-            if solved or not good or step >= s.train_steps:
+            if solved or last or not good:
+                candidates.sort(key=lambda i: -self.best_exact[i])
                 ending.append((solved or good or candidates)[0])
             else:
                 staying += good
@@ -469,19 +469,16 @@ def train(settings, names, run):
         return summary.get("members", {names[0]: summary})
     engine = pick_engine(run.device, shared.engine)
     folders = {name: run.folder / name if len(names) > 1 else run.folder for name in names}
-    starts = {
-        f"{name}#{i}": replace(s, seed=s.seed + i * CANDIDATE)
-        for name, s in zip(names, settings)
-        for i in range(s.candidates)
-    }
+    starts = {f"{name}#{i}": replace(s, seed=s.seed + i * CANDIDATE)
+              for name, s in zip(names, settings) for i in range(s.candidates)}  # fmt: skip
     members = Members(list(starts.values()), list(starts), run.device)
     first = run.resume(members)
     run.parameters = model.count(shared.model)
     if len(starts) > 1:
         run.log(f"# {len(starts)} models of {run.parameters} parameters each, for {len(names)} runs")
 
-    def end(ending, staying, step, diverged):
-        """Test and save what these members found, then go on with the others."""
+    def end(staying, ending, step, diverged):
+        """Test and save the members that end their runs; go on with those that stay."""
         for i in ending:
             name = run_of(members.names[i])
             members.done[name] = summarise(members, i, step, engine, run, len(names))
@@ -500,14 +497,12 @@ def train(settings, names, run):
     for step in range(first + 1, shared.train_steps + 1):
         lost = members.train_step(engine, step - 1)
         if lost:
-            staying, ending = members.select(step, lost, validated=False)
-            end(ending, staying, step, diverged=True)
+            end(*members.select(step, lost, validated=False), step, diverged=True)
         if members.names and run.due(step - 1, shared.eval_interval):
             members.validate(engine, step, run.elapsed())
             run.log(progress(members, step, run))
             send_to_wandb(run, members, step)
-            staying, ending = members.select(step, [], validated=True)
-            end(ending, staying, step, diverged=False)
+            end(*members.select(step, [], validated=True), step, diverged=False)
         if not members.names:
             break
         if run.due(step - 1, shared.save_every) or run.interrupted:
@@ -568,10 +563,12 @@ def save_member(folder, members, i, step):
 
 def send_to_wandb(run, members, step):
     if run.wandb:
-        prefix = [f"{name}/" if len(members.names) > 1 else "" for name in members.names]
-        rows = [{p + key: value for key, value in rows[-1].items()} for p, rows in zip(prefix, members.rows)]
+        row = {}
+        for name, rows in zip(members.names, members.rows):
+            prefix = f"{name}/" if len(members.names) > 1 else ""
+            row |= {prefix + key: value for key, value in rows[-1].items()}
         with contextlib.suppress(Exception):  # a failure of W&B never ends a run
-            run.wandb.log(dict(itertools.chain.from_iterable(row.items() for row in rows)), step=step)
+            run.wandb.log(row, step=step)
 
 
 def progress(members, step, run):

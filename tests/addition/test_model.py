@@ -1,5 +1,7 @@
 """The log's model: its size, its ties, and the compiled arithmetic against plain PyTorch."""
 
+from dataclasses import asdict
+
 import numpy as np
 import pytest
 import torch
@@ -42,7 +44,7 @@ def test_starting_values():
 def test_tying_survives_a_save(tmp_path):
     config = ModelConfig(**LOG[498])
     first = TinyDecoderLM(config, seed=1)
-    torch.save({"model_config": model.as_dict(config), "model_state": first.state_dict()}, tmp_path / "best.pt")
+    torch.save({"model_config": asdict(config), "model_state": first.state_dict()}, tmp_path / "best.pt")
     saved = torch.load(tmp_path / "best.pt", weights_only=True)
     again = TinyDecoderLM(ModelConfig(**saved["model_config"]))
     again.load_state_dict(saved["model_state"])

@@ -341,6 +341,7 @@ def test_the_best_candidate_goes_on(three, tmp_path):
 def test_a_candidate_that_diverges_leaves_its_run_to_the_others(three):
     assert three.select(7, [1], validated=False) == ([0, 2], [])
     assert three.select(7, [0, 1], validated=False) == ([2], [0])
+    assert three.select(40, [0, 1], validated=False) == ([2], [0])  # the last step: b is validated first
 
 
 def test_a_candidate_that_has_solved_the_task_ends_its_run(three):
@@ -453,9 +454,9 @@ def test_wrong_sweeps_are_errors(words, clean):
     assert error.value.code != 0 and not list(clean.iterdir())
 
 
-@pytest.mark.usefixtures("quick")
-def test_a_value_that_is_given_twice_is_run_once(clean):
-    assert set(sweep.main([*SMALL, "--seeds", "1", "1-2", "--grid", "lr=0.1,0.10"])) == {"lr0.1-seed1", "lr0.1-seed2"}
+def test_a_value_that_is_given_twice_is_run_once():
+    assert sweep.numbers(["1", "1-2"]) == [1, 2]
+    assert sweep.parse_grid(["lr=0.1,0.10", "curriculum=5:3;5:3"]) == {"lr": [0.1], "curriculum": ["5:3"]}
 
 
 @pytest.mark.parametrize(
