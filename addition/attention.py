@@ -1,12 +1,14 @@
-"""Where trained models look: the evidence for "why it works" in README.md.
+"""Attention weights of trained models: the evidence for "Why it works" in README.md.
 
 python -m addition.attention CKPT ... --output results/addition/attention/summary.json
 
-For each checkpoint, on 2,000 uniform pairs: the attention that a digit of the sum pays, on average over the digits of
-10^1 to 10^9, to its own two digits, to the two before, and to all else; and which digits come out right.
+Measured on 2,000 uniform pairs, at the positions that predict the digits of 10^1 to 10^9 of the sum: the mean attention
+weight on the two digits of the same power of ten ("own") and on the two of the next lower power ("before"). Also the
+accuracy of every digit of the sum.
 """
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 
@@ -21,8 +23,8 @@ PAIRS = 2_000
 
 
 @torch.no_grad()
-def look(config, named):
-    """Weights by place, and the share of right digits by place when the digits before are given."""
+def measure(config, named):
+    """Mean attention weights, and the accuracy of each digit, given the right digits before it."""
     layout = config.layout
     tables = config.tables({name: value[None] for name, value in named.items()})
     rows = torch.from_numpy(encode(uniform_pairs(2026, PAIRS), layout))[None]
@@ -51,14 +53,17 @@ def main(argv=None):
     found = []
     for path in options.checkpoints:
         config, named = load(path)
-        found.append({"path": path, "parameters": model.count(config), "pairs": PAIRS} | look(config, named))
+        found.append({"path": path, "parameters": model.count(config), "pairs": PAIRS} | measure(config, named))
         f = found[-1]
         digits = " ".join(f"{100 * value:3.0f}" for value in f["digits_right"])
-        print(f"{path}: own {f['own']:.3f}, before {f['before']:.3f}; digits right, %, ones first: {digits}")
+        print(
+            f"{path}: own {f['own']:.3f}, before {f['before']:.3f}; digits right, %, least significant first: {digits}"
+        )
     if options.output:
-        Path(options.output).parent.mkdir(parents=True, exist_ok=True)
-        command = "python -m addition.attention " + " ".join(sys.argv[1:] if argv is None else argv)
-        disk.write_json(options.output, {"command": command, "checkpoints": found})
+        path, command = Path(options.output), ["python", "-m", "addition.attention", *(argv or sys.argv[1:])]
+        with disk.writing(path.parent, path.name):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            disk.write_json(path, {"command": shlex.join(command), "checkpoints": found})
 
 
 if __name__ == "__main__":

@@ -85,10 +85,11 @@ def main(argv=None):
         row["share_of_matrix_rate"] = flop / 1e9 / row["matrix_gflops"] / (row["sweep_ms"] / 1000)
         found.append(row)
         print(", ".join(f"{key} {value:.3g}" for key, value in row.items() if key != "turns"), flush=True)
-    folder = Path(options.output)
-    folder.mkdir(parents=True, exist_ok=True)
+    path = Path(options.output) / "summary.json"
     result = {"hardware": disk.describe(torch.device("cpu")), "commit": disk.commit(), "batch": Settings.batch_size}
-    disk.write_json(folder / "summary.json", result | {"models": found})
+    with disk.writing(path.parent, path.name):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        disk.write_json(path, result | {"models": found})
 
 
 if __name__ == "__main__":

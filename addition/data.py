@@ -17,16 +17,16 @@ SCORE_SEEDS = (41, 100, 200, 300, 400, 500, 999, 1234, 7777, 31415)  # the final
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the digits of A, B and the sum stand in a row of tokens; place i holds the digit of 10^i."""
+    """Positions of the digits of A, B and the sum in a row of tokens; entry i is that of the digit of 10^i."""
 
-    template: tuple[int, ...]  # the row, zeros where digits come
+    template: tuple[int, ...]  # the row, with zeros at the positions of digits
     a: tuple[int, ...]
     b: tuple[int, ...]
     sum: tuple[int, ...]
     vocabulary: int
 
     @property
-    def length(self):  # of the model's input: the last token is only ever a target
+    def length(self):  # of the model's input, which leaves out the last token: it is a target only
         return len(self.template) - 1
 
     @property
@@ -74,7 +74,7 @@ def uniform_pairs(seed, count):
 
 
 def carry_pairs(seed, count):
-    """Pairs rich in long carries: runs of digits that sum to nine, as many as each pair's own draw."""
+    """Pairs with long carries: a share of their digit pairs, drawn anew for each, sums to nine."""
     rng = np.random.default_rng([seed, 9])
     a = rng.integers(0, 10, (count, DIGITS))
     b = np.where(rng.random((count, DIGITS)) < rng.random((count, 1)), 9 - a, rng.integers(0, 10, (count, DIGITS)))
@@ -83,7 +83,7 @@ def carry_pairs(seed, count):
 
 
 def held_out(seed, validation, test):
-    """This seed's validation and test pairs, and both together sorted, for `fill` to reject."""
+    """This seed's validation pairs, test pairs, and all of them sorted: training batches leave those out."""
     pairs = uniform_pairs([seed, 1], validation + test)
     order = np.lexsort((pairs[:, 1], pairs[:, 0]))
     return pairs[:validation], pairs[validation:], np.ascontiguousarray(pairs[order])
@@ -135,9 +135,10 @@ def contains(pairs, a, b):
 
 @numba.njit(cache=True, nogil=True)
 def fill_rows(key, least, digits, among, simple, simples, carries, held, template, at_a, at_b, at_sum, rows):
-    """One batch: operands share a digit count, `least` to `digits`; a share `carries` of the rows has long carries.
+    """One batch. The two operands of a row have the same number of digits, `least` to `digits`.
 
-    Digits are drawn from `among`, in a share `simples` of the rows from `simple`.
+    A share `carries` of the rows has long carries. Digits are drawn from `among`, in a share `simples` of the rows
+    from `simple`. Pairs in `held` are drawn again.
     """
     for row in range(len(rows)):
         state = mix(key + np.uint64(row) * np.uint64(0xD1342543DE82EF95))
@@ -150,7 +151,7 @@ def fill_rows(key, least, digits, among, simple, simples, carries, held, templat
             source = simple if (state >> np.uint64(40)) * (1.0 / (1 << 24)) < simples else among
             size = np.uint64(len(source))
             state = mix(state)
-            nines = state >> np.uint64(48)  # of 65,536: how often two digits shall sum to nine
+            nines = state >> np.uint64(48)  # / 65,536 is the probability that two digits sum to nine
             a = b = np.int64(0)
             scale = np.int64(1)
             for _ in range(count):

@@ -1,9 +1,9 @@
-"""Writes a checkpoint as one Python file of its own, an AdderBoard submission.
+"""Writes a checkpoint as one self-contained Python file, an AdderBoard submission.
 
 python -m addition.export results/runs/repro_456_s43/checkpoints/best.pt -o adder.py --author "Ada Lovelace"
 
-The file needs nothing but torch; its weights are numbers one can read. It is written only when it gives the
-checkpoint's own answers.
+The file needs only torch and has its weights as decimal numbers. It is not written unless it gives the same answers as
+the checkpoint.
 """
 
 import argparse
@@ -51,7 +51,7 @@ def standard(config):
         return f"F.layer_norm(x, ({d},), self.{name}_weight, self.{name}_bias, {eps})"
 
     if tied:
-        qkv = "thin = h @ self.qkv_a\nq = thin @ self.qkv_q\nk = v = thin @ self.qkv_kv"
+        qkv = "h = h @ self.qkv_a\nq = h @ self.qkv_q\nk = v = h @ self.qkv_kv"
     else:
         qkv = f"q, k, v = (h @ {matrix('qkv')}).split({d}, -1)"
     forward = f"""\
@@ -65,7 +65,7 @@ return {norm("final")} @ self.token_emb_weight.T"""
     kind = "RMSNorm" if config.use_rmsnorm else "LayerNorm"
     tricks = ["output head tied to the token embedding", "sum least significant digit first"]
     if tied:
-        tricks.append(f"queries, keys and values from one thin matrix of rank {config.qkv_rank}, keys = values")
+        tricks.append(f"queries, keys and values share a low-rank factor of rank {config.qkv_rank}, keys = values")
     if ranks:
         tricks.append("low rank: " + ", ".join(f"{name} {rank}" for name, rank in ranks.items()))
     if config.companion and ranks:
@@ -76,7 +76,7 @@ return {norm("final")} @ self.token_emb_weight.T"""
 
 TURN = '''\
 def turn(x, angle):
-    """Each pair (i, i + pairs) of x [..., head] turned by its own angle [..., pairs]."""
+    """Turn each pair (i, i + pairs) of x [..., head] by its own angle [..., pairs]."""
     first, second = x.chunk(2, -1)
     cos, sin = angle.cos(), angle.sin()
     return torch.cat([first * cos - second * sin, first * sin + second * cos], -1)
@@ -154,11 +154,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-# The model reads this row, with the digits of both numbers, that of the ones first, put in at these places.
+# The prompt; the digits of the two numbers, least significant first, go to the positions A and B.
 PROMPT = $prompt
 A = $a
 B = $b
-ANSWER = $answer  # digits it then writes, that of the ones first
+ANSWER = $answer  # digits of the sum, which the model generates, least significant first
 
 
 ${helpers}class Adder(nn.Module):
@@ -172,7 +172,7 @@ ${helpers}class Adder(nn.Module):
             self.register_buffer(name, torch.tensor(value, dtype=torch.float32))
 
     def forward(self, tokens):
-        """Scores [batch, length, vocabulary] of what follows each of the tokens [batch, length]."""
+        """Logits [batch, length, vocabulary] of the token after each of the tokens [batch, length]."""
 $forward
 
 
@@ -180,7 +180,7 @@ $count
 
 @torch.no_grad()
 def generate(model, tokens, count):
-    """Greedy decoding: the best next token is appended, and read again for the one after it."""
+    """Greedy decoding: append the most likely next token, `count` times."""
     for _ in range(count):
         tokens = torch.cat([tokens, model(tokens)[:, -1].argmax(-1, keepdim=True)], 1)
     return tokens
@@ -198,7 +198,7 @@ def prompts(a, b):
 
 
 def add_batch(model, a, b):
-    """The sums of many pairs; -1 where the model writes something else than digits."""
+    """The sums of many pairs; -1 where an answer of the model has a token that is not a digit."""
     answers = generate(model, prompts(a, b), ANSWER)[:, len(PROMPT) :].tolist()
     return [sum(d * 10**i for i, d in enumerate(answer)) if max(answer) < 10 else -1 for answer in answers]
 
@@ -240,7 +240,7 @@ def attribute(name):
 
 
 def numbers(value):
-    """A tensor as nested lists, each number with the fewest digits that give the same float32."""
+    """A tensor as nested lists; each number has the fewest digits that give the same float32."""
     if value.ndim > 1:
         return "[\n" + textwrap.indent("".join(f"{numbers(row)},\n" for row in value), "    ") + "]"
     row = "[" + ", ".join(str(number) for number in value.numpy().astype(np.float32)) + "]"
@@ -286,7 +286,7 @@ def answers(config, named, pairs):
 
 
 def compare(path, config, named):
-    """Ends with what differs when the file at `path` is not the checkpoint's model."""
+    """Exit with the first difference between the file at `path` and the checkpoint."""
     module = read(path)
     exported, metadata, params = build(path, module)
     claimed, expected = metadata["params"], model.count(config)
@@ -313,7 +313,7 @@ def export(checkpoint, output, name="", author=""):
         raise SystemExit(f"{checkpoint} is a {kind}; addition/export.py has templates for {', '.join(TEMPLATES)} only")
     for key, value in named.items():
         if not value.isfinite().all():
-            raise SystemExit(f"{checkpoint}: {key} is not finite; export a checkpoint from before that happened")
+            raise SystemExit(f"{checkpoint}: {key} is not finite; export an earlier checkpoint")
     text = write(config, named, name or f"{model.count(config)} parameters", author)
 
     def write_and_compare(file):
@@ -321,8 +321,9 @@ def export(checkpoint, output, name="", author=""):
         file.flush()
         compare(file.name, config, named)
 
-    Path(output).parent.mkdir(parents=True, exist_ok=True)
-    disk.replace(output, write_and_compare)
+    with disk.writing(Path(output).parent, Path(output).name):
+        Path(output).parent.mkdir(parents=True, exist_ok=True)
+        disk.replace(output, write_and_compare)
     return config
 
 

@@ -1,7 +1,7 @@
 """The same arithmetic as model.logits, compiled for a CPU: loss and gradients of many stacked models in one call.
 
-Examples go through the network LANES at a time, each lane of a vector register one example, so that nothing leaves the
-first cache between the token and its gradient. What a step must cost is counted in bench.py.
+LANES examples are computed at a time, one in each lane of the vector registers, so that all intermediate values stay in
+the L1 cache from the forward to the backward pass. bench.py compares the time of a step with its arithmetic.
 """
 
 import os
@@ -18,11 +18,11 @@ from numba.extending import intrinsic
 
 from addition.model import Tables
 
-LANES = 64  # fewer, and LLVM unrolls the lanes before it can turn them into registers
+LANES = 64  # with fewer, LLVM unrolls the loops over lanes instead of vectorising them
 FAST = {"contract", "arcp", "nsz", "reassoc", "afn"}
 TRAIN, LOSS, DECODE = 0, 1, 2
-# Numba knows this option but has no name for it: arrays given to a function never overlap. Without it LLVM does not
-# use vector registers, and everything takes four times as long.
+# An option of LLVM that numba does not expose: the arrays given to a function never overlap. Without it the loops are
+# not vectorised, and everything takes four times as long.
 CPUTargetOptions.noalias = CPUTargetOptions.Mapping("noalias")
 compiled = numba.njit(cache=True, nogil=True, fastmath=FAST, error_model="numpy", noalias=True)
 
@@ -37,7 +37,7 @@ def float_of_bits(context, bits):
 
 @compiled
 def exponential(x):
-    """e^x for x <= 0, to float32; branch-free, so that it runs on whole registers."""
+    """e^x for x <= 0, to float32; without branches, so that it can be vectorised."""
     z = max(x * np.float32(1.4426950408889634), np.float32(-126.0))
     n = np.int32(z - np.float32(0.5))
     r = z - np.float32(n)
@@ -67,7 +67,7 @@ def product(w, x, y):
 
 @compiled
 def product_back(w, x, dy, dx, dw):
-    """Adds to dx and to dw, which keeps one sum a lane."""
+    """Add to the gradients dx and dw; dw has one sum a lane."""
     rows, columns = w.shape
     for i in range(rows):
         for o in range(columns):
@@ -79,7 +79,7 @@ def product_back(w, x, dy, dx, dw):
 
 @compiled
 def normalise(x, weight, centered, eps, normal, scale, y):
-    """y = normal * weight + bias; keeps the normalised x and 1/deviation for the way back."""
+    """y = normal * weight + bias; `normal` and `scale` (1 / deviation) are for the backward pass."""
     width = len(x)
     for lane in range(LANES):
         scale[0, lane] = np.float32(0)
@@ -103,7 +103,7 @@ def normalise(x, weight, centered, eps, normal, scale, y):
 
 @compiled
 def normalise_back(dy, weight, centered, normal, scale, work, dx, dweight):
-    """Adds to dx and dweight."""
+    """Add to the gradients dx and dweight."""
     width = len(dy)
     for lane in range(LANES):
         work[0, lane] = np.float32(0)
@@ -158,7 +158,7 @@ def silu(x, y, slope):
 
 @compiled
 def softmax(x, count, total):
-    """In place over the first `count` rows; total[0] becomes the log of the sum (plus the maximum, in total[1])."""
+    """In place, over the first `count` rows; total[0] becomes the sum of e^(x - maximum), total[1] the maximum."""
     for lane in range(LANES):
         total[0, lane] = np.float32(0)
         total[1, lane] = x[0, lane]
@@ -302,7 +302,7 @@ def run(mode, rows, first, centered, gated, eps, tx, tq, tk, tv, wo, n2, up, gat
                 loss[lane] += np.log(total[0, lane]) + total[1, lane]
             if mode == LOSS:
                 continue
-            # and back
+            # backward pass
             for lane in range(LANES):
                 z[tokens[here + 1, lane], lane] -= np.float32(1)
             for token in range(vocabulary):
@@ -381,13 +381,15 @@ def pool():
 
 
 def in_parallel(jobs):
-    return (
-        [job.result() for job in [pool().submit(*job) for job in jobs]] if len(jobs) > 1 else [jobs[0][0](*jobs[0][1:])]
-    )
+    """The results of (function, *arguments) of all jobs."""
+    if len(jobs) == 1:
+        function, *arguments = jobs[0]
+        return [function(*arguments)]
+    return [future.result() for future in [pool().submit(*job) for job in jobs]]
 
 
 def call(mode, tables, rows, layout, kind):
-    """Every model on its own rows [models, batch, length + 1]; models and parts of the batch are shared out."""
+    """Every model on its own rows [models, batch, length + 1]; models and parts of batches run in parallel."""
     models, batch = rows.shape[:2]
     parts = 1 if models > 2 or (mode == TRAIN and batch < 256) else 4
     bounds = [batch * part // parts for part in range(parts + 1)]
@@ -423,7 +425,7 @@ class Loss(torch.autograd.Function):
 
 
 def losses(tables, rows, layout, kind):
-    """model.losses, with gradients for the tables."""
+    """As model.losses, with gradients for the tables."""
     rows = rows.numpy()
     if torch.is_grad_enabled():
         return Loss.apply(rows, layout, kind, *tables)
@@ -431,7 +433,7 @@ def losses(tables, rows, layout, kind):
 
 
 def decode(tables, rows, layout, kind):
-    """model.decode"""
+    """As model.decode."""
     rows = rows.clone()
     call(DECODE, Tables(*tables), rows.numpy(), layout, kind)
     return rows[..., list(layout.sum)]

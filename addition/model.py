@@ -1,8 +1,8 @@
 """The log's model: one transformer layer, one head, 456 to 1,128 parameters.
 
-With one layer, what comes before the attention sees one token and its position only. So `tables` computes it once a
+With one layer, everything before the attention depends on one token and its position only. `tables` computes it once a
 step for all 33 x 14 combinations, instead of once for every token of the batch; `logits` and the kernels in fused.py
-start from there. All functions of parameters take leading dimensions: many models, stacked, are one call.
+start from there. All functions of parameters accept leading dimensions: one call computes many stacked models.
 """
 
 import math
@@ -17,23 +17,23 @@ from addition.data import STANDARD
 
 
 class Tables(NamedTuple):
-    """What attention and everything after it need, each [models, ...]."""
+    """The inputs of attention and of everything after it, each [models, ...]."""
 
-    x: torch.Tensor  # [queries, vocabulary, width] the residual stream where a digit is predicted
+    x: torch.Tensor  # [queries, vocabulary, width] the residual stream at the positions that predict
     q: torch.Tensor  # [queries, vocabulary, head], already divided by the root of the head's width
     k: torch.Tensor  # [length, vocabulary, head]
     v: torch.Tensor  # [length, vocabulary, head]
     out: torch.Tensor  # [head, width]
     norm: torch.Tensor  # [2, width] weight and bias before the feed-forward
     up: torch.Tensor  # [width, hidden]
-    gate: torch.Tensor  # [width, hidden]; no columns: a plain feed-forward
+    gate: torch.Tensor  # [width, hidden] of SwiGLU; without it [width, 0]
     down: torch.Tensor  # [hidden, width]
     final: torch.Tensor  # [2, width]
     head: torch.Tensor  # [vocabulary, width]
 
 
 class Kind(NamedTuple):
-    """The parts that are the same for all models of a stack."""
+    """What all models of a stack have in common."""
 
     centered: bool  # LayerNorm; else RMSNorm
     eps: float
@@ -49,7 +49,7 @@ def normalise(x, weight, bias, kind):
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A rank of 0 is a full matrix, r > 0 the product of two thin ones."""
+    """A rank of 0 means a full matrix, r > 0 the product of two low-rank factors."""
 
     n_layer: int = 1
     d_model: int = 7
@@ -62,7 +62,7 @@ class ModelConfig:
     attn_out_rank: int = 0
     ffn_rank: int = 0  # of both feed-forward matrices
     use_rmsnorm: bool = False  # instead of LayerNorm
-    tie_qkv: Literal["none", "shareA_tieKV"] = "none"  # one thin matrix for all, keys = values
+    tie_qkv: Literal["none", "shareA_tieKV"] = "none"  # one low-rank factor for all, keys = values
     companion: float = 0.0  # standard deviation of a frozen random matrix beside each low-rank one; 0: none
 
     def __post_init__(self):
@@ -85,7 +85,7 @@ class ModelConfig:
         if self.tie_qkv not in ("none", "shareA_tieKV"):
             raise ValueError(f"tie_qkv is {self.tie_qkv!r}; known are 'none' and 'shareA_tieKV'")
         if self.tie_qkv == "shareA_tieKV" and self.qkv_rank == 0:
-            raise ValueError("tie_qkv shareA_tieKV shares the thin matrix of a low rank; give qkv_rank 1 or more")
+            raise ValueError("tie_qkv shareA_tieKV shares a low-rank factor; give qkv_rank 1 or more")
 
     def factored(self):
         d = self.d_model
@@ -112,7 +112,7 @@ class ModelConfig:
         return Kind(not self.use_rmsnorm, 1e-8 if self.use_rmsnorm else 1e-5, False)
 
     def matrices(self):
-        """(rows, columns, rank) of each matrix that can be thin."""
+        """(rows, columns, rank) of each matrix that can be factorised."""
         d, f = self.d_model, self.d_ff
         found = {"pos_emb": (self.max_seq_len, d, self.pos_rank)}
         if self.tie_qkv == "none":
@@ -141,27 +141,26 @@ class ModelConfig:
         return found
 
     def initial(self, seed, std=0.02, position_std=0.0):
-        """Starting values; `std` is that of the embeddings and full matrices (the log's port: 0.02).
+        """Initial values. `std` is that of the embeddings and full matrices.
 
-        A `position_std` is that of the learned positions themselves, whatever their rank; 0: `std` for their matrices.
+        `position_std` is that of the learned positions, whatever their rank; 0: `std` for their matrices.
         """
         generator = torch.Generator().manual_seed(seed)
         values = {}
+        positions = math.sqrt(position_std / math.sqrt(self.pos_rank)) if self.pos_rank else position_std
         for name, shape in self.shapes().items():
             if name.startswith(("norm", "final")):
                 values[name] = torch.full(shape, float(name.endswith("weight")))
+                continue
+            if name.startswith("pos_emb"):
+                scale = positions or std
             else:
-                if position_std and name.startswith("pos_emb"):
-                    rank = self.pos_rank
-                    scale = math.sqrt(position_std / math.sqrt(rank)) if rank else position_std
-                    values[name] = torch.randn(shape, generator=generator) * scale
-                    continue
-                thin = not name.endswith("weight") and not name.startswith("pos_emb")
-                values[name] = torch.randn(shape, generator=generator) * (math.sqrt(2 / sum(shape)) if thin else std)
+                scale = std if name.endswith("weight") else math.sqrt(2 / sum(shape))  # of a low-rank factor
+            values[name] = torch.randn(shape, generator=generator) * scale
         return values
 
     def frozen(self, seed):
-        """The random companions, never trained and not counted; a function of the seed."""
+        """Fixed random matrices beside the low-rank ones, never trained and not counted; a function of the seed."""
         generator = torch.Generator().manual_seed(seed + 2**32)
         return {
             f"{name}.companion": torch.randn(rows, columns, generator=generator) * self.companion
@@ -218,7 +217,7 @@ def rows_of(table, tokens):
 
 
 def logits(t, tokens, layout, kind):
-    """Plain PyTorch, any device: [models, batch, queries, vocabulary] for rows of tokens [models, batch, any]."""
+    """[models, batch, queries, vocabulary] for rows of tokens [models, batch, length or more]; on any device."""
     tokens, first = tokens[..., : layout.length].long(), layout.first
     q, x = rows_of(t.q, tokens[..., first:]), rows_of(t.x, tokens[..., first:])
     k, v = rows_of(t.k, tokens), rows_of(t.v, tokens)
@@ -240,33 +239,15 @@ def losses(t, rows, layout, kind):
 
 @torch.no_grad()
 def decode(t, rows, layout, kind):
-    """Greedy: each digit is fed back. Returns the predicted digits [models, batch, 11]."""
+    """Greedy decoding. -> the predicted digits [models, batch, 11]"""
     rows = rows.clone()
     for place in layout.sum:
         rows[..., place] = logits(t, rows, layout, kind)[..., place - 1 - layout.first, :].argmax(-1).to(rows.dtype)
     return rows[..., list(layout.sum)]
 
 
-class Matrix(nn.Module):
-    """x @ W, with W full or the product of two thin matrices."""
-
-    def __init__(self, rows, columns, rank):
-        super().__init__()
-        if rank:
-            self.a, self.b = nn.Parameter(torch.zeros(rows, rank)), nn.Parameter(torch.zeros(rank, columns))
-        else:
-            self.weight = nn.Parameter(torch.zeros(rows, columns))
-
-
-class Shared(nn.Module):
-    def __init__(self, d, rank):
-        super().__init__()
-        self.a = nn.Parameter(torch.zeros(d, rank))
-        self.q, self.kv = nn.Parameter(torch.zeros(rank, d)), nn.Parameter(torch.zeros(rank, d))
-
-
 class TinyDecoderLM(nn.Module):
-    """One model as an ordinary module; its output head is the token embedding."""
+    """One model as an ordinary torch module; the log's E11 imports it. Its output head is the token embedding."""
 
     def __init__(self, config, seed=0, std=0.02):
         super().__init__()
@@ -274,13 +255,15 @@ class TinyDecoderLM(nn.Module):
         self.token_emb = nn.Embedding(config.vocab_size, d)
         self.lm_head = nn.Linear(d, config.vocab_size, bias=False)
         self.lm_head.weight = self.token_emb.weight
-        for name, (rows, columns, rank) in config.matrices().items():
-            setattr(self, name, Matrix(rows, columns, rank))
-        if config.tie_qkv == "shareA_tieKV":
-            self.qkv = Shared(d, config.qkv_rank)
-        for name in ("norm1", "norm2", "final"):
-            eps = config.kind.eps
-            setattr(self, name, nn.RMSNorm(d, eps=eps) if config.use_rmsnorm else nn.LayerNorm(d, eps=eps))
+        norm = nn.RMSNorm if config.use_rmsnorm else nn.LayerNorm
+        self.norm1, self.norm2, self.final = (norm(d, eps=config.kind.eps) for _ in range(3))
+        for name, shape in config.shapes().items():
+            part, kind = name.split(".")
+            if name in dict(self.named_parameters()):
+                continue
+            if not hasattr(self, part):
+                self.add_module(part, nn.Module())
+            getattr(self, part).register_parameter(kind, nn.Parameter(torch.zeros(shape)))
         for name, value in config.frozen(seed).items():
             self.get_submodule(name.split(".")[0]).register_buffer("companion", value)
         self.load_state_dict(state(config.initial(seed, std)), strict=False)

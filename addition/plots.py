@@ -1,4 +1,4 @@
-"""Pictures of runs: one run's curves, a sweep's seeds, exact match over parameters."""
+"""Plots: the curves of a run, the seeds of a sweep, exact match over parameters."""
 
 import itertools
 import math
@@ -22,7 +22,7 @@ def save(figure, path):
 
 
 def axes(width, height):
-    """A figure without pyplot, whose state callers may share; Agg draws it, so no display is needed."""
+    """A figure without pyplot: no global state, and no display is needed."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
@@ -46,7 +46,7 @@ def steps_axis(axis, curriculum, last):
     for i, (step, stage) in enumerate(changes):
         axis.axvline(step, color="#777777", ls=":", lw=1.2, zorder=1)
         if i + 1 < len(changes) and changes[i + 1][0] - step < 0.03 * last:
-            continue  # its label would lie on the next line
+            continue  # the label would cover the next line
         text = f"up to {stage.digits} digits"  # not 1 to: --lengths full has no shorter ones
         text += f" of {stage.among}" if len(stage.among) < 10 else ""
         place = dict(xytext=(3, 0), textcoords="offset points", ha="left", va="center", rotation=90)
@@ -89,7 +89,7 @@ def percent_axis(axis):
 
 
 def configuration(member):
-    """What a member shares with the other seeds of its combination; empty when the sweep has no grid."""
+    """A member's name without its seed: its combination of the grid's values, empty where there is no grid."""
     return re.sub(r"-?seed\d+$", "", member)
 
 
@@ -133,9 +133,9 @@ def seeds_plot(path, title, members, curriculum):
 
 
 def spread(wanted, gap):
-    """Positions at least `gap` apart, in the same order and as near to the wanted ones as they can be."""
+    """Positions at least `gap` apart, in the same order and as close to the wanted ones as possible."""
     order = sorted(range(len(wanted)), key=wanted.__getitem__)
-    groups = []  # [sum, count] of neighbours that touch
+    groups = []  # [sum, count] of positions that are exactly `gap` apart
     for i, k in enumerate(order):
         groups.append([wanted[k] - i * gap, 1])
         while len(groups) > 1 and groups[-2][0] / groups[-2][1] > groups[-1][0] / groups[-1][1]:
@@ -150,7 +150,7 @@ def spread(wanted, gap):
 
 
 def nines(errors):
-    """Height of a score: one unit a nine; no error at all stands above a single one."""
+    """Height of a score in the plot, -log10 of the error rate: 1 for 90 %, 2 for 99 %; 5.6 for no error."""
     return 5.6 if errors == 0 else -math.log10(errors / SCORED)
 
 

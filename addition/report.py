@@ -1,12 +1,11 @@
 """Tables and plots of this folder's documents, made from results/addition/.
 
-python -m addition.report                              write them anew, in place
+python -m addition.report                              rewrite them in place
 python -m addition.report --check                      change nothing; fail when a document does not match
 python -m addition.report keep results/runs/NAME ...   copy the evidence of sweeps and runs, without checkpoints
 
-A document holds `<!-- report KIND NAME ... -->` and `<!-- end -->`; what stands between them is written here. Kinds:
-sweep (a row a configuration; A+B pools the seeds of both), seeds (a row a seed), command, attention, speed and
-verified.
+The lines between `<!-- report KIND NAME ... -->` and `<!-- end -->` of a document are generated. Kinds: sweep (one row
+a configuration; A+B pools the seeds of both), seeds (one row a seed), command, attention, speed and verified.
 """
 
 import argparse
@@ -30,7 +29,7 @@ from plumbing import disk
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = ("addition/README.md", "addition/EXPERIMENTS.md")
 BLOCK = re.compile(r"(<!-- report (\S+) ([^\n]+?) -->\n)((?:(?!<!-- report ).)*?)(<!-- end -->)", re.DOTALL)
-GUESSED = 0.25  # a digit that is right this often at most says nothing about the sum
+GUESSED = 0.25  # a digit with at most this accuracy counts as guessed
 GOOD, BETTER = 1_000, 100  # errors in 100,000: 99 % and 99.9 %
 # Settings of how and where a run is computed: seeds that differ only in these are of one configuration.
 APART = {"seed", "name", "run_name", "runs", "device", "engine", "eval_batch_size", "wandb", "wandb_mode", "resume",
@@ -171,7 +170,7 @@ def seeds(*entries):
 
 
 def command(*entries):
-    """What was typed, on what and at which commit."""
+    """The commands of these runs, with hardware and commit."""
     lines = ["```"]
     for name in (name for entry in entries for name in split(entry)):
         kept = load(results() / name)
@@ -190,7 +189,7 @@ def command(*entries):
 
 
 def speed(name):
-    """What a step costs, from `python -m addition.bench`."""
+    """Time of a step, from `python -m addition.bench`."""
     path = results() / name / "summary.json"
     if not path.exists():
         return ["not run"]
@@ -212,7 +211,7 @@ def speed(name):
 
 
 def attention(name):
-    """Where models look, from `python -m addition.attention`: those that reach 99 %, then the others."""
+    """Attention weights, from `python -m addition.attention`, apart for models at 99 % and below."""
     path = results() / name / "summary.json"
     if not path.exists():
         return ["not run"]
@@ -233,7 +232,7 @@ def attention(name):
 
 
 def verified(name):
-    """The exported files that are shipped, as `python -m addition.verify` found them."""
+    """The exported files in addition/weights/, from `python -m addition.verify`."""
     paths = sorted((results() / name).glob("*.json"), key=lambda path: int(path.stem.removesuffix("p")))
     if not paths:
         return ["not run"]
@@ -270,7 +269,7 @@ def documents():
 
 
 def points():
-    """What accuracy.png shows: the sweeps of the README's tables; of a grid its best combination."""
+    """The points of accuracy.png: the sweeps of the README's tables; of a grid its best combination."""
     shown = documents().get("addition/README.md", "")
     blocks = [match.group(3).split() for match in BLOCK.finditer(shown) if match.group(2) == "sweep"]
     entries = [entry for entry in dict.fromkeys(itertools.chain.from_iterable(blocks)) if members(entry)]

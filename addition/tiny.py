@@ -1,22 +1,22 @@
-"""A smaller architecture: below 100 parameters, each trick a flag of its own.
+"""A smaller architecture, below 100 parameters: each trick has a flag of its own.
 
 python -m addition.tiny --seeds 0-7                                  all matrices free
 python -m addition.tiny --seeds 0-7 --embedding arc --values query   and so on, one trick at a time
 
-One layer, one head, three wide. All numbers are written least significant digit first with zeros between them, and
-positions are rotations of queries and keys (RoPE), which are fixed and cost nothing: a digit of the sum finds its two
-digits at the same two distances everywhere. Flags that addition.sweep has are here too.
+One layer, one head, width 3. All numbers are written least significant digit first with zeros between them. Positions
+are fixed rotations of queries and keys (RoPE), which have no parameters; the two digits that belong to a digit of the
+sum are at the same two distances everywhere. All flags of addition.sweep can be used here.
 """
 
 import math
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 import tyro
 
 from addition.data import REVERSED
-from addition.model import Kind, Tables, normalise
+from addition.model import Kind, ModelConfig, Tables, normalise
 from addition.sweep import Sweep
 from addition.sweep import main as sweep
 
@@ -26,14 +26,18 @@ class TinyConfig:
     d_model: int = 3
     head_dim: int = 4  # even: RoPE turns pairs
     d_ff: int = 2
-    theta: float = 3.0  # the pairs turn by theta^(-pair / pairs) a position
+    theta: float = 3.0  # RoPE turns a pair by the angle theta^(-pair / pairs) a position
     gated: bool = True  # SwiGLU; else GELU, a third fewer parameters
     embedding: Literal["free", "arc"] = "free"  # arc: digits on a circular arc, given by radius, start and span
-    keys: Literal["free", "rotation", "turn"] = "free"  # the queries turned: an angle for each pair, or for the first
-    values: Literal["free", "query"] = "free"  # query: the queries before they are turned
-    out: Literal["free", "transpose"] = "free"  # transpose: of the matrix that makes the values
+    keys: Literal["free", "rotation", "turn"] = (
+        "free"  # rotation: the queries, each pair turned by a learned angle; turn: only the first pair
+    )
+    values: Literal["free", "query"] = "free"  # query: the queries without rotation
+    out: Literal["free", "transpose"] = "free"  # transpose: of the values' matrix
     norms: Literal["separate", "shared", "none"] = "separate"  # weights of the three RMSNorms; none: no weights
-    qk_norm: Literal["none", "unit", "scale"] = "scale"  # queries and keys to length 1; scale: times a learned number
+    qk_norm: Literal["none", "unit", "scale"] = (
+        "scale"  # unit: queries and keys of length 1; scale: times a learned number
+    )
 
     def __post_init__(self):
         for name in ("d_model", "d_ff"):
@@ -46,10 +50,7 @@ class TinyConfig:
         if self.embedding == "arc" and self.d_model < 2:
             raise ValueError("embedding arc needs d_model 2 or more: an arc lies in a plane")
 
-    @classmethod
-    def from_dict(cls, values):
-        known = {field.name for field in fields(cls)}
-        return cls(**{name: value for name, value in values.items() if name in known})
+    from_dict = classmethod(ModelConfig.from_dict.__func__)
 
     @property
     def layout(self):
@@ -73,14 +74,18 @@ class TinyConfig:
         return found | dict.fromkeys(names, (d,))
 
     def initial(self, seed, std, position_std=0.0):
-        """Matrices N(0, std); a radius, a quarter circle and a sharpness that attention can start from."""
+        """Matrices N(0, std). The arc begins as about a quarter circle, the scale of attention near 5."""
         generator = torch.Generator().manual_seed(seed)
         values = {name: torch.randn(shape, generator=generator) for name, shape in self.shapes().items()}
-        start = {"arc": torch.tensor([10.0, 0.0, 1.5]), "scale": torch.tensor([5.0]), "angle": torch.zeros(1)}
-        spread = {"arc": torch.tensor([1.0, 0.3, 0.1]), "scale": torch.tensor([0.5]), "angle": torch.tensor([math.pi])}
+        mean = {"arc": torch.tensor([10.0, 0.0, 1.5]), "scale": torch.tensor([5.0]), "angle": torch.zeros(1)}
+        deviation = {
+            "arc": torch.tensor([1.0, 0.3, 0.1]),
+            "scale": torch.tensor([0.5]),
+            "angle": torch.tensor([math.pi]),
+        }
         for name, value in values.items():
-            if name in start:
-                values[name] = start[name] + spread[name] * value
+            if name in mean:
+                values[name] = mean[name] + deviation[name] * value
             elif name.startswith(("norm", "final")):
                 values[name] = torch.ones_like(value)
             else:
@@ -107,7 +112,7 @@ class TinyConfig:
         return torch.stack([weight, torch.zeros_like(weight)], -2)
 
     def turn(self, x, angle):
-        """Each pair (i, i + pairs) of x [..., head] turned by its own angle [..., pairs]."""
+        """Turn each pair (i, i + pairs) of x [..., head] by its own angle [..., pairs]."""
         first, second = x.chunk(2, -1)
         cos, sin = angle.cos(), angle.sin()
         return torch.cat([first * cos - second * sin, first * sin + second * cos], -1)
@@ -122,22 +127,22 @@ class TinyConfig:
         else:
             angle = p["angle"] if self.keys == "rotation" else torch.nn.functional.pad(p["angle"], (0, pairs - 1))
             k = self.turn(q, angle[..., None, :])
-        sharpness = 1 / math.sqrt(self.head_dim)
+        scale = 1 / math.sqrt(self.head_dim)
         if self.qk_norm != "none":
             q, k = (x * torch.rsqrt(x.square().sum(-1, keepdim=True) + 1e-6) for x in (q, k))
-            sharpness = p["scale"][..., None] if self.qk_norm == "scale" else math.sqrt(self.head_dim)
+            scale = p["scale"][..., None] if self.qk_norm == "scale" else math.sqrt(self.head_dim)
         length, first = self.layout.length, self.layout.first
-        speed = self.theta ** (-torch.arange(pairs, device=q.device) / pairs)
-        places = (torch.arange(length, device=q.device)[:, None] * speed)[:, None]  # [length, 1, pairs]
-        q, k = (self.turn(x[..., None, :, :], places) for x in (q * sharpness, k))
+        frequency = self.theta ** (-torch.arange(pairs, device=q.device) / pairs)
+        angles = (torch.arange(length, device=q.device)[:, None] * frequency)[:, None]  # [length, 1, pairs]
+        q, k = (self.turn(x[..., None, :, :], angles) for x in (q * scale, k))
         lead = embedding.shape[:-2]
-        up = p["up"]
+        value_matrix, up = p["query" if self.values == "query" else "value"], p["up"]
         return Tables(
             x=embedding[..., None, :, :].expand(*lead, self.layout.queries, *embedding.shape[-2:]),
             q=q[..., first:, :, :],
             k=k,
             v=v[..., None, :, :].expand(*lead, length, *v.shape[-2:]),
-            out=p["out"] if self.out == "free" else (p["query"] if self.values == "query" else p["value"]).mT,
+            out=p["out"] if self.out == "free" else value_matrix.mT,
             norm=self.norm(p, "norm2"),
             up=up,
             gate=p["gate"] if self.gated else up[..., :0],
@@ -157,7 +162,7 @@ class TinySweep(Sweep):
     init_std: float = 0.5
     weight_decay: float = 0.0
     carry: float = 0.5
-    curriculum: str = ""  # every position is the same task here: nothing to begin with
+    curriculum: str = ""  # none: the task is the same at every position
     soften: float = 0.2
     soften_until: int = 3_000
     candidates: int = 12

@@ -1,4 +1,4 @@
-"""Checks any AdderBoard submission: first as the leaderboard does, then on many pairs with long carries.
+"""Checks any AdderBoard submission: by the leaderboard's protocol, then on many pairs with long carries.
 
 python -m addition.verify adder.py --pairs 100000 --output verified.json
 
@@ -32,13 +32,13 @@ AGREE = 200  # pairs on which add_batch must say what add says
 
 
 def count(model):
-    """Parameters by the storage they are in, so that what is tied counts once."""
+    """The number of parameters; tied ones share their storage and count once."""
     found = {(p.untyped_storage().data_ptr(), p.storage_offset(), p.numel()) for p in model.parameters()}
     return sum(size for _, _, size in found)
 
 
 def read(path):
-    """The submission as a module, run from its source: an import's bytecode cache may be of an older file."""
+    """The submission as a module, executed from its source: the bytecode that an import finds may be outdated."""
     path = Path(path)
     try:
         source = path.read_text(encoding="utf-8")
@@ -108,7 +108,7 @@ def in_batches(path, module, model, pairs, title):
 
 
 def check(path, pairs=100_000):
-    """What `main` prints and writes, as a dict."""
+    """The results of both checks."""
     module = read(path)
     model, metadata, parameters = build(path, module)
     draw = random.Random(2025)
@@ -165,8 +165,9 @@ def main(argv=None):
     print(f"public      {r['public_exact']:.3%} of {r['public_pairs']:,} exact; {verdict}")
     print(f"carries     {r['carry_errors']:,} errors in {r['carry_pairs']:,}")
     if options.output:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        disk.write_json(options.output, r)
+        with disk.writing(options.output.parent, options.output.name):
+            options.output.parent.mkdir(parents=True, exist_ok=True)
+            disk.write_json(options.output, r)
     if not r["qualifies"] or r["edge_cases_failed"]:
         raise SystemExit(1)
     return r

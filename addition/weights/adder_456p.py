@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-# The model reads this row, with the digits of both numbers, that of the ones first, put in at these places.
+# The prompt; the digits of the two numbers, least significant first, go to the positions A and B.
 PROMPT = (0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 10, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 11)
 A = (9, 8, 7, 6, 5, 4, 3, 2, 1, 0)
 B = (20, 19, 18, 17, 16, 15, 14, 13, 12, 11)
-ANSWER = 11  # digits it then writes, that of the ones first
+ANSWER = 11  # digits of the sum, which the model generates, least significant first
 
 
 class Adder(nn.Module):
@@ -27,12 +27,12 @@ class Adder(nn.Module):
             self.register_buffer(name, torch.tensor(value, dtype=torch.float32))
 
     def forward(self, tokens):
-        """Scores [batch, length, vocabulary] of what follows each of the tokens [batch, length]."""
+        """Logits [batch, length, vocabulary] of the token after each of the tokens [batch, length]."""
         x = self.token_emb_weight[tokens] + (self.pos_emb_a @ self.pos_emb_b)[: tokens.shape[1]]
         h = F.rms_norm(x, (7,), self.norm1_weight, 1e-08)
-        thin = h @ self.qkv_a
-        q = thin @ self.qkv_q
-        k = v = thin @ self.qkv_kv
+        h = h @ self.qkv_a
+        q = h @ self.qkv_q
+        k = v = h @ self.qkv_kv
         x = x + F.scaled_dot_product_attention(q, k, v, is_causal=True) @ (self.attn_out_a @ self.attn_out_b)
         h = F.rms_norm(x, (7,), self.norm2_weight, 1e-08)
         x = x + F.gelu(h @ (self.up_a @ self.up_b)) @ (self.down_a @ self.down_b)
@@ -40,14 +40,14 @@ class Adder(nn.Module):
 
 
 def count(model):
-    """Parameters by the storage they are in, so that what is tied counts once."""
+    """The number of parameters; tied ones share their storage and count once."""
     found = {(p.untyped_storage().data_ptr(), p.storage_offset(), p.numel()) for p in model.parameters()}
     return sum(size for _, _, size in found)
 
 
 @torch.no_grad()
 def generate(model, tokens, count):
-    """Greedy decoding: the best next token is appended, and read again for the one after it."""
+    """Greedy decoding: append the most likely next token, `count` times."""
     for _ in range(count):
         tokens = torch.cat([tokens, model(tokens)[:, -1].argmax(-1, keepdim=True)], 1)
     return tokens
@@ -65,7 +65,7 @@ def prompts(a, b):
 
 
 def add_batch(model, a, b):
-    """The sums of many pairs; -1 where the model writes something else than digits."""
+    """The sums of many pairs; -1 where an answer of the model has a token that is not a digit."""
     answers = generate(model, prompts(a, b), ANSWER)[:, len(PROMPT) :].tolist()
     return [sum(d * 10**i for i, d in enumerate(answer)) if max(answer) < 10 else -1 for answer in answers]
 
@@ -84,7 +84,7 @@ def build_model():
         "tricks": [
             "output head tied to the token embedding",
             "sum least significant digit first",
-            "queries, keys and values from one thin matrix of rank 3, keys = values",
+            "queries, keys and values share a low-rank factor of rank 3, keys = values",
             "low rank: pos_emb 3, attn_out 2, up 3, down 3"
         ],
     }

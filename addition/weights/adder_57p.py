@@ -9,15 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-# The model reads this row, with the digits of both numbers, that of the ones first, put in at these places.
+# The prompt; the digits of the two numbers, least significant first, go to the positions A and B.
 PROMPT = (0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
 A = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10)
 B = (13, 14, 15, 16, 17, 18, 19, 20, 21, 22)
-ANSWER = 11  # digits it then writes, that of the ones first
+ANSWER = 11  # digits of the sum, which the model generates, least significant first
 
 
 def turn(x, angle):
-    """Each pair (i, i + pairs) of x [..., head] turned by its own angle [..., pairs]."""
+    """Turn each pair (i, i + pairs) of x [..., head] by its own angle [..., pairs]."""
     first, second = x.chunk(2, -1)
     cos, sin = angle.cos(), angle.sin()
     return torch.cat([first * cos - second * sin, first * sin + second * cos], -1)
@@ -34,7 +34,7 @@ class Adder(nn.Module):
             self.register_buffer(name, torch.tensor(value, dtype=torch.float32))
 
     def forward(self, tokens):
-        """Scores [batch, length, vocabulary] of what follows each of the tokens [batch, length]."""
+        """Logits [batch, length, vocabulary] of the token after each of the tokens [batch, length]."""
         radius, start, span = self.arc
         angle = start + span * torch.linspace(0, 1, 10)
         digits = F.pad(torch.stack([radius * angle.cos(), radius * angle.sin()], -1), (0, 1))
@@ -55,14 +55,14 @@ class Adder(nn.Module):
 
 
 def count(model):
-    """Parameters by the storage they are in, so that what is tied counts once."""
+    """The number of parameters; tied ones share their storage and count once."""
     found = {(p.untyped_storage().data_ptr(), p.storage_offset(), p.numel()) for p in model.parameters()}
     return sum(size for _, _, size in found)
 
 
 @torch.no_grad()
 def generate(model, tokens, count):
-    """Greedy decoding: the best next token is appended, and read again for the one after it."""
+    """Greedy decoding: append the most likely next token, `count` times."""
     for _ in range(count):
         tokens = torch.cat([tokens, model(tokens)[:, -1].argmax(-1, keepdim=True)], 1)
     return tokens
@@ -80,7 +80,7 @@ def prompts(a, b):
 
 
 def add_batch(model, a, b):
-    """The sums of many pairs; -1 where the model writes something else than digits."""
+    """The sums of many pairs; -1 where an answer of the model has a token that is not a digit."""
     answers = generate(model, prompts(a, b), ANSWER)[:, len(PROMPT) :].tolist()
     return [sum(d * 10**i for i, d in enumerate(answer)) if max(answer) < 10 else -1 for answer in answers]
 
