@@ -100,35 +100,24 @@ def seeds_plot(path, title, members, curriculum):
     good = [name for name, (summary, _) in members.items() if summary["errors_in_100000"] <= SCORED // 100]
     good.sort(key=lambda name: members[name][0]["step_at_99"] or math.inf)
     labels = list(dict.fromkeys(map(configuration, members)))
+    groups = labels if len(labels) > 1 else [f"seed {members[name][0]['seed']}" for name in good]  # a colour each
     figure, axis = axes(8.4, 4.4)
-    last = max([rows["step"].max() for _, rows in members.values() if len(rows)], default=1)
-    drawn = [(name, GREY, 0.9, 0.55, "never at 99 %") for name in members if name not in good]
-    palette = matplotlib.colormaps["viridis"]
-    for i, name in enumerate(good):
-        place = labels.index(configuration(name)) if len(labels) > 1 else i
-        count = len(labels) if len(labels) > 1 else len(good)
-        color = palette(0.88 * place / max(1, count - 1))
-        text = configuration(name) if len(labels) > 1 else f"seed {members[name][0]['seed']}"
-        drawn.append((name, color, 1.5, 0.95, text))
-    lines = {}
-    for name, color, width, alpha, text in drawn:
+    palette, lines = matplotlib.colormaps["viridis"], {}
+    for name in [*(name for name in members if name not in good), *good]:
+        text, style = "never at 99 %", dict(color=GREY, lw=0.9, alpha=0.55)
+        if name in good:
+            text = configuration(name) if len(labels) > 1 else f"seed {members[name][0]['seed']}"
+            style = dict(color=palette(0.88 * groups.index(text) / max(1, len(groups) - 1)), lw=1.5, alpha=0.95)
         rows = members[name][1]
-        style = dict(color=color, lw=width, alpha=alpha)
         (lines[text],) = axis.plot(rows["step"], 100 * rows["val_exact"], **style)
-    texts = sorted(lines, key=lambda text: (text == "never at 99 %", labels.index(text) if text in labels else 0))
     what = "seeds" if len(labels) == 1 else "runs"
     axis.set_title(f"{title}\n{len(good)} of {len(members)} {what} reach 99 %", loc="left", fontsize=11, color=INK)
     percent_axis(axis)
-    steps_axis(axis, curriculum, last)
+    steps_axis(axis, curriculum, max([rows["step"].max() for _, rows in members.values() if len(rows)], default=1))
+    texts = [text for text in (*groups, "never at 99 %") if text in lines]
     if len(lines) <= 18:
-        axis.legend(
-            [lines[text] for text in texts],
-            texts,
-            frameon=False,
-            fontsize=8,
-            loc="center left",
-            bbox_to_anchor=(1.07, 0.5),
-        )
+        place = dict(loc="center left", bbox_to_anchor=(1.07, 0.5))
+        axis.legend([lines[text] for text in texts], texts, frameon=False, fontsize=8, **place)
     save(figure, path)
 
 
@@ -179,14 +168,11 @@ def accuracy_plot(path, points):
         axis.plot([x], [middle], "D", mfc="white", mec=color, ms=4.5, mew=1.3, zorder=5)
         axis.plot([x, x, at], [best + 0.13, top - 0.22, top + 0.04], color="#bbbbbb", lw=0.6, clip_on=False, zorder=1)
         text = f"{point['name']} ({point['parameters']:,})"
-        axis.text(
-            at, top + 0.1, text, rotation=45, rotation_mode="anchor", ha="left", va="center", fontsize=8, color=INK
-        )
+        tilted = dict(rotation=45, rotation_mode="anchor", ha="left", va="center")
+        axis.text(at, top + 0.1, text, fontsize=8, color=INK, **tilted)
     axis.axhline(2, color=ORANGE, lw=1.1, ls=(0, (5, 3)), zorder=1)
-    axis.set_yticks(
-        [0, 1, 2, 3, 4, 5, nines(0)],
-        ["0 %", "90 %", "99 %", "99.9 %", "99.99 %", "99.999 %", f"100 %\n0 errors in {SCORED:,}"],
-    )
+    shares = ["0 %", "90 %", "99 %", "99.9 %", "99.99 %", "99.999 %", f"100 %\n0 errors in {SCORED:,}"]
+    axis.set_yticks([0, 1, 2, 3, 4, 5, nines(0)], shares)
     ticks = [n for n in (10, 20, 30, 50, 100, 200, 300, 500, 1000, 2000, 5000) if low <= math.log10(n) <= high]
     axis.set_xticks([math.log10(n) for n in ticks], [f"{n:,}" for n in ticks])
     axis.set_xlabel("parameters", color=INK)

@@ -58,15 +58,10 @@ def load(folder):
     return kept
 
 
-def split(entry):
-    """The folders of an entry: A+B is two."""
-    return entry.split("+")
-
-
 def members(entry):
-    """{configuration: {member's path: summary}} of all folders of an entry; empty if one of them is not there."""
+    """{configuration: {member's path: summary}} of all folders, A+B, of an entry; empty if one is not there."""
     found = {}
-    for name in split(entry):
+    for name in entry.split("+"):
         kept = load(results() / name)
         if kept is None:
             return {}
@@ -85,9 +80,7 @@ def check_pool(pool):
         both = (one["config"].keys() & summary["config"].keys()) - APART
         wrong = sorted(name for name in both if one["config"][name] != summary["config"][name])
         if wrong:
-            raise SystemExit(
-                f"{path} and {first} differ in {', '.join(wrong)}; give them rows of their own, without the +"
-            )
+            raise SystemExit(f"{path} and {first} differ in {', '.join(wrong)}; name them apart, without the +")
         if summary["seed"] in seen:
             raise SystemExit(f"{path} and {seen[summary['seed']]} are the same seed; leave one of them out")
         seen[summary["seed"]] = path
@@ -111,7 +104,7 @@ def rate(errors, most):
 
 def seconds(entry):
     """Of a seed: the time of the sweeps, shared among the models that trained together."""
-    sweeps = [load(results() / name)["members"].values() for name in split(entry)]
+    sweeps = [load(results() / name)["members"].values() for name in entry.split("+")]
     return sum(max(s["seconds"] for s in sweep) for sweep in sweeps) / sum(len(sweep) for sweep in sweeps)
 
 
@@ -172,7 +165,7 @@ def seeds(*entries):
 def command(*entries):
     """The commands of these runs, with hardware and commit."""
     lines = ["```"]
-    for name in (name for entry in entries for name in split(entry)):
+    for name in (name for entry in entries for name in entry.split("+")):
         kept = load(results() / name)
         if kept is None:
             lines.append(f"# {name}: not run")
