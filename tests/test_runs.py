@@ -33,7 +33,8 @@ def test_ten_kills_change_nothing(tmp_path, cache):
     process = run(ROOT / "tests/kill.py", "exp_cosine_no_sam", "--quiet", "--runs", tmp_path, "--", *flags)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 0, output
-    assert "10 kills" in output
+    log = (tmp_path / "exp_cosine_no_sam/killed/log.txt").read_text()
+    assert log.count("# resumed after step") == 10
 
 
 def test_an_interrupted_run_saves_and_resumes(clean):
@@ -73,11 +74,11 @@ def test_torchrun_gives_the_same_curve(clean):
 
 def test_two_runs_in_one_folder(clean):
     config = common.parse(experiment.Config, SMOKE)
-    first = common.start(config, experiment.__file__)
+    first = common.Run(config, experiment.__file__)
     with pytest.raises(SystemExit, match="in use by another process"):
-        common.start(config, experiment.__file__)
+        common.Run(config, experiment.__file__)
     first.lock.close()
-    common.start(config, experiment.__file__).lock.close()
+    common.Run(config, experiment.__file__).lock.close()
 
 
 def test_a_finished_folder_is_not_overwritten(clean):
@@ -119,8 +120,8 @@ def test_a_full_disk_keeps_the_last_checkpoint(clean, monkeypatch):
     assert not list(folder.glob("*.tmp"))
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(clean, monkeypatch):
-    """The third step is bad, the next save would be due at the fourth: it stops before, and names the third."""
+def test_a_run_that_diverges_ends_with_a_summary(clean, monkeypatch, capsys):
+    """The third step is bad, the next report and save are due at the fourth: the summary names the third."""
     real, calls = experiment.blank_loss, []
 
     def blank_loss(logits, batch):
@@ -128,10 +129,37 @@ def test_a_loss_that_is_not_finite_stops_the_run(clean, monkeypatch):
         return real(logits, batch) * (float("nan") if len(calls) == 5 else 1)  # two iterations a step
 
     monkeypatch.setattr(experiment, "blank_loss", blank_loss)
-    with pytest.raises(SystemExit, match="not finite at step 3"):
+    with pytest.raises(SystemExit) as end:
         experiment.main([*SMOKE, "--report-every", "4"])
-    saved = disk.load_checkpoint(clean / "runs/exp_cosine_no_sam/smoke-seed0/checkpoint.pt")
+    assert end.value.code == 0
+    folder = clean / "runs/exp_cosine_no_sam/smoke-seed0"
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["diverged_at"] == 3 and summary["solved"] is None
+    assert "diverged at step 3" in capsys.readouterr().out
+    saved = disk.load_checkpoint(folder / "checkpoint.pt")
     assert saved["step"] == 2 and all(value.isfinite().all() for value in saved["model"].values())
+    with pytest.raises(SystemExit) as again:
+        experiment.main([*SMOKE, "--report-every", "4", "--resume"])
+    assert again.value.code == 0 and len(calls) < 12, "a diverged run is not trained again"
+
+
+def test_weights_that_are_not_finite_are_never_saved(clean, monkeypatch):
+    """The loss is still finite when an update ruins the weights."""
+    real, steps = torch.optim.AdamW.step, []
+
+    def step(self):
+        steps.append(1)
+        real(self)
+        if len(steps) == 4:
+            with torch.no_grad():
+                self.param_groups[0]["params"][0].view(-1)[0] = float("inf")
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    with pytest.raises(SystemExit) as end:
+        experiment.main([*SMOKE, "--evaluate-every", "100"])
+    folder = clean / "runs/exp_cosine_no_sam/smoke-seed0"
+    assert end.value.code == 0 and json.loads((folder / "summary.json").read_text())["diverged_at"] == 4
+    assert disk.load_checkpoint(folder / "checkpoint.pt")["step"] == 2
 
 
 def test_wandb_offline_records_and_cannot_break_a_run(clean, monkeypatch):
