@@ -82,9 +82,11 @@ def settings(environment=os.environ):
 
 def check(file, flags, config):
     """The job for these flags; whatever is wrong with it ends the command here, before a GPU is rented."""
-    from plumbing import run  # not at the top: Modal's own process in the container does not need torch
+    from plumbing import disk, run  # not at the top: Modal's own process in the container does not need torch
 
-    machine, path = settings(), f"{PurePosixPath(file).stem}/{run.run_name(config)}"
+    path, machine = f"{PurePosixPath(file).stem}/{run.run_name(config)}", settings()
+    folder = Path(config.runs) / path
+    refuse_local_run(folder)
     data = getattr(config, "data", "")
     if data.endswith(".csv") and not data.startswith(f"{DATA}/"):
         raise SystemExit(
@@ -94,12 +96,15 @@ def check(file, flags, config):
     if config.device == "cpu":
         machine["gpu"] = None  # a GPU that is not used would still be charged
     device = ["--device", "cuda"] if config.device == "auto" else []  # CUDA or an error, for the same reason
-    job = SimpleNamespace(file=file, config=config, machine=machine)
-    job.flags = [*flags, *device, "--resume", "--runs", RUNS]
-    job.path, job.folder = path, Path(config.runs) / path  # on the volume, on this machine
-    job.fetch = f"python -m plumbing.remote fetch {path.replace('/', ' ')} --runs {config.runs}"
-    refuse_local_run(job.folder)
-    return job
+    seconds = max(machine["timeout"] // 2, machine["timeout"] - MARGIN)
+    return SimpleNamespace(
+        config=config,
+        machine=machine,
+        path=path,  # on the volume
+        folder=folder,  # on this machine
+        arguments=(file, [*flags, *device, "--resume", "--runs", RUNS], path, seconds, disk.commit()),  # of train()
+        fetch_command=f"python -m plumbing.remote fetch {path.replace('/', ' ')} --runs {config.runs}",
+    )
 
 
 def refuse_local_run(folder):
@@ -120,9 +125,10 @@ def connect():
     try:
         asyncio.run(asyncio.wait_for(hello(), CONNECT))
     except (modal.exception.Error, TimeoutError) as error:
-        token = isinstance(error, modal.exception.AuthError)
-        advice = "run `modal setup`" if token else "check the network and https://status.modal.com"
-        raise SystemExit(f"no connection to Modal ({first_line(error)}); {advice}, then try again") from None
+        wrong_token = isinstance(error, modal.exception.AuthError)
+        reason = first_line(error).split(". ")[0]
+        advice = "run `modal setup`" if wrong_token else "check the network and https://status.modal.com"
+        raise SystemExit(f"no connection to Modal ({reason}); {advice}, then try again") from None
     return modal.Volume.from_name(VOLUMES[RUNS], create_if_missing=True)
 
 
@@ -149,7 +155,7 @@ def make_app(job):
         .pip_install_from_requirements(str(ROOT / "requirements.txt"))
         .add_local_dir(ROOT, CODE, ignore=lambda path: path.as_posix() not in files)
     )
-    app = modal.App(f"sudoku-{PurePosixPath(job.file).stem}")
+    app = modal.App(f"sudoku-{job.path.split('/')[0]}")
     function = app.function(
         image=image,
         **machine,
@@ -187,8 +193,8 @@ def entry(file, parse):
         call = None
         if not finished(job, volume):
             print(f"# {job.path} on {job.machine['gpu'] or 'a CPU'}; its files will be downloaded to {job.folder}")
-            print(f"# after modal run --detach: {job.fetch}", flush=True)
-            call = start(function, job)
+            print(f"# after modal run --detach: {job.fetch_command}", flush=True)
+            call = function.spawn(*job.arguments)
         wait_and_fetch(call, job, volume)
 
     main.__qualname__ = "main"  # Modal accepts only global functions, though this one is never imported by name
@@ -258,18 +264,11 @@ def commit_volumes():
         modal.Volume.from_name(name).commit()
 
 
-# ---------------------------------------------------------------- start, wait, download
-
-
-def start(function, job):
-    from plumbing import disk
-
-    limit = job.machine["timeout"]
-    return function.spawn(job.file, job.flags, job.path, max(limit // 2, limit - MARGIN), disk.commit())
+# ---------------------------------------------------------------- wait, download
 
 
 def read_summary(content):
-    """A run's summary.json, {} unless it is whole. In a diverged run's, "solved" is null."""
+    """The content of a run's summary.json, {} unless it is whole; "solved" is null in that of a diverged run."""
     with contextlib.suppress(ValueError):
         summary = json.loads(content)
         if isinstance(summary, dict) and "solved" in summary:
@@ -332,10 +331,10 @@ def fetch(path, target, volume):
                     size = sum(out.write(part) for part in volume.read_file(f"{path}/{file}"))
                 if size != sizes[file]:
                     raise OSError(f"{file} has {size} bytes, expected {sizes[file]}; the run may have saved meanwhile")
-            summary = read_summary((temporary / FILES[-1]).read_bytes()) if FILES[-1] in files else {}
-            files = files if summary else [file for file in files if file != FILES[-1]]
+            summary = read_summary((temporary / "summary.json").read_bytes()) if "summary.json" in files else {}
+            files = files if summary else [file for file in files if file != "summary.json"]
             target.mkdir(exist_ok=True)
-            (target / FILES[-1]).unlink(missing_ok=True)  # an unfinished run must not keep an older summary
+            (target / "summary.json").unlink(missing_ok=True)  # an unfinished run must not keep an older summary
             for file in files:
                 os.replace(temporary / file, target / file)
     except Exception as error:  # of Modal, of the network or of this disk
@@ -371,7 +370,7 @@ def fan(names, flags):
                     # One app each: Modal keeps a detached app only until the last call made in it has ended.
                     app, function = make_app(job)
                     apps.enter_context(app.run(detach=True))
-                    call = start(function, job)
+                    call = function.spawn(*job.arguments)
                     print(f"# {path} on {job.machine['gpu'] or 'a CPU'}: modal app logs {app.app_id}", flush=True)
                 calls[path] = call
             for path, call in calls.items():
@@ -381,7 +380,7 @@ def fan(names, flags):
                     print(error, file=sys.stderr, flush=True)
                     failed.append(path)
         except BaseException as error:  # Ctrl-C, a closed pipe, an error of Modal
-            commands = "".join(f"\n  {jobs[path].fetch}" for path in calls)
+            commands = "".join(f"\n  {jobs[path].fetch_command}" for path in calls)
             going = f"\nThese runs continue on Modal; to download them:{commands}" if calls else ""
             print(f"{first_line(error)}{going}", file=sys.stderr, flush=True)
             os._exit(130 if isinstance(error, KeyboardInterrupt) else 1)  # leaving `apps` would stop the runs
@@ -395,7 +394,7 @@ def fan(names, flags):
 
 class Parser(argparse.ArgumentParser):
     def error(self, message):
-        self.exit(2, f"{message}; see python -m plumbing.remote --help\n")
+        self.exit(2, f"{message}; expected: fan FILES -- FLAGS, or fetch EXPERIMENT NAME [--runs FOLDER]\n")
 
 
 def main(argv=None):

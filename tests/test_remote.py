@@ -17,7 +17,7 @@ import pytest
 import common
 import lineage
 import sudoku
-from plumbing import remote
+from plumbing import disk, remote
 
 ROOT = Path(remote.__file__).resolve().parent.parent
 
@@ -60,8 +60,10 @@ def test_settings_that_modal_would_refuse_late(name, text, message):
 def test_check(clean):
     job = job_of("--preset", "mini", "--seed", "3")
     assert (job.path, job.folder) == ("sudoku/mini-seed3", Path("runs/sudoku/mini-seed3"))
-    assert job.flags == ["--preset", "mini", "--seed", "3", "--device", "cuda", "--resume", "--runs", remote.RUNS]
-    there = common.parse(sudoku.Config, job_of("--runs", "x").flags)
+    file, flags, path, seconds, commit = job.arguments
+    assert (file, path, seconds, commit) == ("sudoku.py", job.path, 24 * 3600 - remote.MARGIN, disk.commit())
+    assert flags == ["--preset", "mini", "--seed", "3", "--device", "cuda", "--resume", "--runs", remote.RUNS]
+    there = common.parse(sudoku.Config, job_of("--runs", "x").arguments[1])
     assert (there.runs, there.resume) == (remote.RUNS, True)
     assert (job.machine["gpu"], job_of("--device", "cpu").machine["gpu"]) == ("H200", None)
     assert job_of(file="pos_embedding/exp_a.py").path == "exp_a/full-seed0"
@@ -137,14 +139,14 @@ def test_app(monkeypatch, clean):
 
 
 def test_entry_is_what_modal_run_picks(clean, monkeypatch):
-    pytest.importorskip("modal")
+    modal = pytest.importorskip("modal")
     from modal.cli.import_refs import infer_runnable, list_cli_commands
 
     assert remote.entry(sudoku.__file__, common.parse) is None  # no `modal run`
     volume, called = object(), []
     monkeypatch.setattr(remote, "connect", lambda: volume)
     monkeypatch.setattr(remote, "finished", lambda job, volume: job.config.seed == 1)
-    monkeypatch.setattr(remote, "start", lambda function, job: "call")
+    monkeypatch.setattr(modal.Function, "spawn", lambda function, *arguments: "call")
     monkeypatch.setattr(remote, "wait_and_fetch", lambda call, job, volume: called.append((call, job.path, volume)))
     for seed, call in ((1, None), (2, "call")):
         monkeypatch.setattr(sys, "argv", ["modal", "run", sudoku.__file__, "--seed", str(seed)])
@@ -437,7 +439,7 @@ def test_fetch(volume, clean, capsys):
     assert fetch(volume) == {} and not (home / "summary.json").exists()
 
 
-@pytest.mark.parametrize("content", ["", '{"solved"', "[1]", "{}"])
+@pytest.mark.parametrize("content", ["", '{"solved"', '["solved"]', "3", '{"steps": 4}'])
 def test_broken_summary_is_not_a_finished_run(volume, clean, content, capsys):
     (volume.folder / "sudoku" / "n" / "summary.json").write_text(content)
     assert not remote.finished(job_of("--name", "n"), volume)
@@ -518,8 +520,8 @@ def fan(monkeypatch, clean):
     started = []
     monkeypatch.setattr(remote, "connect", lambda: "volume")
     monkeypatch.setattr(remote, "finished", lambda job, volume=None: False)
-    monkeypatch.setattr(remote, "make_app", lambda job: (mock.MagicMock(app_id="ap-1"), None))
-    monkeypatch.setattr(remote, "start", lambda function, job: started.append(job.path) or "call")
+    function = SimpleNamespace(spawn=lambda file, flags, path, *rest: started.append(path) or "call")
+    monkeypatch.setattr(remote, "make_app", lambda job: (mock.MagicMock(app_id="ap-1"), function))
     monkeypatch.setattr(remote, "wait_and_fetch", lambda call, job, volume: None)
     return started
 
