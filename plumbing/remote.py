@@ -93,6 +93,10 @@ def check(file, flags, config):
             f"--data {data}: the container cannot read files of this machine; upload it with "
             f"`modal volume put {VOLUMES[DATA]} {data} /`, then give --data {DATA}/{Path(data).name}"
         )
+    if config.device == "mps":
+        raise SystemExit(
+            "--device mps: a machine of Modal has no such device; leave --device out, or give --device cpu"
+        )
     if config.device == "cpu":
         machine["gpu"] = None  # a GPU that is not used would still be charged
     device = ["--device", "cuda"] if config.device == "auto" else []  # CUDA or an error, for the same reason

@@ -69,13 +69,15 @@ def test_check(clean):
     assert job_of(file="pos_embedding/exp_a.py").path == "exp_a/full-seed0"
     with pytest.raises(SystemExit, match=r"modal volume put sudoku-data my\.csv"):
         job_of("--data", "my.csv")
+    with pytest.raises(SystemExit, match="--device mps"):
+        job_of("--device", "mps")
     assert job_of("--data", "/vol/data/my.csv").config.data == "/vol/data/my.csv"
 
 
 @pytest.mark.parametrize("flags", [["--preset", "smoke"], ["--preset", "smoke", "--name", "mine", "--seed", "2"]])
 def test_folder_is_the_one_that_a_run_takes(clean, flags):
     job = job_of(*flags)
-    run = common.start(common.parse(sudoku.Config, flags), "sudoku.py")
+    run = common.Run(common.parse(sudoku.Config, flags), "sudoku")
     assert run.folder == job.folder
     run.lock.close()
 
