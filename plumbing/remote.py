@@ -94,9 +94,7 @@ def check(file, flags, config):
             f"`modal volume put {VOLUMES[DATA]} {data} /`, then give --data {DATA}/{Path(data).name}"
         )
     if config.device == "mps":
-        raise SystemExit(
-            "--device mps: a machine of Modal has no such device; leave --device out, or give --device cpu"
-        )
+        raise SystemExit("--device mps: no machine of Modal has this device; leave --device out, or give --device cpu")
     if config.device == "cpu":
         machine["gpu"] = None  # a GPU that is not used would still be charged
     device = ["--device", "cuda"] if config.device == "auto" else []  # CUDA or an error, for the same reason
@@ -254,9 +252,7 @@ def train(file, flags, folder, seconds, commit):
         commit_volumes()
     ended = summary.exists() and read_summary(summary.read_bytes())
     if child.returncode and saved() != before and not ended:
-        raise RuntimeError(
-            f"{file} stopped with status {child.returncode}; the next container continues from its checkpoint"
-        )
+        raise RuntimeError(f"{file}: exit status {child.returncode}; the next container continues from its checkpoint")
     return child.returncode
 
 
@@ -309,12 +305,13 @@ def wait_and_fetch(call, job, volume):
     """Wait for the run (no call: it has ended before), then download it, also what a failed run has saved."""
     try:
         status = call.get() if call else 0
+        problem = f"exit status {status}" if status else ""
     except Exception as error:  # of the run, or of the connection
-        status = first_line(error)
-    if status:
-        print(f"{job.path} ended on Modal with status {status}", file=sys.stderr, flush=True)
+        problem = first_line(error)
+    if problem:
+        print(f"{job.path} on Modal: {problem}", file=sys.stderr, flush=True)
     summary = fetch(job.path, job.folder, volume)
-    if status and not summary:
+    if problem and not summary:
         raise SystemExit(f"{job.path} is not finished; the same command continues from what is saved")
 
 

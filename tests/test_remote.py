@@ -77,7 +77,7 @@ def test_check(clean):
 @pytest.mark.parametrize("flags", [["--preset", "smoke"], ["--preset", "smoke", "--name", "mine", "--seed", "2"]])
 def test_folder_is_the_one_that_a_run_takes(clean, flags):
     job = job_of(*flags)
-    run = common.Run(common.parse(sudoku.Config, flags), "sudoku")
+    run = common.Run(common.parse(sudoku.Config, flags), sudoku.__file__)
     assert run.folder == job.folder
     run.lock.close()
 
@@ -503,7 +503,7 @@ def test_wait_and_fetch(volume, clean, capsys):
     job = job_of("--name", "n")
     remote.wait_and_fetch(answer(0), job, volume)
     shutil.rmtree(clean / "runs")
-    for failure, shown in ((1, "status 1"), (RuntimeError("stopped\nlong story"), "status stopped\n")):
+    for failure, shown in ((1, "status 1"), (RuntimeError("stopped\nlong story"), "on Modal: stopped\n")):
         with pytest.raises(SystemExit, match="sudoku/n is not finished"):
             remote.wait_and_fetch(answer(failure), job, volume)
         assert shown in capsys.readouterr().err
