@@ -132,6 +132,8 @@ def parse(config_class, argv=None):
 
 def wrong_value(config):
     """What is wrong with the value of a flag, or None."""
+    if not re.fullmatch(r"(?!\.)[\w.+=-]*", config.name):
+        return f"--name {config.name}: expected letters, digits and _ . + = - (it names a folder)"
     for name, value in vars(config).items():
         flag, least = f"--{name.replace('_', '-')}", 0 if name in MAY_BE_ZERO else 1
         if name == "test_iterations" and any(n < 1 for n in value):

@@ -53,8 +53,6 @@ class RunConfig:
 
 
 def run_name(config):
-    if not re.fullmatch(r"[\w.+=-]*", config.name) or config.name.startswith("."):
-        raise SystemExit(f"--name {config.name}: expected letters, digits and _ . + = - (it names a folder)")
     return config.name or f"{config.preset}-seed{config.seed}"
 
 
