@@ -41,13 +41,12 @@ UNITS = np.concatenate([ROWS, ROWS.T, ROWS.reshape(3, 3, 3, 3).swapaxes(1, 2).re
 UNIT_NAMES = [f"{kind} {i}" for kind in ("row", "column", "box") for i in range(1, 10)]
 BATCH = 64  # puzzles that the network gets at once
 FULL_REPORTS = 3  # up to this many puzzles are shown in full; of more, each unsolved one gets a line
-PLOT_TYPES = (".png", ".svg", ".pdf")
 
 
 @dataclass
 class Arguments:
     puzzles: tyro.conf.Positional[tuple[str, ...]] = ()  # 81 characters, a file, or - for standard input; or several
-    weights: str = ""  # a checkpoint.pt or a run's folder; empty: your newest good exp_speedrun, else the shipped one
+    weights: str = ""  # a checkpoint.pt or a run's folder; empty: your newest full exp_speedrun, else the shipped
     iterations: int = 256  # at most this many; may be more than in training
     keep_going: bool = False  # go through all iterations and judge the last board, not the first legal one
     check: bool = False  # first prove that each puzzle has one solution; always done when a board is wrong
@@ -163,8 +162,8 @@ def choose_weights(given, console):
     if given:
         return Path(given, "checkpoint.pt") if Path(given).is_dir() else Path(given)
     for path in sorted(Path("runs/exp_speedrun").glob("*/checkpoint.pt"), key=os.path.getmtime, reverse=True):
-        saved = disk.load_checkpoint(path, "cpu")
-        if saved["config"]["preset"] == "full" and saved["step"] == saved["config"]["steps"]:
+        saved = {"config": {}} | disk.load_checkpoint(path, "cpu")
+        if saved["config"].get("preset") == "full" and saved.get("step") == saved["config"].get("steps"):
             return path
         console.print(f"note: not a finished run of the full preset, so used only with --weights: {path}")
     return ROOT / "weights/speedrun.pt"
@@ -182,12 +181,12 @@ def load(path, device, console):
         model.load_state_dict(saved["model"])
         if not all(p.isfinite().all() for p in model.parameters()):
             raise ValueError("its weights are not finite")
-        devices = get_args(get_type_hints(module.Config).get("device"))
-        if devices and device.type not in devices:
-            raise ValueError(f"{name}.py runs on {' or '.join(devices)} only, not on {device.type}")
     except (AttributeError, ImportError, KeyError, RuntimeError, SystemExit, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise SystemExit(f"{path} cannot be used: {reason}; give other --weights, or train again") from None
+    devices = get_args(get_type_hints(module.Config).get("device"))
+    if devices and device.type not in devices:
+        raise SystemExit(f"--device {device.type}: {name}.py runs on {' or '.join(devices)} only")
     note = f"; ignored, as {name}.py has no such field: {', '.join(ignored)}" if ignored else ""
     console.print(f"weights: {path} ({name}.py, {sum(p.numel() for p in model.parameters()):,} parameters){note}")
     return model.to(device).eval()
@@ -297,8 +296,8 @@ def plot_path(given):
     """The file of --plot; what is wrong with it is said before the puzzle is solved."""
     path = Path(given if Path(given).suffix or os.path.isdir(given) else f"{given}.png")
     writable = os.access(path if path.exists() else path.parent, os.W_OK)
-    if path.is_dir() or path.suffix.lower() not in PLOT_TYPES or not writable:
-        raise SystemExit(f"--plot {given}: expected a {' '.join(PLOT_TYPES)} file in a folder that can be written to")
+    if path.is_dir() or path.suffix.lower() not in (".png", ".svg", ".pdf") or not writable:
+        raise SystemExit(f"--plot {given}: expected a .png, .svg or .pdf file in a folder that can be written to")
     return path
 
 
