@@ -3,8 +3,7 @@
 # Runs experiments with these flags, one after the other here or all at once on Modal. Each gets --resume, so one that
 # has finished ends at once. A failed run does not stop the rest; it is listed at the end, and the exit status is 1.
 set -u
-unset CDPATH
-cd "$(dirname "$0")/.." || exit 1
+CDPATH= cd -- "$(dirname -- "$0")/.." || exit 1
 
 where=${1:-}
 shift
