@@ -31,8 +31,8 @@ from rich.live import Live
 from rich.progress import track
 from rich.text import Text
 
-import common
 import lineage
+from common import pick_device
 from plumbing import disk
 
 ROOT = Path(__file__).resolve().parent
@@ -306,7 +306,7 @@ def report(arguments, console):
         raise SystemExit("give a puzzle of 81 characters, a file, or - for standard input; see --help")
     if arguments.iterations < 1:
         raise SystemExit(f"--iterations {arguments.iterations}: expected 1 or more")
-    device = common.pick_device(arguments.device)
+    device = pick_device(arguments.device)
     picture = plot_path(arguments.plot) if arguments.plot else None
     puzzles, start = [p for word in arguments.puzzles for p in read(word)], time.perf_counter()
     if picture and len(puzzles) > 1:

@@ -179,7 +179,7 @@ def test_a_missing_device_is_not_an_error_of_the_weights(device, untrained, caps
 
 
 def test_a_device_that_the_experiment_does_not_know(clean, capsys, monkeypatch):
-    monkeypatch.setattr(solve.common, "pick_device", torch.device)
+    monkeypatch.setattr(solve, "pick_device", torch.device)
     refused(capsys, [PUZZLE, "--device", "cuda"], "--device cuda: exp_speedrun.py runs on cpu only")
 
 
@@ -355,6 +355,14 @@ def test_broken_weights(clean, untrained, capsys):
     (clean / "run/checkpoint.pt").mkdir(parents=True)
     for path in ("weightless", "run", "run/checkpoint.pt"):
         refused(capsys, [PUZZLE, "--weights", path], path)
+
+
+def test_flipped_bits(untrained, clean, capsys):
+    content = (clean / "wrong.pt").read_bytes()
+    weights = torch.load("wrong.pt")["model"]["head.weight"].numpy().tobytes()
+    at = content.index(weights)
+    (clean / "x.pt").write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+    refused(capsys, [PUZZLE, "--weights", "x.pt"], "x.pt is not a whole checkpoint")
 
 
 # ---------------------------------------------------------------- pictures
