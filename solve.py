@@ -32,8 +32,8 @@ from rich.progress import track
 from rich.text import Text
 
 import lineage
-from common import pick_device
 from plumbing import disk
+from plumbing.run import pick_device
 
 ROOT = Path(__file__).resolve().parent
 ROWS = np.arange(81).reshape(9, 9)
