@@ -16,11 +16,11 @@ import contextlib
 import dataclasses
 import json
 import os
-import re
 import signal
 import socket
 import threading
 import time
+import urllib.parse
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -382,12 +382,12 @@ def start_wandb(mode, folder, experiment, config, log=print, project="sudoku"):
         import wandb
 
         if mode == "online":
-            host = re.sub(r"^\w+://|[:/].*$", "", os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai"))
-            try:
-                socket.create_connection((host, 443), WANDB_SECONDS).close()
-                reason = "" if os.environ.get("WANDB_API_KEY") or wandb.api.api_key else "no API key (wandb login)"
-            except OSError as error:
-                reason = f"{host} does not answer ({error})"
+            server = urllib.parse.urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai"))
+            address, answers = (server.hostname, server.port or {"http": 80}.get(server.scheme, 443)), []
+            limited(lambda: answers.append(socket.create_connection(address, WANDB_SECONDS).close()))
+            reason = "" if answers else f"{server.hostname} does not answer"
+            if answers and not (os.environ.get("WANDB_API_KEY") or wandb.api.api_key):
+                reason = "no API key (wandb login)"
             if reason:
                 log(f"# W&B: {reason}; recording offline, `wandb sync` sends it later")
                 mode = "offline"

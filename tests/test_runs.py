@@ -4,6 +4,7 @@ import gc
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -17,6 +18,7 @@ import common
 import exp_cosine_no_sam as experiment
 from data import generate
 from plumbing import disk
+from plumbing.run import limited, start_wandb
 from tests.experiments import ROOT
 
 SMOKE = ["--preset", "smoke"]
@@ -349,7 +351,7 @@ def test_weights_that_are_not_finite_are_never_saved(clean, monkeypatch):
     assert disk.load_checkpoint(folder / "checkpoint.pt")["step"] == 2
 
 
-def test_wandb_offline_records_and_cannot_break_a_run(clean, monkeypatch):
+def test_wandb_that_fails_cannot_break_a_run(clean, monkeypatch):
     import wandb
 
     def broken(**options):
@@ -357,6 +359,49 @@ def test_wandb_offline_records_and_cannot_break_a_run(clean, monkeypatch):
 
     monkeypatch.setattr(wandb, "init", broken)
     assert "solved" in experiment.main([*SMOKE, "--wandb", "offline"])
+
+
+class Recorder:
+    """Stands in for a W&B run whose server takes rows and then never answers."""
+
+    def __init__(self):
+        self.rows, self.summary = [], {}
+
+    def log(self, row, step):
+        self.rows.append(step)
+
+    def finish(self):
+        time.sleep(60)
+
+
+@pytest.mark.parametrize("server", ["closed", "silent"])
+def test_wandb_online_without_an_answer_loses_seconds_only(server, clean, monkeypatch):
+    """At the start: a port that refuses, or one that answers nothing; at the end: an upload that hangs."""
+    import wandb
+
+    opened, recorder = {}, Recorder()
+    monkeypatch.setattr(wandb, "init", lambda **options: opened.update(options) or recorder)
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]  # bound, but nobody listens
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{port}")
+        if server == "silent":
+            monkeypatch.setattr(socket, "create_connection", lambda *a: time.sleep(60))
+        begin, lines = time.monotonic(), []
+        run = start_wandb("online", clean, "exp", {}, lines.append)
+    assert opened["mode"] == "offline" and "does not answer" in lines[0] and run is recorder
+    limited(run.finish)
+    assert time.monotonic() - begin < 5 + 3  # the import of wandb, on a busy machine
+
+
+def test_rows_reach_wandb(clean, monkeypatch):
+    import wandb
+
+    recorder = Recorder()
+    recorder.finish = lambda: None
+    monkeypatch.setattr(wandb, "init", lambda **options: recorder)
+    summary = experiment.main([*SMOKE, "--wandb", "offline"])
+    assert recorder.rows == list(range(1, 8)) and recorder.summary["solved"] == summary["solved"]
 
 
 BAD = """--widht 3: --width | --width wide: --width | --preset tiny: mini | --device tpu: cuda | --batch 0: --batch
