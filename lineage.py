@@ -39,11 +39,6 @@ class Experiment:
         return self.path.stem
 
     @property
-    def inherited(self):
-        """The source as a child inherits it."""
-        return normalise(self.source, self.name)
-
-    @property
     def figure(self):
         """The first words of `Log:`, up to a comma or the like: 83.6 %, 643/1000 easy puzzles after 100k steps."""
         return re.split(r",\s|[;:(]|\.(?:\s|$)", self.fields.get("Log", "").split("\n")[0])[0].strip() or "-"
@@ -118,6 +113,10 @@ def children(family, path):
     return [experiment for experiment in family.values() if experiment.parent == path]
 
 
+def descendants(family, path):
+    return [found for child in children(family, path) for found in (child, *descendants(family, child.path))]
+
+
 def walk(family):
     """(branches of the tree as text, experiment), parents before children; a missing parent or a cycle is an error."""
     for experiment in family.values():
@@ -141,9 +140,7 @@ def walk(family):
 
 def normalise(source, name):
     """The text of an experiment as its children inherit it: `# changed: why` becomes `# why (name)`."""
-    return re.sub(
-        r"# changed(?:: *(.*?))? *$", lambda m: f"# {m[1]} ({name})" if m[1] else f"# ({name})", source, flags=re.M
-    )
+    return re.sub(r"# changed(?::( ?.*?))? *$", rf"#\1 ({name})", source, flags=re.MULTILINE)
 
 
 def span(source):
@@ -172,13 +169,13 @@ def runs(name, root=ROOT):
         try:
             summary = json.loads(path.read_text())
             group = path.parent.name.removesuffix(f"-seed{summary['seed']}")
-            found = isinstance(summary["solved"], float | int) or isinstance(summary["diverged_at"], int)
+            float(summary["diverged_at"] if summary["solved"] is None else summary["solved"])  # one of them is a number
             kept.append(summary | {"run": path.parent.name, "group": group, "preset": summary["preset"]})
         except (ValueError, KeyError, TypeError):
-            found = False
-        if not found:
-            again = f"python report.py keep runs/{name}/{path.parent.name}"
-            raise SystemExit(f"{path}: expected a summary with preset, seed and solved or diverged_at; {again}")
+            raise SystemExit(
+                f"{path}: expected JSON with preset, seed and solved (or diverged_at); copy the run again: "
+                f"python report.py keep runs/{name}/{path.parent.name}"
+            ) from None
     return kept
 
 
@@ -205,8 +202,8 @@ def tree(root=ROOT):
     table = [("experiment", "lines", "the log", "ours")]
     for branch, experiment in walk(family):
         parent = family.get(experiment.parent)
-        lines = str(changed_lines(parent.inherited, experiment.source)) if parent else "-"
-        table.append((branch + experiment.name, lines, experiment.figure, ours(experiment.name, root)[2]))
+        lines = changed_lines(normalise(parent.source, parent.name), experiment.source) if parent else "-"
+        table.append((branch + experiment.name, str(lines), experiment.figure, ours(experiment.name, root)[2]))
     wide = [max(len(cells[i]) for cells in table) for i in range(4)]
     return "\n".join(f"{a:<{wide[0]}}  {b:>{wide[1]}}  {c:<{wide[2]}}  {d}".rstrip() for a, b, c, d in table)
 
@@ -220,7 +217,7 @@ def diff(name, root=ROOT):
         return [f"{experiment.path.name} has no parent"]
     old = family[experiment.parent]
     names = (path.relative_to(root).as_posix() for path in (old.path, experiment.path))
-    texts = (text.splitlines() for text in (old.inherited, experiment.source))
+    texts = (text.splitlines() for text in (normalise(old.source, old.name), experiment.source))
     return list(difflib.unified_diff(*texts, *names, lineterm="", n=2))
 
 
@@ -267,10 +264,16 @@ def merge(parent, old, new, child, root):
 
 
 def propagate(name, root=ROOT, base="HEAD", dry_run=False, force=False):
-    """Merge what changed in this experiment since `base` into its children, and theirs into theirs. -> exit code"""
+    """Merge what changed in this experiment since `base` into its children, and theirs into theirs. -> exit code
+
+    Title and fields of the docstrings stay each file's own. Conflicts leave markers and end that branch.
+    """
+    from plumbing import disk  # here: it imports torch, which takes seconds that tree and diff do not need
+
     family = find(root)
     source = pick(family, name)
-    below = [experiment for _, experiment in walk(family) if descends(family, experiment, source)]
+    walk(family)
+    below = descendants(family, source.path)
     before = committed(root, source.path, base)
     if before is None:
         raise SystemExit(f"git has no {source.path.name} in {base}; commit it before you correct it, or give --base")
@@ -299,88 +302,19 @@ def propagate(name, root=ROOT, base="HEAD", dry_run=False, force=False):
             if text != own:
                 queue.append((child, own, text))
     for path, text in {} if dry_run else merged.items():
-        write(path, lambda file, text=text: file.write(text.encode()))
+        mode = path.stat().st_mode
+        disk.replace(path, lambda file, text=text: file.write(text.encode()))
+        path.chmod(mode)
 
     for path in merged:
         state = f"conflicts: {conflicts[path]}" if path in conflicts else "merged"
         print(f"{path.relative_to(root)}: {state}")
-    done, ends = ("would change", "would conflict") if dry_run else ("changed", "conflict")
-    print(f"{len(merged)} of {len(below)} descendants {done}")
+    print(f"{len(merged)} of {len(below)} descendants {'would change' if dry_run else 'changed'}")
     for path in conflicts:
-        count = sum(descends(family, experiment, family[path]) for experiment in below)
+        count = len(descendants(family, path))
         onward = f", then python lineage.py propagate {path.stem} (its {count} descendants wait)" if count else ""
-        print(f"{ends}: resolve the <<<<<<< in {path.relative_to(root)}{onward}")
+        print(f"conflict: resolve the <<<<<<< in {path.relative_to(root)}{onward}")
     return 1 if conflicts else 0
-
-
-def descends(family, experiment, ancestor):
-    while experiment.parent:
-        if experiment.parent == ancestor.path:
-            return True
-        experiment = family[experiment.parent]
-    return False
-
-
-def write(path, fill):
-    """Replace the file atomically with what `fill` writes; an existing file keeps its mode."""
-    from plumbing import disk  # here: it imports torch, which takes seconds that tree and diff do not need
-
-    mode = path.stat().st_mode if path.exists() else 0o644
-    disk.replace(path, fill)
-    path.chmod(mode)
-
-
-# ---------------------------------------------------------------- plot
-
-TEST_SETS = {  # by what Config's `data` and `edges` mention: figures on different test sets do not compare
-    "extreme-test": ("sudoku-extreme, natural mix", "tab:cyan"),
-    "EXTREME": ("sudoku-extreme, five buckets", "tab:blue"),
-    "EASIEST": ("Kaggle, easiest only", "tab:green"),
-    "KAGGLE": ("Kaggle, five buckets", "tab:orange"),
-}
-
-
-def percent(text):
-    """83.6 from '83.6 %', 64.3 from '643/1000 easy puzzles'; None where the log has no figure."""
-    match = re.match(r"~?(\d+(?:\.\d+)?)\s*(?:%|/\s*(\d+))", text)
-    return 100 * float(match[1]) / float(match[2] or 100) if match else None
-
-
-def plot(output, root=ROOT):
-    """The lines of the tree, each with its two figures on one scale."""
-    output = Path(output)
-    if output.is_dir() or output.suffix not in (".png", ".svg", ".pdf"):
-        raise SystemExit(f"--output {output}: expected the name of a file that ends in .png, .svg or .pdf")
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    lines = tree(root).splitlines()
-    figure, axis = plt.subplots(figsize=(15, 1.4 + 0.24 * len(lines)), layout="constrained")
-    labels = [f"{line:<{max(map(len, lines))}}" for line in lines]
-    axis.set_yticks(range(len(lines)), labels, family="monospace", fontsize=8)
-    marks = {}
-    for y, (_, experiment) in enumerate(walk(find(root)), 1):
-        fields = " ".join(re.findall(r"^    (?:data|edges): .*", experiment.source, flags=re.MULTILINE))
-        label, colour = next((TEST_SETS[word] for word in TEST_SETS if word in fields), ("other puzzles", "tab:gray"))
-        log, (group, own, _) = percent(experiment.figure), ours(experiment.name, root)
-        if log is not None:
-            marks[f"the log: {label}"] = axis.plot(log, y, "o", mfc="none", mec=colour, mew=1.5, ms=8, ls="")[0]
-        if own is not None and group == "full":
-            marks[f"ours: {label}"] = axis.plot(own, y, "o", color=colour, ms=4.5, ls="")[0]
-        elif own is not None:
-            style = {"color": "tab:purple", "ms": 5, "ls": ""}
-            marks[f"ours: {group} preset, generated puzzles"] = axis.plot(own, y, "D", **style)[0]
-    axis.set(xlim=(-2, 102), ylim=(len(lines) - 0.4, -0.6), xlabel="puzzles solved, %")
-    axis.grid(axis="y", color="0.93")
-    axis.set_axisbelow(True)
-    axis.tick_params(left=False)
-    axis.spines[["top", "left", "right"]].set_visible(False)
-    marks = dict(sorted(marks.items(), reverse=True))
-    figure.legend(marks.values(), marks.keys(), loc="outside lower right", ncols=3, fontsize=8, frameon=False)
-    write(output, lambda file: figure.savefig(file, dpi=150, format=output.suffix[1:]))
-    plt.close(figure)
 
 
 # ---------------------------------------------------------------- command line
@@ -392,12 +326,7 @@ def main(argv=None, root=ROOT):
     commands.add_parser("tree", help="every experiment with its changed lines, the log's figure and ours (results/)")
     one = commands.add_parser("diff", help="what an experiment changes in its parent")
     one.add_argument("experiment")
-    down = commands.add_parser(
-        "propagate",
-        help="carry a correction to all descendants",
-        description="After a correction in an experiment's file, merge it into all its descendants (git merge-file). "
-        "Title and fields of the docstrings stay each file's own. Conflicts leave markers and end that branch.",
-    )
+    down = commands.add_parser("propagate", help="merge a correction into all descendants (git merge-file)")
     down.add_argument("experiment")
     down.add_argument("--base", default="HEAD", help="the revision before the correction (default: HEAD)")
     down.add_argument("--dry-run", action="store_true", help="say what would happen, write nothing")
@@ -414,8 +343,9 @@ def main(argv=None, root=ROOT):
     elif asked.command == "propagate":
         return propagate(asked.experiment, root, asked.base, asked.dry_run, asked.force)
     else:
-        plot(asked.output, root)
-        print(f"wrote {asked.output}")
+        import report  # here: it imports torch and matplotlib, which take seconds
+
+        report.plot_tree(Path(asked.output), root)
     return 0
 
 

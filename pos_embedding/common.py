@@ -1,0 +1,10 @@
+"""The root's common: `python pos_embedding/exp_x.py` has this folder on its path, and not the root."""
+
+import importlib
+import sys
+from pathlib import Path
+
+folder = Path(__file__).resolve().parent
+sys.path[:] = [str(folder.parent), *(path for path in sys.path if Path(path).resolve() != folder)]
+del sys.modules[__name__]
+sys.modules[__name__] = importlib.import_module("common")  # a module may put another one in its place
