@@ -1,16 +1,14 @@
-"""What must never differ between experiments: configs, data, exact evaluation, schedules, the plumbing of a run.
+"""What must never differ between experiments: configs, presets, data, batches, exact evaluation, schedules.
 
-What experiments vary (model, loss, loop, optimiser) stands in each experiment's own file, on purpose.
+What experiments vary (model, loss, loop, optimiser) stands in each experiment's own file, on purpose. What stands
+behind a run (its folder, checkpoints, signals, devices) is in plumbing/run.py.
 """
 
-import contextlib
 import dataclasses
-import json
 import math
-import os
-import signal
+import re
 import sys
-import time
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -20,92 +18,102 @@ import torch
 import torch.distributed as dist
 import tyro
 
-from plumbing.disk import (
-    append_row,
-    commit,
-    describe,
-    keep_rows,
-    load_checkpoint,
-    save_checkpoint,
-    start_wandb,
-    write_json,
-    writing,
-)
+import plumbing.run
+from data import sources
+from data.sources import EASIEST, EXTREME, KAGGLE  # noqa: F401 (passed on)
+from plumbing import candidates, loop  # noqa: F401 (passed on)
+from plumbing.dropout import Dropout, seed_dropout  # noqa: F401 (passed on)
+from plumbing.run import sum_gradients  # noqa: F401 (passed on)
 
-FREE = {
-    "resume",
-    "device",
-    "compile",
-    "test_iterations",
-    "wandb",
-    "runs",
-    "name",
-}  # flags that may differ between parts of one run
 IGNORED = -100  # the target of a clue: no loss there
+Precision = Literal["fp32", "bf16"]
 Phases = tuple[tuple[int, float, float], ...]  # (until step, lowest rating, below this rating), ...
 
 # ---------------------------------------------------------------- configs
 
 
 @dataclass
-class RunConfig:
+class RunConfig(plumbing.run.RunConfig):
     """Flags that every experiment has."""
 
     preset: Literal["full", "mini", "smoke"] = "full"  # the log's run; minutes on 2 cores; seconds, for tests
-    name: str = ""  # the run's folder is runs/<experiment>/<name>; empty: preset and seed
-    seed: int = 0  # with the step it fixes every random number of the run
-    resume: bool = False  # go on from the run's checkpoint; start anew where there is none
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"  # auto: CUDA if there is one, else the CPU
-    compile: bool = True  # torch.compile one iteration; on CUDA only
-    report_every: int = 100  # steps between two lines of log.txt and metrics.csv
     evaluate_every: int = 5_000  # steps between two passes over the test set
-    save_every: int = 1_000  # steps between two checkpoints: what a killed run loses at most
     test_iterations: tuple[int, ...] = ()  # further counts of iterations to test at the end; --resume adds them later
-    wandb: Literal["off", "offline", "online"] = "off"  # also send the metrics to Weights & Biases
-    runs: str = "runs"  # the folder that holds all runs
 
 
-# One rule a field shrinks every run of the log alike, so what an experiment changes stays changed.
+def mini_divisor(config):
+    """What divides steps, warm-up and phases alike: 50, or less where fewer than 600 steps would be left."""
+    return max(1.0, min(50.0, config.steps / 600))
+
+
+def mini_data(config):
+    """Generated puzzles in place of a real set, with clue counts at which a mini network solves some and not all."""
+    return "generated:52-64" if config.data == "kaggle" else "generated:59-67"
+
+
+def scaled(phases, divisor):
+    return tuple((round(until / divisor), low, below) for until, low, below in phases)
+
+
+# One rule a field, (value, config) -> value, shrinks every run of the log alike: what an experiment changes stays so.
 MINI = {
-    "width": lambda v: max(8, v // 4),
-    "mlp": lambda v: max(8, v // 4),
-    "layers": lambda v: max(1, v // 2),
-    "heads": lambda v: max(1, v // 2),
-    "iterations": lambda v: max(1, v // 4),
-    "dropout": lambda v: 0.0,  # a mini run sees each puzzle once or twice: nothing to regularise
-    "batch": lambda v: max(2, 2 * round(math.sqrt(v) / 2)),  # 4096 -> 64, 512 -> 22, 128 -> 12
-    "lr": lambda v: round(v * 10 / 3, 6),  # narrow layers want larger steps
-    "steps": lambda v: v // 50,
-    "warmup": lambda v: v // 50,
-    "phases": lambda v: tuple((step // 50, low, below) for step, low, below in v),
-    "train_puzzles": lambda v: v // 50,
-    "train_per_bucket": lambda v: v // 50,
-    "test_per_bucket": lambda v: 200,
-    "data": lambda v: "generated",
-    "report_every": lambda v: 50,
-    "evaluate_every": lambda v: 500,
-    "save_every": lambda v: 100,
+    "width": lambda v, c: max(8, v // 4),
+    "mlp": lambda v, c: max(8, v // 4),
+    "layers": lambda v, c: max(1, v // 2),
+    "heads": lambda v, c: max(1, v // 2),
+    "iterations": lambda v, c: max(1, 3 * v // 8),  # 16 -> 6
+    "dropout": lambda v, c: 0.0,  # a mini run sees each puzzle once or twice: nothing to regularise
+    "batch": lambda v, c: 8 * max(1, round(math.log2(max(1, v / 16)))),  # 128 -> 24, 512 -> 40, 2048 -> 56, 4096 -> 64
+    "lr": lambda v, c: round(v * 10 / 3, 6),  # narrow layers want larger steps
+    "steps": lambda v, c: round(v / mini_divisor(c)),
+    "warmup": lambda v, c: round(v / mini_divisor(c)),
+    "phases": lambda v, c: scaled(v, mini_divisor(c)),
+    "train_puzzles": lambda v, c: v // 50,
+    "train_per_bucket": lambda v, c: v // 50,
+    "test_per_bucket": lambda v, c: 200,
+    "data": lambda v, c: mini_data(c),
+    "report_every": lambda v, c: 50,
+    "evaluate_every": lambda v, c: 500,
+    "save_every": lambda v, c: 100,
 }
 SMOKE = MINI | {
-    "width": lambda v: max(8, v // 8),
-    "mlp": lambda v: max(8, v // 8),
-    "layers": lambda v: max(1, v // 4),
-    "heads": lambda v: max(1, v // 4),
-    "iterations": lambda v: max(1, v // 8),
-    "dropout": lambda v: v,
-    "batch": lambda v: max(2, 2 * round(math.sqrt(v) / 8)),
-    "steps": lambda v: max(4, v // 10_000),
-    "warmup": lambda v: v // 1_000,
-    "phases": lambda v: tuple((step // 10_000, low, below) for step, low, below in v),
-    "train_puzzles": lambda v: min(v or 400, 400),
-    "train_per_bucket": lambda v: min(v, 80),
-    "test_per_bucket": lambda v: 20,
-    "test_iterations": lambda v: (),
-    "report_every": lambda v: 1,
-    "evaluate_every": lambda v: 4,
-    "save_every": lambda v: 2,
+    "width": lambda v, c: max(8, v // 8),
+    "mlp": lambda v, c: max(8, v // 8),
+    "layers": lambda v, c: max(1, v // 4),
+    "heads": lambda v, c: max(1, v // 4),
+    "iterations": lambda v, c: max(1, v // 8),
+    "dropout": lambda v, c: v,
+    "batch": lambda v, c: max(2, 2 * round(math.sqrt(v) / 8)),
+    "steps": lambda v, c: max(4, v // 10_000),
+    "warmup": lambda v, c: v // 1_000,
+    "phases": lambda v, c: scaled(v, 10_000),
+    "train_puzzles": lambda v, c: min(v or 400, 400),
+    "train_per_bucket": lambda v, c: min(v, 80),
+    "test_per_bucket": lambda v, c: 20,
+    "test_iterations": lambda v, c: (),
+    "report_every": lambda v, c: 1,
+    "evaluate_every": lambda v, c: 4,
+    "save_every": lambda v, c: 2,
 }
 PRESETS = {"full": {}, "mini": MINI, "smoke": SMOKE}
+# Fields that no preset changes. A preset names every field of every config, here or in a rule.
+UNCHANGED = {"name", "seed", "resume", "device", "compile", "wandb", "runs", "preset", "test_iterations", "precision"}
+UNCHANGED |= {"edges", "muon_lr", "weight_decay", "rho", "depth", "lifetime", "easy_steps"}
+
+MAY_BE_ZERO = {"seed", "warmup", "easy_steps", "train_puzzles", "train_per_bucket", "test_per_bucket"}
+
+
+def with_preset(config, preset):
+    """This config shrunk by the preset's rules."""
+    rules = PRESETS[preset]
+    names = [field.name for field in dataclasses.fields(config)]
+    if rules and (unknown := set(names) - set(rules) - UNCHANGED):
+        raise SystemExit(
+            f"--preset {preset} has no rule for {', '.join(sorted(unknown))}; add one to MINI in common.py, "
+            "or the name to UNCHANGED"
+        )
+    changed = {name: rules[name](getattr(config, name), config) for name in names if name in rules}
+    return dataclasses.replace(config, **changed, preset=preset)
 
 
 def parse(config_class, argv=None):
@@ -113,20 +121,49 @@ def parse(config_class, argv=None):
     argv = sys.argv[1:] if argv is None else list(argv)
     words = " ".join(argv).replace("=", " ").split()
     preset = words[words.index("--preset") + 1] if "--preset" in words[:-1] else "full"
-    default = with_preset(config_class(), preset)
+    default = with_preset(config_class(), preset if preset in PRESETS else "full")
     text = (sys.modules[config_class.__module__].__doc__ or "").replace("\n", "\n ")  # tyro keeps indented lines apart
-    return tyro.cli(config_class, args=argv, default=default, description=text)
+    config = tyro.cli(config_class, args=argv, default=default, description=text)
+    if problem := wrong_value(config):
+        print(f"error: {problem}", file=sys.stderr)
+        raise SystemExit(2)
+    return config
 
 
-def with_preset(config, preset):
-    """This config shrunk by the preset's rules; fields that it does not have are passed over."""
-    rules = {name: rule for name, rule in PRESETS.get(preset, {}).items() if hasattr(config, name)}
-    changed = {name: rule(getattr(config, name)) for name, rule in rules.items()}
-    return dataclasses.replace(config, **changed, preset=preset if preset in PRESETS else config.preset)
+def wrong_value(config):
+    """What is wrong with the value of a flag, or None."""
+    for name, value in vars(config).items():
+        flag, least = f"--{name.replace('_', '-')}", 0 if name in MAY_BE_ZERO else 1
+        if name == "test_iterations" and any(n < 1 for n in value):
+            return f"{flag} {' '.join(map(str, value))}: expected numbers of 1 or more"
+        if type(value) is int and value < least:
+            return f"{flag} {value}: expected {least} or more"
+        if type(value) is float and not 0 <= value < math.inf:
+            return f"{flag} {value}: expected a finite number, 0 or more"
+        if name == "dropout" and value >= 1:
+            return f"{flag} {value}: expected a share below 1"
+        if name == "edges" and (len(value) < 2 or any(not low < high for low, high in zip(value, value[1:]))):
+            return f"{flag} {' '.join(map(str, value))}: expected two or more rising numbers"
+        if name == "phases" and (not value or any(not low < below for _, low, below in value)):
+            return f"{flag}: expected steps, each with a lowest rating and a larger rating to stay below"
+    if hasattr(config, "heads") and config.width % config.heads:
+        return f"--heads {config.heads}: expected a divisor of --width {config.width}"
+    return None
 
 
-def run_name(config):
-    return config.name or f"{config.preset}-seed{config.seed}"
+def command(config, file):
+    """The command line that gives this config, whichever way the run was started."""
+    default = with_preset(type(config)(), config.preset)
+    words = ["python", Path(file).resolve().relative_to(plumbing.run.ROOT).as_posix()]
+    words += ["--preset", config.preset] * (config.preset != "full")
+    for name, value in vars(config).items():
+        if value != getattr(default, name) and name not in ("preset", "resume"):
+            flag = name.replace("_", "-")
+            if isinstance(value, bool):
+                words.append(f"--{'' if value else 'no-'}{flag}")
+            else:
+                words += [f"--{flag}", *re.findall(r"[^\s(),']+", str(value))]
+    return " ".join(words)
 
 
 # ---------------------------------------------------------------- data
@@ -136,26 +173,59 @@ def run_name(config):
 class Batch:
     puzzle: torch.Tensor  # int64 [n, 81], 0 is a blank; this process's share
     target: torch.Tensor  # int64 [n, 81], digit - 1 on blanks, IGNORED on clues
-    keys: torch.Tensor  # int32 [n], the randomness of dropout
+    seeds: torch.Tensor  # int32 [n], each example's seed for dropout
     blanks: int  # blank cells in the batch of all processes together
+
+
+def load(config, run):
+    """The training and test puzzles of this config; the run notes their checksum, for its next --resume."""
+    try:
+        if run.rank > 0:  # the first process fetches or generates, the others then find it in the cache
+            dist.barrier()
+        data = sources.load(config)
+        if run.rank == 0 and run.world > 1:
+            dist.barrier()
+    except KeyboardInterrupt:
+        raise SystemExit(
+            "interrupted before the first step; nothing was trained, the same command starts again"
+        ) from None
+    run.data = [zlib.crc32(np.ascontiguousarray(part.table).view(np.uint8)) for part in (data.train, data.test)]
+    return data
+
+
+def places():
+    """int64 [3, 81]: the row, the column and the box of each cell."""
+    cell = torch.arange(81)
+    return torch.stack([cell // 9, cell % 9, cell // 27 * 3 + cell % 9 // 3])
+
+
+def random_at(config, step):
+    """The generator of this step: a pure function of (seed, step)."""
+    return np.random.Generator(np.random.Philox(key=[config.seed, step]))
 
 
 def batch_at(config, data, run, step):
     """The batch of this step: a pure function of (seed, step), however many processes share it."""
-    random = np.random.Generator(np.random.Philox(key=[config.seed, step]))
-    low, below = next(((low, below) for until, low, below in config.phases if step < until), config.phases[-1][1:])
-    pool = run.pools.get((low, below))
-    if pool is None:
-        pool = run.pools[low, below] = np.flatnonzero((data.train.rating >= low) & (data.train.rating < below))
-        if not len(pool):
-            raise SystemExit(f"step {step}: no training puzzle is rated in [{low}, {below}); change --phases")
+    random = random_at(config, step)
+    pool = pool_at(config, data, step)
     puzzle, solution = data.train.rows(pool[random.integers(len(pool), size=config.batch)])
-    keys = random.integers(-(2**31), 2**31, size=config.batch, dtype=np.int32)
+    seeds = random.integers(-(2**31), 2**31, size=config.batch, dtype=np.int32)
     blanks = int((puzzle == 0).sum())
     mine = slice(run.rank * config.batch // run.world, (run.rank + 1) * config.batch // run.world)
     puzzle, solution = puzzle[mine].astype(np.int64), solution[mine].astype(np.int64)
     target = np.where(puzzle == 0, solution - 1, IGNORED)
-    return Batch(*(torch.from_numpy(a).to(run.device) for a in (puzzle, target, keys[mine])), blanks)
+    return Batch(*(torch.from_numpy(a).to(run.device) for a in (puzzle, target, seeds[mine])), blanks)
+
+
+def pool_at(config, data, step):
+    """The rows of the training set that this step's phase draws from."""
+    phase = next((phase for phase in config.phases if step < phase[0]), config.phases[-1])[1:]
+    if phase not in data.pools:
+        data.pools[phase] = np.flatnonzero((data.train.rating >= phase[0]) & (data.train.rating < phase[1]))
+        if not len(data.pools[phase]):
+            low, below = phase
+            raise SystemExit(f"step {step}: no training puzzle is rated in [{low}, {below}); change --phases")
+    return data.pools[phase]
 
 
 # ---------------------------------------------------------------- evaluation
@@ -165,8 +235,9 @@ def batch_at(config, data, run, step):
 def evaluate(model, data, run, iterations, batch=256):
     """Exact counts in fp32 for every bucket after each of these numbers of iterations. A puzzle counts as
     solved when every blank is right. -> {iterations: {"solved": [...], "puzzles": [...], "cells", "blanks"}}"""
-    training = model.training
+    training, precision = model.training, torch.get_float32_matmul_precision()
     model.eval()
+    torch.set_float32_matmul_precision("highest")  # no TF32
     buckets = data.rows_by_bucket(data.test)
     counts = torch.zeros(len(iterations), len(buckets), 4, dtype=torch.float64, device=run.device)
     for bucket, rows in enumerate(buckets):
@@ -183,275 +254,16 @@ def evaluate(model, data, run, iterations, batch=256):
     if run.world > 1:
         dist.all_reduce(counts)
     model.train(training)
+    torch.set_float32_matmul_precision(precision)
     names = ("solved", "puzzles", "cells", "blanks")
     table = {n: dict(zip(names, c.long().T.tolist())) for n, c in zip(iterations, counts.cpu())}
     for row in table.values():
         row["share"] = sum(row["solved"]) / max(1, sum(row["puzzles"]))
         row["cell_accuracy"] = sum(row["cells"]) / max(1, sum(row["blanks"]))
-        if data.natural:  # the buckets weighted as they occur in the source's whole test file
+        if data.bucket_shares:  # the buckets weighted as they occur in the source's whole test file
             shares = [s / max(1, n) for s, n in zip(row["solved"], row["puzzles"])]
-            row["share_natural"] = sum(w * s for w, s in zip(data.natural, shares))
+            row["share_natural"] = sum(w * s for w, s in zip(data.bucket_shares, shares))
     return table
-
-
-# ---------------------------------------------------------------- schedules
-
-
-def warmup_rate(step, peak, warmup):
-    return peak * min(1.0, (step + 1) / warmup)
-
-
-def cosine_rate(step, peak, warmup, steps, floor=0.01):
-    """Linear warm-up, then a cosine from the peak to `floor` of it at the last step."""
-    if step < warmup:
-        return peak * (step + 1) / warmup
-    progress = min(1.0, (step - warmup) / max(1, steps - warmup))
-    return peak * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress)))
-
-
-# ---------------------------------------------------------------- one run
-
-
-def start(config, file):
-    return Run(config, Path(file).stem)
-
-
-def sum_gradients(model):
-    """Add up the gradients of all processes, each scaled to the whole batch already."""
-    if dist.is_initialized():
-        gradients = [p.grad for p in model.parameters() if p.grad is not None]
-        flat = torch.cat([g.flatten() for g in gradients])
-        dist.all_reduce(flat)
-        for g, part in zip(gradients, flat.split([g.numel() for g in gradients])):
-            g.copy_(part.view_as(g))
-
-
-class Run:
-    """The folder of one run, what is written there, and the devices that it runs on."""
-
-    def __init__(self, config, experiment):
-        self.config, self.experiment = config, experiment
-        self.rank, self.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-        self.device = pick_device(config.device)
-        if self.world > 1 and not dist.is_initialized():
-            dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
-        batch = getattr(config, "batch", self.world)
-        if batch % self.world:
-            raise SystemExit(f"--batch {batch} does not divide among {self.world} processes; make it a multiple")
-        torch.set_float32_matmul_precision("high")  # TF32 where there is any
-        torch.manual_seed(config.seed)
-        self.folder = Path(config.runs) / experiment / run_name(config)
-        self.pools, self.row, self.seconds, self.interrupted = {}, {}, 0.0, None
-        self.first_bad = torch.full((), -1, device=self.device)
-        self.wandb = self.lock = None
-        if self.rank == 0:
-            self.open_folder()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            with contextlib.suppress(ValueError):  # only the main thread may set handlers
-                signal.signal(number, self.interrupt)
-        self.clock = self.window = time.perf_counter()
-        self.window_step = 0
-
-    def open_folder(self):
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.lock = open(self.folder / "lock", "w")
-        try:
-            import fcntl
-
-            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except ImportError:
-            pass  # no such locks on Windows
-        except BlockingIOError:
-            raise SystemExit(
-                f"{self.folder} is in use by another process; wait for it or pick another --name"
-            ) from None
-        if self.checkpoint.exists() and not self.config.resume:
-            raise SystemExit(f"{self.folder} holds a run already; add --resume to go on, or pick another --name")
-        if not self.checkpoint.exists():
-            for leftover in ("metrics.csv", "log.txt", "summary.json"):  # of a run killed before it saved
-                (self.folder / leftover).unlink(missing_ok=True)
-            write_json(self.folder / "config.json", dataclasses.asdict(self.config))
-        self.log(f"# {self.experiment} {' '.join(sys.argv[1:])}")
-        self.log(f"# {describe(self.device)} x {self.world}, git {commit()}")
-        self.log(f"# {self.folder}")
-
-    @property
-    def checkpoint(self):
-        return self.folder / "checkpoint.pt"
-
-    def interrupt(self, number, frame):
-        if self.interrupted is not None:  # a second Ctrl-C does not wait for the step to end
-            raise KeyboardInterrupt
-        self.interrupted = number
-
-    def log(self, line):
-        if self.rank == 0:
-            print(line, flush=True)
-            with writing(self.folder, "log.txt"), open(self.folder / "log.txt", "a") as file:
-                file.write(line + "\n")
-
-    def precision(self):
-        """Autocast to the config's precision on CUDA; a CPU always computes in fp32."""
-        wanted = self.device.type == "cuda" and getattr(self.config, "precision", "bf16") == "bf16"
-        return torch.autocast("cuda", torch.bfloat16) if wanted else contextlib.nullcontext()
-
-    def compiled(self, model):
-        """The model with one iteration compiled: small to compile, reused by all iterations."""
-        if self.config.compile and self.device.type == "cuda":
-            model.iterate = torch.compile(model.iterate)
-        return model
-
-    def resume(self, model, optimizers):
-        """Load the checkpoint where there is one. -> the number of steps already done"""
-        self.wandb = (
-            None if self.rank else start_wandb(self.config.wandb, self.folder, self.experiment, vars(self.config))
-        )
-        self.log(f"# {sum(p.numel() for p in model.parameters()):,} parameters")
-        if not self.checkpoint.exists():
-            return 0
-        saved = load_checkpoint(self.checkpoint, self.device)
-        now = json.loads(json.dumps(dataclasses.asdict(self.config)))
-        other = [f"{k}: {saved['config'].get(k)} then, {v} now" for k, v in now.items()]
-        other = [line for line, (k, v) in zip(other, now.items()) if k not in FREE and saved["config"].get(k) != v]
-        if other:
-            raise SystemExit(f"{self.folder} was begun with another config ({'; '.join(other)}); pick another --name")
-        model.load_state_dict(saved["model"])
-        for optimizer, state in zip(optimizers, saved["optimizers"], strict=True):
-            optimizer.load_state_dict(state)
-        self.seconds, self.window_step = saved["seconds"], saved["step"]
-        if self.rank == 0:
-            keep_rows(self.folder / "metrics.csv", saved["step"])
-        self.log(f"# resumed after step {saved['step']}")
-        return saved["step"]
-
-    def report(self, step, loss, logits, batch, rate):
-        """One line every report_every steps: loss and accuracy of this very batch, speed since the last line."""
-        loss = loss.detach()
-        self.first_bad = torch.where((self.first_bad < 0) & ~torch.isfinite(loss), step + 1, self.first_bad)
-        due = self.due(step, self.config.report_every)
-        if not due and not self.due(step, self.config.save_every):
-            return
-        right = ((logits.argmax(-1) == batch.target).sum() / batch.blanks).detach()
-        numbers = torch.stack([loss.float(), right.float()])
-        if self.world > 1:  # each process holds its share of the sums
-            dist.all_reduce(numbers)
-        if self.first_bad >= 0 or not torch.isfinite(numbers[0]):
-            at = int(self.first_bad) if self.first_bad >= 0 else step + 1
-            raise SystemExit(
-                f"the loss is not finite at step {at} of {self.folder}; the last good checkpoint is kept there. "
-                "Lower --lr, or look at the batch with common.batch_at"
-            )
-        if due:
-            now = time.perf_counter()
-            speed = (step + 1 - self.window_step) * self.config.batch / max(1e-9, now - self.window)
-            left = (self.config.steps - step - 1) * self.config.batch / speed
-            self.window, self.window_step = now, step + 1
-            self.row |= {
-                "loss": round(float(numbers[0]), 6),
-                "accuracy": round(float(numbers[1]), 6),
-                "lr": rate,
-            }
-            self.row |= {"puzzles_per_second": round(speed, 1), "seconds": round(self.elapsed(), 1)}
-            share = f"{100 * (step + 1) / self.config.steps:5.1f}%"
-            self.log(
-                f"step {step + 1:>6} {share}  loss {numbers[0]:.4f}  blanks right {100 * numbers[1]:5.1f}%  "
-                f"{speed:,.0f} puzzles/s  left {clock(left)}"
-            )
-
-    def evaluate(self, step, model, data):
-        """Test every evaluate_every steps and after the last."""
-        if self.due(step, self.config.evaluate_every):
-            before = time.perf_counter()
-            n = self.config.iterations
-            row = evaluate(model, data, self, [n])[n]
-            self.row |= {"test_solved": round(row["share"], 6), "test_cells": round(row["cell_accuracy"], 6)}
-            self.log(f"step {step + 1:>6} test: {solved_line(row)}")
-            spent = time.perf_counter() - before
-            self.window, self.clock = self.window + spent, self.clock + spent  # tests are not training time
-
-    def end_step(self, step, model, optimizers):
-        """Write what this step has to say, then save when due: a metrics row never comes later than its step."""
-        if self.row and self.rank == 0:
-            with writing(self.folder, "metrics.csv"):
-                append_row(self.folder / "metrics.csv", {"step": step + 1} | self.row)
-            if self.wandb:
-                with contextlib.suppress(Exception):
-                    self.wandb.log(self.row, step=step + 1)
-        self.row = {}
-        stop = self.agreed_stop() if self.world > 1 else self.interrupted
-        if (self.due(step, self.config.save_every) or stop is not None) and self.rank == 0:
-            state = {
-                "experiment": self.experiment,
-                "step": step + 1,
-                "seconds": self.elapsed(),
-                "config": json.loads(json.dumps(dataclasses.asdict(self.config))),
-                "model": model.state_dict(),
-                "optimizers": [optimizer.state_dict() for optimizer in optimizers],
-            }
-            with writing(self.folder, "checkpoint.pt"):
-                save_checkpoint(self.checkpoint, state)
-        if stop is not None:
-            self.log(f"# stopped after step {step + 1}; the same command with --resume goes on")
-            raise SystemExit(128 + stop)
-
-    def agreed_stop(self):
-        """The signal that any of the processes got; all leave at the same step."""
-        flag = torch.tensor(self.interrupted or 0, device=self.device)
-        dist.all_reduce(flag, dist.ReduceOp.MAX)
-        return int(flag) or None
-
-    def finish(self, model, data):
-        """The last test, summary.json, and lines that grep can read."""
-        trained = self.elapsed()
-        counts = {self.config.iterations, *self.config.test_iterations}
-        table = evaluate(model, data, self, sorted(counts))
-        summary = {
-            "experiment": self.experiment,
-            "preset": self.config.preset,
-            "seed": self.config.seed,
-            "parameters": sum(p.numel() for p in model.parameters()),
-            "steps": self.config.steps,
-            "seconds": round(trained, 1),  # with data and compiling, without tests
-            "hardware": describe(self.device),
-            "command": f"python {self.experiment}.py {' '.join(sys.argv[1:])}".strip(),
-            "commit": commit(),
-            "solved": table[self.config.iterations]["share"],
-            "test": {str(n): row for n, row in table.items()},
-        }
-        for n, row in table.items():
-            self.log(f"summary: iterations={n} {solved_line(row)}")
-        if self.rank == 0:
-            with writing(self.folder, "summary.json"):
-                write_json(self.folder / "summary.json", summary)
-            if self.wandb:
-                with contextlib.suppress(Exception):
-                    self.wandb.summary.update({"solved": summary["solved"]})
-                    self.wandb.finish()
-            self.lock.close()
-        return summary
-
-    def due(self, step, every):
-        return (step + 1) % every == 0 or step + 1 == self.config.steps
-
-    def elapsed(self):
-        return self.seconds + time.perf_counter() - self.clock
-
-
-def pick_device(name):
-    """The device of this process; torchrun's processes on one machine take a card each."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda":
-        if not torch.cuda.is_available():
-            raise SystemExit("--device cuda: no CUDA device is visible to torch; use --device cpu")
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
-        return torch.device("cuda", torch.cuda.current_device())
-    return torch.device(name)
-
-
-def clock(seconds):
-    minutes, seconds = divmod(round(seconds), 60)
-    return f"{minutes // 60}h{minutes % 60:02d}m" if minutes >= 60 else f"{minutes}m{seconds:02d}s"
 
 
 def solved_line(row):
@@ -462,10 +274,102 @@ def solved_line(row):
     return f"solved {counts}  by bucket {parts}  blanks right {100 * row['cell_accuracy']:.1f}%{natural}"
 
 
+# ---------------------------------------------------------------- schedules
+
+
+def warmup_rate(step, peak, warmup):
+    return peak * min(1.0, (step + 1) / max(1, warmup))
+
+
+def cosine_rate(step, peak, warmup, steps, floor=0.01):
+    """Linear warm-up, then a cosine from the peak to `floor` of it at the last step."""
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    progress = min(1.0, (step - warmup) / max(1, steps - warmup))
+    return peak * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+def bytes_a_puzzle(model, run, puzzles=8):
+    """What one puzzle keeps in memory for the backward pass of a training step, measured on a few blank ones."""
+    puzzle = torch.zeros(puzzles, 81, dtype=torch.int64, device=run.device)
+    seed_dropout(model, torch.zeros(puzzles, dtype=torch.int32, device=run.device))
+    with run.precision():
+        forward = lambda: [logits.float().logsumexp(-1) for logits in model(puzzle, run.config.iterations)]  # noqa: E731
+        return loop.kept_bytes(model, forward) / puzzles
+
+
+# ---------------------------------------------------------------- a run that learns Sudoku
+
+
+class Run(plumbing.run.Run):
+    def __init__(self, config, file):
+        super().__init__(config, file, command(config, file))
+
+    def compiled(self, model):
+        """On CUDA: one iteration compiled, and recomputed in the backward pass where memory would not suffice."""
+        super().compiled(model)
+        if self.device.type == "cuda":
+            free, share = torch.cuda.mem_get_info(self.device)[0], self.config.batch // self.world
+            needed = share * bytes_a_puzzle(model, self)
+            if needed > 0.9 * free:
+                loop.recompute(model)
+                least = needed / self.config.iterations
+                sizes = [f"{size / 1e9:.0f} GB" for size in (needed, free, least)]
+                self.log("# the backward pass of {} puzzles would keep {}, {} are free: iterations are recomputed, "
+                         "which keeps about {}".format(share, *sizes))  # fmt: skip
+                if least > 0.9 * free:
+                    raise SystemExit("that does not fit either: lower --batch, or use more processes (torchrun)")
+        return model
+
+    def report(self, step, loss, logits, batch, rate):
+        """One line every report_every steps: loss and accuracy of this very batch, speed since the last line."""
+        self.watch(step, loss)
+        if not self.due(step, self.config.report_every):
+            return
+        right = (logits.argmax(-1) == batch.target).sum() / batch.blanks
+        numbers = torch.stack([loss.detach().float(), right])
+        if self.world > 1:  # each process holds its share of the sums
+            dist.all_reduce(numbers)
+        loss, accuracy = numbers.tolist()
+        speed, left = self.pace(step, self.config.batch)
+        self.row |= {"loss": round(loss, 6), "accuracy": round(accuracy, 6), "lr": rate}
+        self.row |= {"puzzles_per_second": round(speed, 1), "seconds": round(self.elapsed(), 1)}
+        share = f"{100 * (step + 1) / self.config.steps:5.1f}%"
+        blanks = f"blanks right {100 * accuracy:5.1f}%"
+        self.log(f"step {step + 1:>6} {share}  loss {loss:.4f}  {blanks}  {speed:,.0f} puzzles/s  left {left}")
+
+    def evaluate(self, step, model, data):
+        """Test every evaluate_every steps and after the last."""
+        if self.due(step, self.config.evaluate_every):
+            with self.untimed():
+                n = self.config.iterations
+                row = evaluate(model, data, self, [n])[n]
+            self.row |= {"test_solved": round(row["share"], 6), "test_cells": round(row["cell_accuracy"], 6)}
+            self.log(f"step {step + 1:>6} test: {solved_line(row)}")
+
+    def finish(self, model, data):
+        """The last test, summary.json, and lines that grep can read."""
+        counts = sorted({self.config.iterations, *self.config.test_iterations})
+        ended = self.finished()
+        if ended and all(str(n) in ended["test"] for n in counts):
+            self.log(f"# finished already: solved {100 * ended['solved']:.1f}%")
+            return ended
+        with self.untimed():
+            table = evaluate(model, data, self, counts)
+        tests = [(row["test_solved"], row["step"]) for row in self.rows if "test_solved" in row]
+        peak, step = max(tests, key=lambda test: test[0], default=(None, None))
+        for n, row in table.items():
+            self.log(f"summary: iterations={n} {solved_line(row)}")
+        last = table[self.config.iterations]
+        return super().finish({"preset": self.config.preset, "solved": last["share"], "cells": last["cell_accuracy"],
+                               "peak": {"solved": peak, "step": step},
+                               "test": {str(n): row for n, row in table.items()}})  # fmt: skip
+
+
 def modal_app(file):
     """The Modal app of this experiment when `modal run` imports the file; nothing is loaded otherwise."""
     if "modal" not in sys.modules:
         return None
     from plumbing import remote
 
-    return remote.entry(file)
+    return remote.entry(file, parse)

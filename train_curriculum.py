@@ -1,14 +1,15 @@
 """Curriculum from easy to hard, on 2.7M puzzles.
 
 Parent: train_mixed.py
-Change: the easiest bucket first, a harder one joins every 20k steps; all 2.7M puzzles.
+Change: phases: the easiest bucket first, a harder one joins every 20k steps; all 2.7M puzzles.
 Hypothesis: Easy puzzles teach the parts that hard ones are solved with.
-Log: 1790/2500 (71.6 %), below the mix (1930).
+Log: 1790/2500 (71.6 %), 1819 at its best step, below the mix (1930).
 
 python train_curriculum.py            the log's run; --preset mini takes minutes on two CPU cores
 modal run train_curriculum.py         the same on a rented GPU
 """
 
+import copy
 from dataclasses import dataclass
 
 import torch
@@ -16,36 +17,35 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 import common
-from data import sources
-from plumbing.dropout import advance, dropout
 
 
 @dataclass
 class Config(common.RunConfig):
-    width: int = 128  # numbers that describe one cell
-    layers: int = 4  # the log finds two too few to see row, column and box at once
-    heads: int = 4  # 32 numbers each
+    width: int = 128  # size of the state of one cell
+    layers: int = 4  # the log found 2 too few to use row, column and box at once
+    heads: int = 4  # of width 32
     mlp: int = 512  # hidden units, the usual four times the width
-    iterations: int = 16  # passes through the same layers, each corrects the one before
+    iterations: int = 16  # passes through the same layers; each pass corrects the one before
     dropout: float = 0.1  # in attention, after it, and twice in the MLP
-    batch: int = 512  # changed: four times the puzzles for twice the time (sudoku_bs512)
+    batch: int = 512  # four times the puzzles for twice the time (sudoku_bs512)
     steps: int = 100_000  # the log's curves are flat by then
-    lr: float = 1e-3  # changed: AdamW's, for everything (exp_sam)
-    rho: float = 0.05  # changed: how far SAM climbs, the SAM paper's value (exp_sam)
+    lr: float = 1e-3  # AdamW's, for everything (exp_sam)
+    rho: float = 0.05  # the length of SAM's perturbation, the SAM paper's value (exp_sam)
     weight_decay: float = 0.01  # AdamW's default
-    precision: str = "bf16"  # changed: autocast on CUDA; a CPU stays at fp32 (sudoku_bs512)
-    data: str = "kaggle"  # or extreme, generated, the path of a .csv file
-    edges: tuple[float, ...] = sources.KAGGLE  # changed: all five buckets of difficulty (train_mixed)
-    phases: common.Phases = (  # changed: a harder bucket joins every 20k steps (train_curriculum)
+    precision: common.Precision = "bf16"  # autocast on CUDA, TF32 elsewhere; a CPU stays at fp32 (sudoku_bs512)
+    data: str = "kaggle"  # or extreme, extreme-test, generated, generated:LOW-HIGH clues, the path of a .csv file
+    edges: tuple[float, ...] = common.KAGGLE  # all five buckets of difficulty (train_mixed)
+    phases: common.Phases = (  # changed: a harder bucket joins every 20k steps
         (20_000, 0.0, 1.0),
         (40_000, 0.0, 2.0),
         (60_000, 0.0, 3.0),
         (80_000, 0.0, 4.0),
         (100_000, 0.0, 10.0),
     )
-    train_puzzles: int = 0  # changed: no limit in all (train_mixed)
-    train_per_bucket: int = 0  # changed: all 2.7M puzzles (train_curriculum)
-    test_per_bucket: int = 500  # changed: 2,500 in all (train_curriculum)
+    train_puzzles: int = 0  # 0 for all there are
+    train_per_bucket: int = 0  # changed: all 2.7M puzzles but the test's
+    test_per_bucket: int = 500  # changed: the last ones of each bucket, 2,500 in all
+    evaluate_every: int = 5_000  # as logged for all that follows (train_mixed)
 
 
 class Layer(nn.Module):
@@ -53,26 +53,27 @@ class Layer(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        self.heads, self.rate = config.heads, config.dropout
+        self.heads = config.heads
         self.norm_attention = nn.LayerNorm(config.width)
         self.qkv = nn.Linear(config.width, 3 * config.width)
         self.out = nn.Linear(config.width, config.width)
         self.norm_mlp = nn.LayerNorm(config.width)
         self.up = nn.Linear(config.width, config.mlp)
         self.down = nn.Linear(config.mlp, config.width)
+        self.dropout = common.Dropout(config.dropout)
         nn.init.xavier_uniform_(self.qkv.weight)
         nn.init.zeros_(self.qkv.bias)
         nn.init.zeros_(self.out.bias)
 
-    def forward(self, h, keys):
+    def forward(self, h):
         batch, cells, width = h.shape
         qkv = self.qkv(self.norm_attention(h)).view(batch, cells, 3, self.heads, width // self.heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)
-        weights = (q @ k.transpose(-2, -1) * (width // self.heads) ** -0.5).softmax(-1)
-        mixed = (dropout(weights, self.rate, keys, 0) @ v).transpose(1, 2).reshape(batch, cells, width)
-        h = h + dropout(self.out(mixed), self.rate, keys, 1)
-        hidden = dropout(F.relu(self.up(self.norm_mlp(h))), self.rate, keys, 2)
-        return h + dropout(self.down(hidden), self.rate, keys, 3)
+        weights = (q * (width // self.heads) ** -0.5 @ k.transpose(-2, -1)).softmax(-1)
+        mixed = (self.dropout(weights) @ v).transpose(1, 2).reshape(batch, cells, width)
+        h = h + self.dropout(self.out(mixed))
+        hidden = self.dropout(F.relu(self.up(self.norm_mlp(h))))
+        return h + self.dropout(self.down(hidden))
 
 
 class Model(nn.Module):
@@ -80,29 +81,34 @@ class Model(nn.Module):
         super().__init__()
         self.input = nn.Linear(10 + 9, config.width)
         self.row, self.column, self.box = (nn.Embedding(9, config.width) for _ in range(3))
-        self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
+        layer = Layer(config)
+        self.layers = nn.ModuleList(copy.deepcopy(layer) for _ in range(config.layers))  # equal weights at the start
         self.head = nn.Linear(config.width, 9)
-        cell = torch.arange(81)
-        places = torch.stack([cell // 9, cell % 9, cell // 27 * 3 + cell % 9 // 3])
-        self.register_buffer("places", places, persistent=False)
+        self.register_buffer("places", common.places(), persistent=False)
 
     def positions(self):
         row, column, box = self.places
         return self.row(row) + self.column(column) + self.box(box)
 
-    def iterate(self, x, predictions, position, keys):
-        h = self.input(torch.cat([x, predictions], -1)) + position
-        for layer in self.layers:
-            h, keys = layer(h, keys), advance(keys)
-        return self.head(h), keys
-
-    def forward(self, puzzle, iterations, keys=None):
-        """Yield the logits [batch, 81, 9] of each iteration; keys make dropout, without them there is none."""
+    def start(self, puzzle):
+        """The state before the first iteration."""
         x = F.one_hot(puzzle, 10).float()
-        predictions, position = x.new_zeros(*puzzle.shape, 9), self.positions()
+        return x, x.new_zeros(*puzzle.shape, 9)
+
+    def iterate(self, state):
+        """One pass through the layers: the logits [batch, 81, 9], the next state."""
+        x, predictions = state
+        h = self.input(torch.cat([x, predictions], -1)) + self.positions()
+        for layer in self.layers:
+            h = layer(h)
+        logits = self.head(h)
+        return logits, (x, logits.float().softmax(-1))
+
+    def forward(self, puzzle, iterations):
+        """Yield the logits of each iteration."""
+        state = self.start(puzzle)
         for _ in range(iterations):
-            logits, keys = self.iterate(x, predictions, position, keys)
-            predictions = logits.float().softmax(-1)
+            logits, state = self.iterate(state)
             yield logits
 
 
@@ -112,47 +118,50 @@ def blank_loss(logits, batch):
     return entropy / batch.blanks
 
 
-def forward_loss(model, batch, keys, config):
+def forward_loss(model, batch, config):
     """The loss, averaged over the iterations, and the last logits."""
     loss = 0.0
-    for logits in model(batch.puzzle, config.iterations, keys):
+    for logits in model(batch.puzzle, config.iterations):
         loss = loss + blank_loss(logits, batch) / config.iterations
     return loss, logits
 
 
 @torch.no_grad()
-def climb(model, rho):  # changed: to the worst place within rho, as far as the gradient knows (exp_sam)
-    norm = torch.stack([p.grad.norm() for p in model.parameters()]).norm()
-    shifts = [p.grad * (rho / (norm + 1e-12)) for p in model.parameters()]
-    for p, shift in zip(model.parameters(), shifts):
-        p += shift
+def perturb(model, rho):  # add rho * g / |g| to the weights (exp_sam)
+    parameters = list(model.parameters())
+    norm = torch.stack([p.grad.norm() for p in parameters]).norm()
+    weights = [p.clone() for p in parameters]
+    for p in parameters:
+        p += p.grad * (rho / (norm + 1e-12))
     model.zero_grad()
-    return shifts
+    return weights
 
 
 @torch.no_grad()
-def descend(model, shifts):  # changed: back to where climb began; the gradient stays (exp_sam)
-    for p, shift in zip(model.parameters(), shifts):
-        p -= shift
+def restore(model, weights):  # the weights as they were, bit for bit; the gradient stays (exp_sam)
+    for p, weight in zip(model.parameters(), weights):
+        p.copy_(weight)
 
 
 def train(config):
-    run = common.start(config, __file__)
-    data = sources.load(config)
+    run = common.Run(config, __file__)
+    data = common.load(config, run)
     model = run.compiled(Model(config).to(run.device))
     options = {"lr": config.lr, "betas": (0.9, 0.95), "weight_decay": config.weight_decay, "fused": True}
-    optimizers = [torch.optim.AdamW(model.parameters(), **options)]  # changed: no Muon (exp_sam)
+    optimizers = [torch.optim.AdamW(model.parameters(), **options)]  # no Muon (exp_sam)
     for step in range(run.resume(model, optimizers), config.steps):
         batch = common.batch_at(config, data, run, step)
+        common.seed_dropout(model, batch.seeds)
         with run.precision():
-            loss, logits = forward_loss(model, batch, batch.keys, config)
+            loss, logits = forward_loss(model, batch, config)
         loss.backward()
         common.sum_gradients(model)
-        shifts = climb(model, config.rho)  # changed: the step's gradient is the one up there (exp_sam)
-        with run.precision():
-            forward_loss(model, batch, advance(batch.keys), config)[0].backward()
-        common.sum_gradients(model)
-        descend(model, shifts)
+        weights = perturb(model, config.rho)  # the step uses the gradient at the perturbed weights (exp_sam)
+        common.seed_dropout(model, batch.seeds + 1)  # masks of its own (exp_sam)
+        with run.precision():  # second pass (exp_sam)
+            forward_loss(model, batch, config)[0].backward()
+        common.sum_gradients(model)  # second pass (exp_sam)
+        restore(model, weights)  # second pass (exp_sam)
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()

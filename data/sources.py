@@ -1,12 +1,13 @@
 """Which puzzles a config means: the training and test set of each source, cut into buckets of difficulty."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from data import store
 
+EASIEST = (0.0, 0.1)
 KAGGLE = (0.0, 1.0, 2.0, 3.0, 4.0, 10.0)  # edges of the Kaggle set's difficulty buckets
 EXTREME = (0.0, 1.0, 3.0, 11.0, 51.0, math.inf)  # edges of the buckets 0, 1-2, 3-10, 11-50, 51+
 GENERATED = (59, 67)  # clues of generated puzzles, the hardest bucket and the easiest; generated:50-58 asks for others
@@ -20,7 +21,9 @@ class Data:
     train: store.PuzzleSet
     test: store.PuzzleSet
     edges: tuple  # bucket i holds the ratings in [edges[i], edges[i + 1])
-    natural: list | None = None  # each bucket's share of the source's whole test file
+    bucket_shares: list | None = None  # each bucket's share of the source's whole test file
+
+    pools: dict = field(default_factory=dict)
 
     def rows_by_bucket(self, puzzles):
         return rows_by_bucket(puzzles, self.edges)

@@ -1,4 +1,4 @@
-"""What a run reads and writes: checkpoints, metrics, JSON. Each write is whole or has not happened."""
+"""What runs read and write: checkpoints, metrics, JSON. All writes are atomic: a temporary file, then a rename."""
 
 import contextlib
 import csv
@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import platform
+import shutil
 import subprocess
 import zipfile
 from pathlib import Path
@@ -21,19 +22,21 @@ def writing(folder, name):
         yield
     except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
         raise SystemExit(
-            f"cannot write {Path(folder) / name}: {error}. What was saved before is intact; "
-            "free some space, then run the same command with --resume"
+            f"cannot write {Path(folder) / name}: {error}. What was saved before is intact; free some space or "
+            "mend the permissions, then run the same command with --resume"
         ) from None
 
 
 def replace(path, write):
-    """Have `write` fill a temporary file beside `path`, then rename it."""
-    temporary = Path(f"{path}.tmp")
+    """Have `write` fill a temporary file beside `path`, then rename it; an existing file keeps its mode."""
+    temporary = Path(f"{path}.{os.getpid()}.tmp")  # two processes may make the same file
     try:
         with open(temporary, "wb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
+        with contextlib.suppress(FileNotFoundError):
+            shutil.copymode(path, temporary)
         os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):  # the first error is the one to report
@@ -46,40 +49,54 @@ def save_checkpoint(path, state):
 
 
 def load_checkpoint(path, device="cpu"):
-    """A checkpoint of ours; anything else is an error that names the file."""
+    """A checkpoint of ours, its checksums verified; anything else is an error that names the file."""
+    path = Path(path)
+    if path.is_dir():
+        raise SystemExit(f"{path} is a folder; give the path of a checkpoint.pt")
     try:
-        if Path(path).is_file() and not zipfile.is_zipfile(path):  # torch's errors for these do not name the file
+        if not zipfile.is_zipfile(path) and path.exists():
             raise ValueError("it is cut short, or no checkpoint at all")
-        return torch.load(path, map_location=device, weights_only=True)
+        with zipfile.ZipFile(path) as file:
+            broken = file.testzip()
+        if broken:
+            raise ValueError(f"the content of {broken} does not match its checksum")
+        saved = torch.load(path, map_location=device, weights_only=True)
+        if not isinstance(saved, dict):
+            raise ValueError("it holds no dictionary of named parts")
+        return saved
     except FileNotFoundError:
         raise SystemExit(f"{path} does not exist; give the path of a checkpoint.pt") from None
-    except (
-        RuntimeError,
-        EOFError,
-        pickle.UnpicklingError,
-        zipfile.BadZipFile,
-        KeyError,
-        ValueError,
-    ) as error:
+    except OSError as error:
+        raise SystemExit(f"{path} cannot be read ({error.strerror or error}); check its permissions") from None
+    except (RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile, LookupError, ValueError) as error:
         reason = str(error).splitlines()[0][:120] if str(error) else "it ends too early"
-        raise SystemExit(f"{path} is not a whole checkpoint ({reason}); delete it and start the run again") from None
+        raise SystemExit(
+            f"{path} is not a whole checkpoint ({reason}); restore it from a copy, or delete it and start again"
+        ) from None
 
 
 def write_json(path, value):
     replace(path, lambda file: file.write(json.dumps(value, indent=1).encode() + b"\n"))
 
 
-def append_row(path, row):
-    """One more row of metrics.csv; a column seen for the first time is added to the whole file."""
-    rows = read_rows(path) if path.exists() else []
-    columns = list(dict.fromkeys([*(rows[0] if rows else ()), *row]))
-    if rows and len(columns) == len(rows[0]):
+def read_json(path):
+    """The value in a JSON file; None where there is no whole one."""
+    try:
+        return json.loads(Path(path).read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def append_row(path, rows):
+    """Write the last of these rows of metrics.csv; a column seen for the first time rewrites the whole file."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    if len(rows) > 1 and path.exists() and len(columns) == len({name for row in rows[:-1] for name in row}):
         with open(path, "a", newline="") as file:
-            csv.DictWriter(file, columns, lineterminator="\n").writerow(row)
+            csv.DictWriter(file, columns, lineterminator="\n").writerow(rows[-1])
             file.flush()
             os.fsync(file.fileno())
     else:
-        write_rows(path, [*rows, row], columns)
+        write_rows(path, rows, columns)
 
 
 def read_rows(path):
@@ -90,13 +107,6 @@ def read_rows(path):
 def write_rows(path, rows, columns):
     lines = [",".join(columns), *(",".join("" if row.get(c) is None else str(row[c]) for c in columns) for row in rows)]
     replace(path, lambda file: file.write(("\n".join(lines) + "\n").encode()))
-
-
-def keep_rows(path, last):
-    """Drop what a killed run wrote after its last checkpoint: those steps come again."""
-    if path.exists():
-        rows = [row for row in read_rows(path) if (row["step"] or "").isdigit() and None not in row.values()]
-        write_rows(path, [row for row in rows if int(row["step"]) <= last], list(rows[0]) if rows else ["step"])
 
 
 def describe(device):
@@ -127,30 +137,3 @@ def commit():
     except OSError:
         return "unknown"
     return (name or "unknown") + ("+" if changed else "")
-
-
-def start_wandb(mode, folder, experiment, config, project="sudoku"):
-    """A W&B run, or None: asking for one never blocks, prompts or kills a run."""
-    if mode == "off":
-        return None
-    try:
-        import wandb
-
-        if mode == "online" and not (os.environ.get("WANDB_API_KEY") or wandb.api.api_key):
-            print("# W&B: no API key (wandb login, or WANDB_API_KEY); recording offline instead", flush=True)
-            mode = "offline"
-        settings = wandb.Settings(init_timeout=30, silent=True, console="off")
-        name = f"{experiment}-{Path(folder).name}"
-        return wandb.init(
-            project=project,
-            name=name,
-            id=name,
-            resume="allow",
-            mode=mode,
-            dir=folder,
-            config=config,
-            settings=settings,
-        )
-    except Exception as error:
-        print(f"# W&B is left out: {error}", flush=True)
-        return None

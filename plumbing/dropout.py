@@ -1,10 +1,15 @@
-"""Dropout whose mask is a pure function of (key, element): the same on any device, compiled or not,
-in the second half of a resumed run, and for however many processes share a batch.
+"""Dropout whose masks are a pure function of the seeds that a training step hands out, one int32 for each example:
+the same on any device, compiled or not, after a resume, and for any number of processes that share a batch.
 
-`keys` holds one int32 for each example. Element i of an example is dropped when hash(key, i) falls below
-the rate. On a GPU, torch.compile fuses the hash into its neighbours; on a CPU, one numba pass does it, about
-eight times cheaper than torch's own generator. Nothing is stored for the backward pass: the mask is made again.
+    self.dropout = Dropout(0.1)             in a model, like torch's own
+    seed_dropout(model, batch.seeds)        before each forward pass in training
+
+Each call of a module advances its seeds. Element i of an example is dropped when hash(seed, i) falls below the rate.
+On a GPU torch.compile fuses the hash with its neighbours; on a CPU one numba pass does it. Nothing is stored for the
+backward pass: the mask is computed again.
 """
+
+import contextlib
 
 import numba
 import numpy as np
@@ -13,59 +18,90 @@ import torch
 GOLDEN, FIRST, SECOND = 0x9E3779B1, 0x7FEB352D, 0x846CA68B  # odd constants of the lowbias32 hash
 
 
+class Dropout(torch.nn.Module):
+    """`x` [examples, ...] with a share `rate` of each example's elements at 0, the rest scaled up; in training only."""
+
+    def __init__(self, rate):
+        super().__init__()
+        self.rate, self.seeds = rate, None
+
+    def forward(self, x):
+        if not self.training or self.rate == 0:
+            return x
+        if self.seeds is None:
+            raise RuntimeError("dropout has no seeds: call common.seed_dropout(model, batch.seeds) before this pass")
+        seeds, self.seeds = self.seeds, self.seeds * 1664525 + 1013904223
+        if x.device.type == "cpu" and x.dtype == torch.float32 and not torch.compiler.is_compiling():
+            return FusedDropout.apply(x, self.rate, seeds)
+        return x * mask(x, self.rate, seeds)
+
+
+def layers(model):
+    return [module for module in model.modules() if isinstance(module, Dropout)]
+
+
+def seed_dropout(model, seeds):
+    """Give every dropout layer seeds of its own, derived from these int32 seeds, one for each example."""
+    for number, layer in enumerate(layers(model), 1):
+        layer.seeds = scramble(seeds ^ signed(number * GOLDEN & 0xFFFFFFFF))
+
+
+@contextlib.contextmanager
+def seeded_as(model, seeds):
+    """Inside this context, the dropout layers have these seeds, as a list for `layers(model)`."""
+    now = [layer.seeds for layer in layers(model)]
+    for layer, given in zip(layers(model), seeds):
+        layer.seeds = given
+    yield
+    for layer, given in zip(layers(model), now):
+        layer.seeds = given
+
+
 def signed(word):
     """The int32 with the same bits as this unsigned 32-bit word."""
     return word - (1 << 32) if word >= 1 << 31 else word
 
 
-def advance(keys):
-    """Fresh keys for the next layer or iteration; None stays None."""
-    return None if keys is None else keys * 1664525 + 1013904223
-
-
-def dropout(x, rate, keys, site=0):
-    """`x` [examples, ...] with a share `rate` of each example's elements at 0, the rest scaled up.
-    Calls with the same keys need their own `site`. Without keys (evaluation) nothing is dropped."""
-    if keys is None or rate == 0:
-        return x
-    if x.device.type == "cpu" and x.dtype == torch.float32 and not torch.compiler.is_compiling():
-        return FusedDropout.apply(x, rate, keys + site)
-    return x * mask(x, rate, keys + site)
-
-
-def mask(x, rate, keys):
-    """The reference in plain torch operations: 0 or 1 / (1 - rate) for each element."""
-    index = torch.arange(x[0].numel(), dtype=torch.int32, device=x.device)
-    bits = (index * signed(GOLDEN))[None] ^ keys[:, None]
+def scramble(bits):
+    """lowbias32: int32 numbers that are all different stay so, and look random."""
     bits = (bits ^ ((bits >> 16) & 0xFFFF)) * FIRST
     bits = (bits ^ ((bits >> 15) & 0x1FFFF)) * signed(SECOND)
-    keep = bits >= signed(threshold(rate) ^ (1 << 31))
-    return (keep.to(x.dtype) * (1 / (1 - rate))).view(x.shape)
+    return bits ^ ((bits >> 16) & 0xFFFF)
 
 
-def threshold(rate):
-    return round(rate * (1 << 32))
+def mask(x, rate, seeds):
+    """The reference in plain torch operations: 0 or 1 / (1 - rate) for each element."""
+    index = torch.arange(x[0].numel(), dtype=torch.int32, device=x.device)
+    bits = (index * signed(GOLDEN))[None] ^ seeds[:, None]
+    bits = (bits ^ ((bits >> 16) & 0xFFFF)) * FIRST
+    bits = (bits ^ ((bits >> 15) & 0x1FFFF)) * signed(SECOND)
+    return ((bits >= lowest_kept(rate)).to(x.dtype) * (1 / (1 - rate))).view(x.shape)
+
+
+def lowest_kept(rate):
+    """Elements whose hash, an int32, is below this are dropped."""
+    return signed(round(rate * (1 << 32)) ^ (1 << 31))
 
 
 class FusedDropout(torch.autograd.Function):
     @staticmethod
-    def forward(context, x, rate, keys):
-        context.rate, context.keys = rate, keys
-        return fused(x, rate, keys)
+    def forward(context, x, rate, seeds):
+        context.rate, context.seeds = rate, seeds
+        return fused(x, rate, seeds)
 
     @staticmethod
     def backward(context, gradient):
-        return fused(gradient, context.rate, context.keys), None, None
+        return fused(gradient, context.rate, context.seeds), None, None
 
 
-def fused(x, rate, keys):
+def fused(x, rate, seeds):
     x = x.contiguous()
     out = torch.empty_like(x)
     flat = (len(x), x[0].numel())
     kernel(
         x.detach().view(flat).numpy(),
-        keys.numpy(),
-        np.int32(signed(threshold(rate) ^ (1 << 31))),
+        seeds.numpy(),
+        np.int32(lowest_kept(rate)),
         np.float32(1 / (1 - rate)),
         out.view(flat).numpy(),
     )
@@ -73,12 +109,12 @@ def fused(x, rate, keys):
 
 
 @numba.njit(cache=True, nogil=True)
-def kernel(x, keys, limit, scale, out):
+def kernel(x, seeds, lowest, scale, out):
     # signed 32-bit products wrap around, which keeps eight lanes to an AVX2 register
     for example in range(x.shape[0]):
-        key = keys[example]
+        seed = seeds[example]
         for i in range(x.shape[1]):
-            bits = np.int32(np.int32(np.int32(i) * np.int32(-1640531535)) ^ key)
+            bits = np.int32(np.int32(np.int32(i) * np.int32(-1640531535)) ^ seed)
             bits = np.int32(np.int32(bits ^ np.int32((bits >> 16) & 0xFFFF)) * np.int32(0x7FEB352D))
             bits = np.int32(np.int32(bits ^ np.int32((bits >> 15) & 0x1FFFF)) * np.int32(-2073254261))
-            out[example, i] = x[example, i] * scale if bits >= limit else np.float32(0)
+            out[example, i] = x[example, i] * scale if bits >= lowest else np.float32(0)

@@ -1,0 +1,45 @@
+"""How a model's iterations run: compiled, recomputed in the backward pass, and what they keep in memory."""
+
+import contextlib
+import types
+
+import torch
+from torch.utils.checkpoint import checkpoint
+
+from plumbing import dropout
+
+
+def replace(model, function):
+    """Have this model, and deep copies of it, call function(model, state) as their `iterate`. A bound method is
+    copied with its model; a compiled method set as an attribute would go on computing with the original's weights."""
+    model.iterate = types.MethodType(function, model)
+
+
+def recompute(model):
+    """Keep only the states between iterations for the backward pass, which runs every iteration once more."""
+    iterate = model.iterate.__func__
+
+    def recomputed(model, state):
+        if not torch.is_grad_enabled():
+            return iterate(model, state)
+        seeds = [layer.seeds for layer in dropout.layers(model)]  # the second time, the same masks
+        contexts = lambda: (contextlib.nullcontext(), dropout.seeded_as(model, seeds))  # noqa: E731
+        return checkpoint(iterate, model, state, use_reentrant=False, context_fn=contexts)
+
+    replace(model, recomputed)
+
+
+def kept_bytes(model, forward):
+    """Bytes that the backward pass of `forward()` needs kept, the model's own weights aside."""
+    kept, own = {}, {p.untyped_storage().data_ptr() for p in model.parameters()}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        result = forward()  # alive until all is counted, so that no address is used twice
+    del result
+    return sum(kept.values())
