@@ -160,21 +160,24 @@ def changed_lines(old, new):
 
 
 def runs(name, root=ROOT):
-    """The kept runs of an experiment: results/<experiment>/<run>/summary.json, with the folder's name as `run`.
+    """The kept runs of an experiment: each results/<experiment>/<run>/summary.json, with these in addition.
 
-    `group` is that name without its seed: the preset, or the name given to runs that differ by a flag.
+    `run`: the folder's name. `group`: that name without its seed, which is the preset, or the name given to a run that
+    differs from its experiment by a flag. From config.json: seed, preset, iterations.
     """
     kept = []
     for path in sorted(Path(root).glob(f"results/{name}/*/summary.json")):
         try:
-            summary = json.loads(path.read_text())
-            group = path.parent.name.removesuffix(f"-seed{summary['seed']}")
+            summary, config = (json.loads(file.read_text()) for file in (path, path.with_name("config.json")))
             float(summary["diverged_at"] if summary["solved"] is None else summary["solved"])  # one of them is a number
-            kept.append(summary | {"run": path.parent.name, "group": group, "preset": summary["preset"]})
-        except (ValueError, KeyError, TypeError):
+            found = {field: summary[field] for field in ("seconds", "hardware", "command")}
+            found |= {field: config[field] for field in ("seed", "preset", "iterations")}
+            group = path.parent.name.removesuffix(f"-seed{config['seed']}")
+            kept.append(summary | found | {"run": path.parent.name, "group": group})
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise SystemExit(
-                f"{path}: expected JSON with preset, seed and solved (or diverged_at); copy the run again: "
-                f"python report.py keep runs/{name}/{path.parent.name}"
+                f"{path}: not the summary of a run beside its config.json ({type(error).__name__}: {error}); "
+                f"copy both again: python report.py keep runs/{name}/{path.parent.name}"
             ) from None
     return kept
 
@@ -302,9 +305,7 @@ def propagate(name, root=ROOT, base="HEAD", dry_run=False, force=False):
             if text != own:
                 queue.append((child, own, text))
     for path, text in {} if dry_run else merged.items():
-        mode = path.stat().st_mode
         disk.replace(path, lambda file, text=text: file.write(text.encode()))
-        path.chmod(mode)
 
     for path in merged:
         state = f"conflicts: {conflicts[path]}" if path in conflicts else "merged"

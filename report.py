@@ -40,8 +40,7 @@ def frame(name, preset=None):
     """The kept runs of an experiment, a row each; a diverged run has no `solved` and no `test`."""
     rows = [run for run in lineage.runs(name, ROOT) if preset in (None, run["preset"])]
     for run in rows:
-        config = json.loads((ROOT / "results" / name / run["run"] / "config.json").read_text())
-        run["own"] = run.get("test", {}).get(str(config["iterations"]))  # the test at the config's number of iterations
+        run["own"] = run.get("test", {}).get(str(run["iterations"]))  # the test at the config's number of iterations
         run.setdefault("cells", run["own"] and run["own"]["cell_accuracy"])  # older summaries have it there only
         run["peak_solved"] = run["peak"]["solved"] if "peak" in run else None
     columns = ["run", "group", "preset", "seed", "seconds", "hardware", "command", "solved", "diverged_at", "cells"]
