@@ -9,8 +9,9 @@
   mark if `Change:` names it. Imports may go.
 - On a line with the parent's code, a mark may also replace the parent's comment. Any other mark there is wrong, and
   so is another comment without a mark.
-- A name in `Change:` must have changed. A name is what begins a clause there (after the start, a comma, a semicolon,
-  an opening bracket or "and") or is written as train() or Model.iterate, if it is a def, class, method or Config field.
+- A name in `Change:` must have changed. A name is what begins a clause there (after the start, a comma, colon,
+  semicolon or opening bracket, or "and") or is written as train() or Model.iterate, if it is a def, class, method or
+  Config field.
 
 The module's docstring and blank lines do not count, and the parent's marks count as `# why (parent)`.
 """
@@ -24,7 +25,7 @@ import tokenize
 import lineage
 
 MARK = re.compile(r"# changed(?::\s*(.*?))?\s*$")
-NAMES = re.compile(r"(?:^|[,;(]|\band\b)\s*`?([A-Za-z_]\w*(?:\.\w+)*)|([\w.]+)\(\)|(\w+\.\w+)")
+NAMES = re.compile(r"(?:^|[,;:(]|\band\b)\s*`?([A-Za-z_]\w*(?:\.\w+)*)|([\w.]+)\(\)|(\w+\.\w+)")
 
 
 class Text:
