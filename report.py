@@ -210,7 +210,7 @@ def plot():
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
     for name in ("sudoku", "train_mixed", "exp_recur_add", "exp_warmup", "exp_cosine", "exp_cosine_no_sam"):
-        runs = frame(name, "mini").query("group == 'mini'")["run"]
+        runs = frame(name, "mini").query("group == 'mini'").dropna(subset="solved")["run"]
         if len(runs):
             metrics = pd.concat(pd.read_csv(ROOT / "results" / name / run / "metrics.csv") for run in runs)
             accuracy = 100 * metrics.groupby("step")["accuracy"].mean()
@@ -284,8 +284,9 @@ def keep(folders):
             raise SystemExit(f"{folder} has no summary.json: is it a run, and did it finish? (--resume goes on)")
         target = ROOT / "results" / folder.parent.name / folder.name
         target.mkdir(parents=True, exist_ok=True)
-        for name in ("config.json", "metrics.csv", "summary.json"):
-            shutil.copy2(folder / name, target / name)
+        for path in (folder / name for name in ("config.json", "metrics.csv", "summary.json")):
+            if path.exists():  # a run that diverged at once has no metrics
+                shutil.copy2(path, target)
         print(target.relative_to(ROOT))
 
 

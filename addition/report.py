@@ -33,18 +33,8 @@ DOCUMENTS = ("addition/README.md", "addition/EXPERIMENTS.md")
 GUESSED = 0.25  # a digit that is right this often at most says nothing about the sum
 GOOD, BETTER = 1_000, 100  # errors in 100,000: 99 % and 99.9 %
 # How and where a run is computed; seeds that differ in these only are of one configuration.
-APART = {
-    "seed",
-    "run_name",
-    "runs",
-    "device",
-    "engine",
-    "eval_batch_size",
-    "wandb",
-    "wandb_mode",
-    "resume",
-    "save_every",
-}
+APART = {"seed", "run_name", "runs", "device", "engine", "eval_batch_size", "wandb", "wandb_mode", "resume",
+         "save_every"}  # fmt: skip
 
 
 def results():
