@@ -359,9 +359,7 @@ def run_command(main):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes stdout again at its exit
         code = 1
     except OSError as error:
-        code = (
-            f"{error.filename or 'error'}: {error.strerror or error}; check that it exists and may be read and written"
-        )
+        code = f"{error}; check that the file is there and that it may be read or written"
     sys.exit(code)
 
 

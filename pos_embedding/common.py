@@ -4,7 +4,6 @@ import importlib
 import sys
 from pathlib import Path
 
-folder = Path(__file__).resolve().parent
-sys.path[:] = [str(folder.parent), *(path for path in sys.path if Path(path).resolve() != folder)]
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 del sys.modules[__name__]
 sys.modules[__name__] = importlib.import_module("common")  # a module may put another one in its place
