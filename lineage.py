@@ -41,7 +41,7 @@ class Experiment:
     @property
     def figure(self):
         """The first words of `Log:`, up to a comma or the like: 83.6 %, 643/1000 easy puzzles after 100k steps."""
-        return re.split(r",\s|[;:(]|\.(?:\s|$)", self.fields.get("Log", "").split("\n")[0])[0].strip() or "-"
+        return re.split(r",\s|[;:(]|\.(?:\s|$)", self.fields["Log"].split("\n")[0])[0].strip() or "-"
 
 
 # ---------------------------------------------------------------- files
@@ -58,7 +58,7 @@ def find(root=ROOT):
         source = path.read_bytes()
         fields = read_fields(docstring(source, path))
         if "Parent" in fields:
-            found[path] = Experiment(path, source.decode(), fields)
+            found[path] = Experiment(path, source.decode(), dict.fromkeys(FIELDS, "") | fields)
             if paths.setdefault(path.stem, path) != path:
                 raise SystemExit(f"{path} and {paths[path.stem]} have the same name; rename one of them")
     for experiment in found.values():
@@ -215,7 +215,7 @@ def diff(name, root=ROOT):
     """The unified diff to the parent, as lines."""
     family = find(root)
     experiment = pick(family, name)
-    walk(family)
+    walk(family)  # ends here if a parent is missing
     if not experiment.parent:
         return [f"{experiment.path.name} has no parent"]
     old = family[experiment.parent]
@@ -275,7 +275,7 @@ def propagate(name, root=ROOT, base="HEAD", dry_run=False, force=False):
 
     family = find(root)
     source = pick(family, name)
-    walk(family)
+    walk(family)  # ends here if a parent is missing
     below = descendants(family, source.path)
     before = committed(root, source.path, base)
     if before is None:

@@ -32,7 +32,7 @@ def test_docstring_is_complete(experiment):
     text = lineage.docstring(experiment.source)
     assert text.split("\n")[0].strip()
     for field in lineage.FIELDS:
-        assert experiment.fields.get(field, "").strip(), f"{experiment.name} has no {field}: in its docstring"
+        assert experiment.fields[field].strip(), f"{experiment.name} has no {field}: in its docstring"
     for command in (f"python {experiment.path.relative_to(lineage.ROOT)}", "modal run"):
         assert command in text, f"{experiment.name}: the docstring does not say `{command}`"
 

@@ -105,6 +105,14 @@ def test_figures_are_those_of_the_runs_own_iterations(root):
     assert rows(report.mini())[2][3:6] == ["20.0 %", "70.0 %", "-"]
 
 
+def test_an_experiment_without_all_fields_yet_is_no_error(root):
+    (root / "exp_new.py").write_text('"""New.\n\nParent: sudoku.py\n"""\n')
+    (root / "EXPERIMENTS.md").write_text("<!-- report exp_new -->\n<!-- end -->\n")
+    report.main([])
+    assert "**Ours**: not run." in (root / "EXPERIMENTS.md").read_text()
+    assert "exp_new" in lineage.tree(root) and "exp_new" in (root / "README.md").read_text()
+
+
 def test_contrast_has_a_row_for_each_number_of_iterations(root):
     for seed in (0, 1):
         put(root, "sudoku", f"mini-seed{seed}", {4: counts(10 + seed), 16: counts(20)})
