@@ -8,7 +8,7 @@ summary, torchrun. It knows nothing of what is trained. A training loop uses it 
         run.watch(step, loss)                   # notes the first loss that is not finite
         run.row["loss"] = ...                   # numbers for a row of metrics.csv, on any step
         run.end_step(step, model, optimizers)   # appends the row, saves when due, stops after Ctrl-C
-    run.finish({"solved": ...})                 # summary.json
+    run.end({"solved": ...})                    # summary.json
 """
 
 import ast
@@ -71,8 +71,6 @@ class Run:
         low_precision = getattr(config, "precision", "fp32") == "bf16"
         torch.set_float32_matmul_precision("high" if low_precision else "highest")  # high: TF32 where there is any
         torch.manual_seed(config.seed)
-        if not re.fullmatch(r"[\w.+=-]*", config.name) or config.name.startswith("."):
-            raise SystemExit(f"--name {config.name}: expected letters, digits and _ . + = - (it names a folder)")
         self.folder = Path(config.runs) / self.experiment / run_name(config)
         self.checkpoint = self.folder / "checkpoint.pt"
         self.rows, self.row, self.notes, self.data = [], {}, {}, None
@@ -297,14 +295,13 @@ class Run:
             bad = step + 1
         if bad < torch.inf:
             self.log(f"# loss or weights not finite at step {bad:.0f}; the last finite checkpoint is kept")
-            self.finish({"solved": None, "diverged_at": int(bad)})
+            self.end({"solved": None, "diverged_at": int(bad)})
             raise SystemExit(0)
 
     # ------------------------------------------------------------ end
 
-    def finish(self, results):
-        """Write summary.json, with these results and what every run says of itself; lines that grep can read."""
-        self.close()
+    def end(self, results):
+        """Write summary.json, with these results and what every run says of itself."""
         summary = {
             "experiment": self.experiment,
             "seed": self.config.seed,
@@ -324,14 +321,19 @@ class Run:
                 disk.write_json(self.folder / "summary.json", summary)
             if self.wandb:
                 limited(lambda: (self.wandb.summary.update({"solved": summary["solved"]}), self.wandb.finish()))
-            self.lock.close()
+        self.close()
         return summary
 
-    def close(self):
-        """Signals do again what they did before."""
+    def default_signals(self):
+        """Signals do again what they did before `resume`."""
         for number, handler in self.handlers.items():
             signal.signal(number, handler)
         self.handlers = {}
+
+    def close(self):
+        self.default_signals()
+        if self.lock:
+            self.lock.close()
 
 
 def sum_gradients(model):
