@@ -15,14 +15,13 @@ import io
 import itertools
 import json
 import math
-import re
 import shlex
 import statistics
-import sys
 import textwrap
 from dataclasses import asdict
 from pathlib import Path
 
+import report
 from addition import plots
 from addition.data import phases
 from addition.plots import configuration
@@ -31,22 +30,11 @@ from plumbing import disk
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = ("addition/README.md", "addition/EXPERIMENTS.md")
-BLOCK = re.compile(r"(<!-- report (\S+) ([^\n]+?) -->\n)((?:(?!<!-- report ).)*?)(<!-- end -->)", re.DOTALL)
 GUESSED = 0.25  # a digit that is right this often at most says nothing about the sum
 GOOD, BETTER = 1_000, 100  # errors in 100,000: 99 % and 99.9 %
 # How and where a run is computed; seeds that differ in these only are of one configuration.
-APART = {
-    "seed",
-    "run_name",
-    "runs",
-    "device",
-    "engine",
-    "eval_batch_size",
-    "wandb",
-    "wandb_mode",
-    "resume",
-    "save_every",
-}
+APART = {"seed", "run_name", "runs", "device", "engine", "eval_batch_size", "wandb", "wandb_mode", "resume",
+         "save_every"}  # fmt: skip
 
 
 def results():
@@ -277,30 +265,7 @@ def verified(name):
     return lines
 
 
-KINDS = {
-    "sweep": sweep,
-    "seeds": seeds,
-    "command": command,
-    "attention": attention,
-    "speed": speed,
-    "verified": verified,
-}
-
-
-def fill(text, document="the document"):
-    """The document with every block written anew."""
-    known = [(opening, kind) for opening, kind, *_ in BLOCK.findall(text)]
-    for opening in re.findall(r"^<!-- report .*$", text, re.MULTILINE):
-        if not any(opening + "\n" == head and kind in KINDS for head, kind in known):
-            raise SystemExit(
-                f"{document}: {opening!r} needs one of {', '.join(KINDS)}, a name, and <!-- end --> after it"
-            )
-
-    def block(match):
-        opening, kind, names, _, ending = match.groups()
-        return opening + "\n".join(KINDS[kind](*names.split())) + "\n" + ending if kind in KINDS else match.group()
-
-    return BLOCK.sub(block, text)
+KINDS = {kind.__name__: kind for kind in (sweep, seeds, command, attention, speed, verified)}
 
 
 def documents():
@@ -310,8 +275,9 @@ def documents():
 def points():
     """What accuracy.png shows: the sweeps of the README's tables; of a grid its best combination."""
     shown = documents().get("addition/README.md", "")
-    blocks = [match.group(3).split() for match in BLOCK.finditer(shown) if match.group(2) == "sweep"]
-    entries = [entry for entry in dict.fromkeys(itertools.chain.from_iterable(blocks)) if members(entry)]
+    words = [match[2].split() for match in report.BLOCK.finditer(shown)]
+    named = itertools.chain.from_iterable(names for kind, *names in words if kind == "sweep")
+    entries = [entry for entry in dict.fromkeys(named) if members(entry)]
     found = []
     for entry in entries:
         choices = {}
@@ -375,15 +341,7 @@ def main(argv=None):
         if not arguments.folders:
             parser.error("keep: which run? give its folder, as in results/runs/NAME")
         return keep(arguments.folders)
-    for name, old in documents().items():
-        new = fill(old, name)
-        if arguments.check and new != old:
-            sys.exit(
-                f"{name} does not match results/addition/; run python -m addition.report and commit what it writes"
-            )
-        if new != old:
-            disk.replace(ROOT / name, lambda file, new=new: file.write(new.encode()))
-            print(name)
+    report.write_documents(ROOT, documents(), KINDS, arguments.check, "python -m addition.report")
     if not arguments.check:
         draw()
 
