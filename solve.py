@@ -14,7 +14,6 @@ Exit status: 0 all solved; 1 the network is wrong about a puzzle; 2 a puzzle, a 
 
 import contextlib
 import csv
-import importlib
 import os
 import signal
 import sys
@@ -174,7 +173,7 @@ def load(path, device, console):
     saved = disk.load_checkpoint(path, "cpu")
     try:
         name = str(saved.get("experiment"))
-        module = getattr(lineage, "module", importlib.import_module)(name)
+        module = lineage.module(name)
         known = {field.name for field in fields(module.Config)}
         ignored = sorted(set(saved["config"]) - known)
         model = module.Model(module.Config(**{k: v for k, v in saved["config"].items() if k in known}))

@@ -58,7 +58,7 @@ def logician(clean, monkeypatch):
     (clean / "logician.py").write_text(LOGICIAN)
     monkeypatch.syspath_prepend(clean)
     monkeypatch.setattr(solve, "ROOT", clean)
-    monkeypatch.setattr(lineage, "module", importlib.import_module, raising=False)
+    monkeypatch.setattr(lineage, "module", importlib.import_module)
     config = {"phases": [[1, 0.0]], "gone": 3}
     torch.save({"experiment": "logician", "config": config, "model": {"sharp": torch.tensor([9.0])}}, "right.pt")
     yield ["--weights", "right.pt"]
