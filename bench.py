@@ -24,7 +24,8 @@ import tyro
 
 import common
 import exp_cosine_no_sam as experiment
-from plumbing import disk
+from plumbing import disk, loop
+from plumbing.run import pick_device
 
 
 @dataclass
@@ -42,21 +43,20 @@ class Plain(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        self.encoder, self.predicted = nn.Linear(10, config.width), nn.Linear(9, config.width)
+        self.encode_puzzle, self.embed_predictions = nn.Linear(10, config.width), nn.Linear(9, config.width)
         self.row, self.column, self.box = (nn.Embedding(9, config.width) for _ in range(3))
         layer = nn.TransformerEncoderLayer(
             config.width, config.heads, config.mlp, config.dropout, batch_first=True, norm_first=True
         )
         self.transformer = nn.TransformerEncoder(layer, config.layers, enable_nested_tensor=False)
         self.head = nn.Linear(config.width, 9)
-        cell = torch.arange(81)
-        self.register_buffer("places", torch.stack([cell // 9, cell % 9, cell // 27 * 3 + cell % 9 // 3]))
+        self.register_buffer("places", common.places())
 
     def forward(self, puzzle, iterations):
         position = self.row(self.places[0]) + self.column(self.places[1]) + self.box(self.places[2])
-        h, predictions, outputs = self.encoder(F.one_hot(puzzle, 10).float()), 0.0, []
+        h, predictions, outputs = self.encode_puzzle(F.one_hot(puzzle, 10).float()), 0.0, []
         for i in range(iterations):
-            given = self.predicted(predictions) if i else self.predicted.bias
+            given = self.embed_predictions(predictions) if i else self.embed_predictions.bias
             h = self.transformer(h + given + position)
             outputs.append(self.head(h))
             predictions = outputs[-1].softmax(-1)
@@ -74,6 +74,16 @@ def copy_weights(model, plain):
         state[name] = value
     state.pop("places")
     model.load_state_dict(state)
+
+
+def set_dropout(model, rate):
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = rate
+        elif isinstance(module, nn.MultiheadAttention):
+            module.dropout = rate
+        elif isinstance(module, common.Dropout):
+            module.rate = rate
 
 
 def flops(config, batch, iterations):
@@ -117,7 +127,7 @@ def breakdown(work):
 
 def main(argv=None):
     arguments = tyro.cli(Arguments, args=argv, description=__doc__)
-    device = common.pick_device(arguments.device)
+    device = pick_device(arguments.device)
     torch.manual_seed(0)
     torch.set_float32_matmul_precision("high")
     config = experiment.Config()
@@ -127,8 +137,8 @@ def main(argv=None):
     blank = torch.rand(puzzle.shape, device=device) < 0.6
     target = torch.where(blank, puzzle - 1, common.IGNORED)
     puzzle = puzzle.masked_fill(blank, 0)
-    keys = torch.randint(-(2**31), 2**31 - 1, (arguments.batch,), dtype=torch.int32, device=device)
-    batch = common.Batch(puzzle, target, keys, int(blank.sum()))
+    seeds = torch.randint(-(2**31), 2**31 - 1, (arguments.batch,), dtype=torch.int32, device=device)
+    batch = common.Batch(puzzle, target, seeds, int(blank.sum()))
     config.iterations = arguments.iterations
     precision = torch.autocast("cuda", torch.bfloat16, enabled=device.type == "cuda")
 
@@ -137,14 +147,13 @@ def main(argv=None):
             outputs = plain(puzzle, config.iterations)
             return sum(F.cross_entropy(o[blank].float(), target[blank]) for o in outputs) / config.iterations
 
-    def our_loss(keys):
+    def our_loss():
+        common.seed_dropout(model, batch.seeds)
         with precision:
-            return experiment.forward_loss(model, batch, keys, config)[0]
+            return experiment.forward_loss(model, batch, config)[0]
 
-    plain.transformer.apply(lambda m: setattr(m, "p", 0.0) if isinstance(m, nn.Dropout) else None)
-    for layer in plain.transformer.layers:
-        layer.self_attn.dropout = 0.0
-    losses = plain_loss(), our_loss(None)
+    set_dropout(plain, 0.0), set_dropout(model, 0.0)
+    losses = plain_loss(), our_loss()
     for loss in losses:
         loss.backward()
     ours, theirs = model.layers[0].up.weight.grad, plain.transformer.layers[0].linear1.weight.grad
@@ -152,11 +161,9 @@ def main(argv=None):
         "loss": abs(1 - losses[1].item() / losses[0].item()),
         "gradient": float((ours - theirs).norm() / theirs.norm()),
     }
-    plain.transformer.apply(lambda m: setattr(m, "p", config.dropout) if isinstance(m, nn.Dropout) else None)
-    for layer in plain.transformer.layers:
-        layer.self_attn.dropout = config.dropout
+    set_dropout(plain, config.dropout), set_dropout(model, config.dropout)
     if arguments.compile:
-        model.iterate = torch.compile(model.iterate)
+        loop.replace(model, torch.compile(experiment.Model.iterate))
 
     plain_optimizer = torch.optim.AdamW(plain.parameters(), lr=1e-4)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
@@ -168,7 +175,7 @@ def main(argv=None):
 
     def our_step():
         optimizer.zero_grad()
-        our_loss(keys).backward()
+        our_loss().backward()
         optimizer.step()
 
     plain_step(), our_step()

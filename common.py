@@ -48,7 +48,7 @@ def mini_divisor(config):
 
 def mini_data(config):
     """Generated puzzles in place of a real set, with clue counts at which a mini network solves some and not all."""
-    return "generated:52-64" if config.data == "kaggle" else "generated:59-67"
+    return {"kaggle": "generated:52-64", "minimal": "minimal"}.get(config.data, "generated:59-67")
 
 
 def scaled(phases, divisor):
@@ -63,7 +63,7 @@ MINI = {
     "heads": lambda v, c: max(1, v // 2),
     "iterations": lambda v, c: max(1, 3 * v // 8),  # 16 -> 6
     "dropout": lambda v, c: 0.0,  # a mini run sees each puzzle once or twice: nothing to regularise
-    "batch": lambda v, c: 8 * max(1, round(math.log2(max(1, v / 16)))),  # 128 -> 24, 512 -> 40, 2048 -> 56, 4096 -> 64
+    "batch": lambda v, c: 4 * max(1, round(math.log2(max(1, v / 16)))),  # 128 -> 12, 512 -> 20, 2048 -> 28, 4096 -> 32
     "lr": lambda v, c: round(v * 10 / 3, 6),  # narrow layers want larger steps
     "steps": lambda v, c: round(v / mini_divisor(c)),
     "warmup": lambda v, c: round(v / mini_divisor(c)),
@@ -73,7 +73,7 @@ MINI = {
     "test_per_bucket": lambda v, c: 200,
     "data": lambda v, c: mini_data(c),
     "report_every": lambda v, c: 50,
-    "evaluate_every": lambda v, c: 500,
+    "evaluate_every": lambda v, c: 200,
     "save_every": lambda v, c: 100,
 }
 SMOKE = MINI | {
@@ -132,6 +132,8 @@ def parse(config_class, argv=None):
 
 def wrong_value(config):
     """What is wrong with the value of a flag, or None."""
+    if not re.fullmatch(r"(?!\.)[\w.+=-]*", config.name):
+        return f"--name {config.name}: expected letters, digits and _ . + = - (it names a folder)"
     for name, value in vars(config).items():
         flag, least = f"--{name.replace('_', '-')}", 0 if name in MAY_BE_ZERO else 1
         if name == "test_iterations" and any(n < 1 for n in value):
@@ -349,10 +351,12 @@ class Run(plumbing.run.Run):
 
     def finish(self, model, data):
         """The last test, summary.json, and lines that grep can read."""
+        self.default_signals()  # all is saved: Ctrl-C ends the test at once
         counts = sorted({self.config.iterations, *self.config.test_iterations})
         ended = self.finished()
         if ended and all(str(n) in ended["test"] for n in counts):
             self.log(f"# finished already: solved {100 * ended['solved']:.1f}%")
+            self.close()
             return ended
         with self.untimed():
             table = evaluate(model, data, self, counts)
@@ -361,7 +365,7 @@ class Run(plumbing.run.Run):
         for n, row in table.items():
             self.log(f"summary: iterations={n} {solved_line(row)}")
         last = table[self.config.iterations]
-        return super().finish({"preset": self.config.preset, "solved": last["share"], "cells": last["cell_accuracy"],
+        return self.end({"preset": self.config.preset, "solved": last["share"], "cells": last["cell_accuracy"],
                                "peak": {"solved": peak, "step": step},
                                "test": {str(n): row for n, row in table.items()}})  # fmt: skip
 

@@ -141,8 +141,8 @@ def train(config):
         common.seed_dropout(model, batch.seeds)
         with run.precision():
             loss, logits = forward_loss(model, batch, config)
-        loss.backward()  # the only pass, no SAM (exp_cosine_no_sam)
-        common.sum_gradients(model)
+        loss.backward()
+        common.sum_gradients(model)  # the only pass, no SAM (exp_cosine_no_sam)
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()

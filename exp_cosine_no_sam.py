@@ -141,8 +141,8 @@ def train(config):
         common.seed_dropout(model, batch.seeds)
         with run.precision():
             loss, logits = forward_loss(model, batch, config)
-        loss.backward()  # changed: the only pass, no SAM
-        common.sum_gradients(model)
+        loss.backward()
+        common.sum_gradients(model)  # changed: the only pass, no SAM
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()

@@ -1,10 +1,9 @@
 """Train on sudoku-extreme.
 
 Parent: exp_no_x_after_init.py
-Change: data: 400,000 puzzles of sudoku-extreme instead of 2.7M of Kaggle's; phases by its rating.
+Change: data: 400,000 puzzles of sudoku-extreme instead of 2,997,500 of Kaggle's; phases by its rating.
 Hypothesis: Puzzles of the test's own kind close the gap that the Kaggle puzzles leave.
-Log: 63.4 %, on the natural mix of 22,786 puzzles; 66.8 % balanced. "21+, 6+, 1+" were really the buckets from 51, 11
-and 1.
+Log: 63.4 %, on the natural mix of 22,786 puzzles. "21+, 6+, 1+" were really the buckets from 51, 11 and 1.
 
 python exp_extreme_curriculum.py            the log's run; --preset mini takes minutes on two CPU cores
 modal run exp_extreme_curriculum.py         the same on a rented GPU

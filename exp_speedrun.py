@@ -10,36 +10,37 @@ modal run exp_speedrun.py         the same on a rented machine, which is not fas
 python solve.py 53..7....6..195....98....6.8...6...34..8.3..17...2...6.6....28....419..5....8..79     uses the result
 """
 
+import functools
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
 import torch
 import torch.nn as nn
 
 import common
-from data import generate, sources, store
-from plumbing.candidates import CELL, DIGIT, KINDS, Board, Collect, GroupMax, Spread
+from common import candidates
 
 SHARD = 8  # puzzles that one thread works on at a time: what they need stays in its core's cache
+KINDS = candidates.KINDS  # kinds of groups: a cell; a digit in a row, in a column, in a box
 
 
 @dataclass
 class Config(common.RunConfig):
-    device: Literal["cpu"] = "cpu"  # the kernels in candidates.py are numba's
-    width: int = 32  # numbers that describe one candidate; 16 were clearly too few
+    device: Literal["cpu"] = "cpu"  # its kernels are numba's
+    width: int = 32  # size of the state of one candidate; 16 were clearly too few
     mlp: int = 96  # hidden units of the one small network that all candidates share
     batch: int = 16  # puzzles under way; small, because many steps matter more than smooth ones
     depth: int = 6  # iterations a step, with gradient; the next step goes on from there
-    lifetime: int = 24  # iterations until an unsolved puzzle makes room, on average; with 64 the stuck ones crowd in
+    lifetime: int = 24  # mean iterations until an unsolved puzzle is replaced; with 64 such puzzles fill the batch
     steps: int = 4_000  # about five minutes on two cores, tests included; 6,000 came no further
     easy_steps: int = 100  # at first with extra clues, up to 45, so that some puzzles are solved at all
-    muon_lr: float = 0.01  # Muon's, for the matrices; 0.005 is slower, 0.02 restless
+    muon_lr: float = 0.01  # Muon's, for the matrices; 0.005 is slower, 0.02 unstable
     lr: float = 0.002  # AdamW's, for the rest
     warmup: int = 50  # steps to the full rate, which then falls to 0 on a straight line
     iterations: int = 64  # in tests; more than training ever sees at once
     test_iterations: tuple[int, ...] = (8, 16, 32, 128, 256)  # what longer thinking gives
+    data: str = "minimal"  # generated minimal puzzles; the only kind that this experiment trains on
     train_puzzles: int = 20_000  # renamed digits and swapped lines look the same to the network, so few suffice
     test_per_bucket: int = 1_000  # never seen in training: 45 clues, then minimal
     evaluate_every: int = 100_000  # only at the end: a test costs as much as many steps
@@ -60,37 +61,54 @@ class Model(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, 1)
 
-    def start(self, board):
-        return self.norm(self.first).expand(len(board.place[0]), -1), torch.zeros(len(board.place[0]), KINDS)
+    def start(self, puzzle):
+        """The state before the first iteration, in shards: puzzles, their candidates, hidden state, probabilities."""
+        return [self.start_shard(part) for part in puzzle.split(SHARD)]
 
-    def iterate(self, board, state, belief):
-        """Everyone hears the largest message in each of its groups, thinks, and adds to its state."""
-        heard = torch.bmm(GroupMax.apply(state @ self.message, board), self.heard.view(KINDS, -1, len(self.bias)))
-        own = torch.cat([state, board.sizes, belief], 1) @ torch.cat([self.state, self.seen]) + self.bias
-        state = self.norm(torch.addmm(state, Spread.apply(own, heard, board).relu(), self.out))
-        logit = 30 * torch.tanh(self.head(state) / 30)  # exp() below stays finite
-        total = Collect.apply(logit.exp(), board).squeeze(2).gather(1, board.index)
-        return logit.squeeze(1), state, logit.exp() / total.T  # a softmax over each of its groups
+    def start_shard(self, puzzle):
+        board = candidates.Board(puzzle.numpy())
+        count = len(board.place[0])
+        return puzzle, board, self.norm(self.first).expand(count, -1), torch.zeros(count, KINDS)
 
-    def forward(self, puzzle, iterations):
-        """Yield the logits [batch, 81, 9] of each iteration."""
+    def iterate(self, state):
+        """One iteration of all shards, each in a thread: the logits [batch, 81, 9], the next state."""
         gradient = torch.is_grad_enabled()
 
-        def advance(shard):
-            puzzle, board, state, belief = shard
+        def one(shard):
             with torch.set_grad_enabled(gradient):  # each thread has a setting of its own
-                logit, state, belief = self.iterate(board, state, belief)
-                return board.logits(logit, puzzle), (puzzle, board, state, belief)
+                logit, shard = self.iterate_shard(shard)
+                return shard[1].logits(logit, shard[0].numpy()), shard
 
-        puzzles = np.array_split(puzzle.numpy(), -(-len(puzzle) // SHARD))
-        shards = [(puzzle, board, *self.start(board)) for puzzle, board in zip(puzzles, map(Board, puzzles))]
+        logits, state = zip(*workers().map(one, state))
+        return torch.cat(logits), state
+
+    def iterate_shard(self, shard):
+        """Max-pool messages over each candidate's groups, then an MLP, a residual and a norm."""
+        puzzle, board, h, probability = shard
+        heard = candidates.GroupMax.apply(h @ self.message, board)
+        heard = torch.bmm(heard, self.heard.view(KINDS, -1, len(self.bias)))
+        own = torch.cat([h, board.sizes, probability], 1) @ torch.cat([self.state, self.seen]) + self.bias
+        h = self.norm(torch.addmm(h, candidates.Spread.apply(own, heard, board).relu(), self.out))
+        logit = 30 * torch.tanh(self.head(h) / 30)  # exp() below stays finite
+        total = candidates.Collect.apply(logit.exp(), board).squeeze(2).gather(1, board.index)
+        return logit.squeeze(1), (puzzle, board, h, logit.exp() / total.T)  # a softmax over each of its groups
+
+    def forward(self, puzzle, iterations):
+        """Yield the logits of each iteration."""
+        state = self.start(puzzle)
         for _ in range(iterations):
-            logits, shards = zip(*workers.map(advance, shards))
-            yield torch.cat(logits)
+            logits, state = self.iterate(state)
+            yield logits
+
+
+@functools.cache
+def workers():
+    """The threads that iterate shards, started when first needed; each computes on one core."""
+    return ThreadPoolExecutor(torch.get_num_threads(), initializer=lambda: torch.set_num_threads(1))
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum made orthogonal. torch.optim.Muon does the same in bf16, which costs a CPU five times as much."""
+    """Momentum made orthogonal by quintic Newton-Schulz steps, in fp32: torch.optim.Muon's bf16 is slow on a CPU."""
 
     def __init__(self, parameters, lr, momentum=0.95):
         super().__init__(parameters, {"lr": lr, "momentum": momentum})
@@ -112,7 +130,7 @@ class Muon(torch.optim.Optimizer):
 
 
 class Slots:
-    """The puzzles under way, with the states that the network has reached on them. Saved like an optimiser."""
+    """The puzzles in training, with the states that the network has reached on them. Saved like an optimiser."""
 
     def __init__(self, config):
         n = config.batch
@@ -127,48 +145,44 @@ class Slots:
         vars(self).update(saved)
 
     def refill(self, config, data, step):
-        """New puzzles for free slots. -> what decides at the end of the step which slots it frees"""
-        random = np.random.Generator(np.random.Philox(key=[config.seed, step]))
+        """New puzzles for free slots. -> random numbers that decide after the step which unsolved slots are freed"""
+        random = common.random_at(config, step)
         puzzle, solution = data.train.rows(random.integers(len(data.train), size=config.batch))
         if step < config.easy_steps:
-            puzzle = np.where(random.random(puzzle.shape) < random.uniform(0, 0.37, (len(puzzle), 1)), solution, puzzle)
+            extra = random.random(puzzle.shape) < random.uniform(0, 0.37, (len(puzzle), 1))
+            puzzle[extra] = solution[extra]
         for mine, new in ((self.puzzle, puzzle), (self.solution, solution)):
             mine[self.free] = torch.from_numpy(new)[self.free]
         return torch.from_numpy(random.random(config.batch))
 
 
 def shard_gradients(model, config, slots, part, blanks):
-    """A step's loss on a few slots, its gradients, the last logits; leaves the states reached in the slots."""
-    puzzle, solution, memory = slots.puzzle[part].numpy(), slots.solution[part].numpy(), slots.memory[part]
-    board = Board(puzzle)
-    state, belief = model.start(board)
+    """A step's loss on a few slots, its gradients, the last logits; the states reached go back to the slots."""
+    solution, memory = slots.solution[part].numpy(), slots.memory[part]
+    puzzle, board, h, probability = model.start_shard(slots.puzzle[part])
     fresh = slots.free[part][board.place[0]][:, None]
     carried = memory[board.place]
-    state = torch.where(fresh, state, carried[:, :-KINDS])
-    belief = torch.where(fresh, belief, carried[:, -KINDS:])
-    right = torch.from_numpy(DIGIT[board.place[1]] + 1 == solution[board.place[0], CELL[board.place[1]]])
+    h = torch.where(fresh, h, carried[:, :-KINDS])
+    shard = puzzle, board, h, torch.where(fresh, probability, carried[:, -KINDS:])
+    cell, digit = candidates.CELL[board.place[1]], candidates.DIGIT[board.place[1]]
+    right = torch.from_numpy(digit + 1 == solution[board.place[0], cell])
     loss = 0.0
     for _ in range(config.depth):
-        logit, state, belief = model.iterate(board, state, belief)
-        loss = loss - belief[right, 0].log().sum() / (blanks * config.depth)
-    memory[board.place] = torch.cat([state, belief], 1).detach()
-    return loss.detach(), torch.autograd.grad(loss, list(model.parameters())), board.logits(logit.detach(), puzzle)
-
-
-def generated(config):
-    """Minimal puzzles to learn from; unseen ones in two buckets to test on: 0 has 45 clues, 1 is minimal."""
-    n = config.test_per_bucket
-    minimal = generate.cached(config.train_puzzles + n, clues="minimal", seed=1)
-    parts = [generate.cached(n, clues=45, seed=2).rows(np.arange(n)), minimal.rows(np.arange(n))]
-    test = store.from_arrays(*(np.concatenate(part) for part in zip(*parts)), np.repeat([0, 1], n))
-    return sources.Data(minimal.subset(np.arange(n, len(minimal))), test, edges=(0, 1, 2))
+        logit, shard = model.iterate_shard(shard)
+        loss = loss - shard[3][right, 0].log().sum() / (blanks * config.depth)
+    memory[board.place] = torch.cat(shard[2:], 1).detach()
+    return (
+        loss.detach(),
+        torch.autograd.grad(loss, list(model.parameters())),
+        board.logits(logit.detach(), puzzle.numpy()),
+    )
 
 
 def train(config):
-    run = common.start(config, __file__)
+    run = common.Run(config, __file__)
     if run.world > 1:
         raise SystemExit("exp_speedrun.py runs in one process, on as many threads as OMP_NUM_THREADS says")
-    data = generated(config)
+    data = common.load(config, run)
     model, slots = Model(config), Slots(config)
     matrices = [p for p in model.parameters() if p.ndim == 2 and min(p.shape) > 1]
     others = [p for p in model.parameters() if all(p is not matrix for matrix in matrices)]
@@ -181,7 +195,7 @@ def train(config):
         target = torch.where(slots.puzzle == 0, slots.solution.long() - 1, common.IGNORED)
         batch = common.Batch(slots.puzzle, target, None, int((slots.puzzle == 0).sum()))
         parts = [slice(at, at + SHARD) for at in range(0, config.batch, SHARD)]
-        done = workers.map(lambda part: shard_gradients(model, config, slots, part, batch.blanks), parts)  # noqa: B023
+        done = workers().map(lambda part: shard_gradients(model, config, slots, part, batch.blanks), parts)  # noqa: B023
         losses, gradients, logits = zip(*done)
         for parameter, *shares in zip(model.parameters(), *gradients):
             parameter.grad = sum(shares)
@@ -200,7 +214,6 @@ def main(argv=None):
     return train(common.parse(Config, argv))
 
 
-workers = ThreadPoolExecutor(torch.get_num_threads(), initializer=lambda: torch.set_num_threads(1))
 app = common.modal_app(__file__)
 if __name__ == "__main__":
     main()

@@ -1,33 +1,30 @@
-"""The family of experiments: every file names its parent, and the copies must not drift apart unseen.
+"""The family of experiments: every file names its parent, and a test fails where a copy differs without saying so.
 
 python lineage.py tree                   each experiment: changed lines, the log's figure, ours
 python lineage.py diff exp_cosine_gelu   what it changes in its parent, and nothing else
 python lineage.py propagate exp_sam      carry a correction in exp_sam.py to all its descendants
 python lineage.py plot                   the tree as a picture
+
+A line that differs from the parent says `# changed: why`. A child of exp_x inherits that line as `# why (exp_x)`, and
+so do the child's descendants; all commands compare with the parent's text in this form.
 """
 
 import argparse
 import ast
 import difflib
+import importlib
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
-import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
-PATTERNS = ("sudoku*.py", "exp_*.py", "train_*.py", "ablation_*.py", "pos_embedding/*.py")
+PATTERNS = [folder + name for folder in ("", "pos_embedding/") for name in ("sudoku", "exp_", "train_", "ablation_")]
 FIELDS = ("Parent", "Change", "Hypothesis", "Log")
-TEST_SETS = {  # Config's `edges` say which puzzles a figure is about; figures on different sets do not compare
-    "sources.KAGGLE[:2]": ("Kaggle, easiest only", "tab:green"),
-    "sources.KAGGLE": ("Kaggle, five buckets", "tab:orange"),
-    "sources.EXTREME": ("sudoku-extreme, five buckets", "tab:blue"),
-}
 
 
 @dataclass
@@ -43,38 +40,52 @@ class Experiment:
 
     @property
     def figure(self):
-        """What the log reports, cut to its first few words: 83.6 %, 643/1000 easy puzzles after 100k steps."""
-        return re.split(r",\s|[;:(]|\.(?:\s|$)", self.fields.get("Log", "").split("\n")[0])[0].strip() or "-"
+        """The first words of `Log:`, up to a comma or the like: 83.6 %, 643/1000 easy puzzles after 100k steps."""
+        return re.split(r",\s|[;:(]|\.(?:\s|$)", self.fields["Log"].split("\n")[0])[0].strip() or "-"
 
 
 # ---------------------------------------------------------------- files
 
 
+def files(root=ROOT):
+    return sorted(path for pattern in PATTERNS for path in Path(root).glob(f"{pattern}*.py"))
+
+
 def find(root=ROOT):
     """{path: experiment} of all files that have a `Parent:` line in their docstring; nothing is imported."""
-    found = {}
-    for path in sorted({path for pattern in PATTERNS for path in Path(root).glob(pattern)}):
-        source = path.read_bytes().decode()
+    found, paths = {}, {}
+    for path in files(root):
+        source = path.read_bytes()
         fields = read_fields(docstring(source, path))
         if "Parent" in fields:
-            found[path] = Experiment(path, source, fields)
+            found[path] = Experiment(path, source.decode(), dict.fromkeys(FIELDS, "") | fields)
+            if paths.setdefault(path.stem, path) != path:
+                raise SystemExit(f"{path} and {paths[path.stem]} have the same name; rename one of them")
     for experiment in found.values():
-        wanted = experiment.fields["Parent"].split()[0] if experiment.fields["Parent"] else ""
-        if wanted.rstrip(".,") != "none":
-            places = [Path(root) / wanted, experiment.path.parent / wanted]
-            experiment.parent = next((p.resolve() for p in places if p.resolve() in found), places[0])
+        wanted = (experiment.fields["Parent"].split() or ["-"])[0].rstrip(".,")
+        if wanted != "none":
+            experiment.parent = paths.get(Path(wanted).stem, Path(root) / wanted)
     return found
+
+
+def module(name):
+    """Import an experiment by its name: exp_x, or pos_embedding.exp_x where it stands in that folder."""
+    path = pick({path: path for path in files()}, name)
+    return importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
 
 
 def docstring(source, path="<string>"):
     try:
         return ast.get_docstring(ast.parse(source)) or ""
-    except SyntaxError as error:
-        raise SystemExit(f"{path}:{error.lineno}: not valid Python ({error.msg}); mend the file first") from None
+    except (SyntaxError, ValueError) as error:  # ValueError: the file has a null byte
+        place = f"{path}:{getattr(error, 'lineno', None) or 1}"
+        raise SystemExit(
+            f"{place}: not valid Python ({getattr(error, 'msg', error)}); correct the file first"
+        ) from None
 
 
 def read_fields(text):
-    """A field goes on to the next one or to the next empty line."""
+    """A field's text ends at the next field or at an empty line."""
     fields, current = {}, None
     for line in text.splitlines():
         match = re.match(rf"({'|'.join(FIELDS)}):\s*(.*)", line)
@@ -90,11 +101,11 @@ def read_fields(text):
 
 def pick(family, name):
     """The experiment of this name; exp_x, exp_x.py and pos_embedding/exp_x.py are the same one."""
-    names = {experiment.name: experiment for experiment in family.values()}
-    stem = Path(name).stem
+    names, stem = {path.stem: experiment for path, experiment in family.items()}, Path(name).stem
     if stem not in names:
-        near = difflib.get_close_matches(stem, names, 3)
-        raise SystemExit(f"there is no experiment {name}; {'do you mean ' + ' or '.join(near) if near else 'see tree'}")
+        near = " or ".join(difflib.get_close_matches(stem, names, 3))
+        hint = f"do you mean {near}?" if near else "python lineage.py tree lists them"
+        raise SystemExit(f"there is no experiment {name}; {hint}")
     return names[stem]
 
 
@@ -102,30 +113,40 @@ def children(family, path):
     return [experiment for experiment in family.values() if experiment.parent == path]
 
 
+def descendants(family, path):
+    return [found for child in children(family, path) for found in (child, *descendants(family, child.path))]
+
+
 def walk(family):
-    """(depth, experiment), parents before children; a parent that is missing or a cycle is an error."""
+    """(branches of the tree as text, experiment), parents before children; a missing parent or a cycle is an error."""
     for experiment in family.values():
         if experiment.parent and experiment.parent not in family:
-            raise SystemExit(
-                f"{experiment.path.name}: its parent {experiment.fields['Parent']} is not an experiment here"
-            )
-    rows, stack = [], [(0, experiment) for experiment in reversed(family.values()) if not experiment.parent]
-    while stack:
-        depth, experiment = stack.pop()
-        rows.append((depth, experiment))
-        stack += [(depth + 1, child) for child in reversed(children(family, experiment.path))]
+            wanted = experiment.fields["Parent"] or "(empty)"
+            raise SystemExit(f"{experiment.path.name}: its parent {wanted} is not an experiment here")
+
+    def below(parent, indent):
+        siblings = children(family, parent)
+        for experiment in siblings:
+            last = experiment is siblings[-1]
+            yield indent + ("└ " if last else "├ ") if parent else "", experiment
+            yield from below(experiment.path, indent + ("  " if last else "│ ") if parent else "")
+
+    rows = list(below(None, ""))
     if len(rows) < len(family):
         lost = sorted(set(family) - {experiment.path for _, experiment in rows})
         raise SystemExit(f"these descend from each other in a circle: {', '.join(path.name for path in lost)}")
     return rows
 
 
+def normalise(source, name):
+    """The text of an experiment as its children inherit it: `# changed: why` becomes `# why (name)`."""
+    return re.sub(r"# changed(?::( ?.*?))? *$", rf"#\1 ({name})", source, flags=re.MULTILINE)
+
+
 def span(source):
     """The lines [start, end) of the module's docstring, quotes included."""
-    first = ast.parse(source).body[:1]
-    if first and isinstance(first[0], ast.Expr) and isinstance(getattr(first[0], "value", None), ast.Constant):
-        return first[0].lineno - 1, first[0].end_lineno
-    return 0, 0
+    tree = ast.parse(source)
+    return (tree.body[0].lineno - 1, tree.body[0].end_lineno) if ast.get_docstring(tree) is not None else (0, 0)
 
 
 def changed_lines(old, new):
@@ -135,81 +156,81 @@ def changed_lines(old, new):
     return sum(max(i2 - i1, j2 - j1) for tag, i1, i2, j1, j2 in steps if tag != "equal")
 
 
-# ---------------------------------------------------------------- tree and diff
+# ---------------------------------------------------------------- results
 
 
-def ours(root, name):
-    """Our own figure, from results/<experiment>/<preset>-seed<n>/summary.json: the mean over a preset's seeds."""
-    solved = {}
+def runs(name, root=ROOT):
+    """The kept runs of an experiment: each results/<experiment>/<run>/summary.json, with these in addition.
+
+    `run`: the folder's name. `group`: that name without its seed, which is the preset, or the name given to a run that
+    differs from its experiment by a flag. From config.json: seed, preset, iterations.
+    """
+    kept = []
     for path in sorted(Path(root).glob(f"results/{name}/*/summary.json")):
         try:
-            summary = json.loads(path.read_text())
-            preset, figure = summary.get("preset", "full"), float(summary["solved"])
-        except (ValueError, KeyError, TypeError):
+            summary, config = (json.loads(file.read_text()) for file in (path, path.with_name("config.json")))
+            float(summary["diverged_at"] if summary["solved"] is None else summary["solved"])  # one of them is a number
+            found = {field: summary[field] for field in ("seconds", "hardware", "command")}
+            found |= {field: config[field] for field in ("seed", "preset", "iterations")}
+            group = path.parent.name.removesuffix(f"-seed{config['seed']}")
+            kept.append(summary | found | {"run": path.parent.name, "group": group})
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise SystemExit(
-                f"{path}: not a run's summary with a number under 'solved'; copy it from runs/ again"
+                f"{path}: not the summary of a run beside its config.json ({type(error).__name__}: {error}); "
+                f"copy both again: python report.py keep runs/{name}/{path.parent.name}"
             ) from None
-        if path.parent.name.startswith(f"{preset}-seed"):  # others differ from their experiment by a flag
-            solved.setdefault(preset, []).append(figure)
-    for preset in ("full", *sorted(solved)):
-        if preset in solved:
-            return preset, 100 * sum(solved[preset]) / len(solved[preset]), len(solved[preset])
-    return None
+    return kept
 
 
-def ours_text(found):
-    if not found:
-        return "not run"
-    preset, mean, count = found
-    notes = ([preset] if preset != "full" else []) + ([f"mean of {count}"] if count > 1 else [])
-    return f"{mean:.1f} %" + (f" ({', '.join(notes)})" if notes else "")
+def ours(name, root=ROOT):
+    """Our own figure: (group, per cent solved or None, text), the mean over the seeds of full runs, else of mini."""
+    kept = [run for run in runs(name, root) if run["group"] == run["preset"]]
+    group = min((run["group"] for run in kept), default="not run")  # full comes before mini in the alphabet
+    kept = [run for run in kept if run["group"] == group]
+    solved = [100 * run["solved"] for run in kept if run["solved"] is not None]
+    notes = [group] if kept and group != "full" else []
+    notes += [f"mean of {len(solved)}"] if len(solved) > 1 else []
+    notes += [f"diverged at step {run['diverged_at']}" for run in kept if run["solved"] is None]
+    mean = sum(solved) / len(solved) if solved else None
+    figure = f"{mean:.1f} %" if solved else "-" if kept else "not run"
+    return group, mean, f"{figure} ({', '.join(notes)})" if notes else figure
+
+
+# ---------------------------------------------------------------- tree and diff
 
 
 def tree(root=ROOT):
     """The table as text: one line an experiment, indented under its parent."""
     family = find(root)
-    rows, open_branches = [("experiment", "lines", "the log", "ours")], []
-    for depth, experiment in walk(family):
-        siblings = children(family, experiment.parent) if experiment.parent else [experiment]
-        last = experiment is siblings[-1]
-        open_branches[max(0, depth - 1) :] = [not last]
-        branch = "".join("│ " if is_open else "  " for is_open in open_branches[: depth - 1]) if depth else ""
-        branch += ("└ " if last else "├ ") if depth else ""
-        lines = str(changed_lines(family[experiment.parent].source, experiment.source)) if experiment.parent else "-"
-        rows.append((branch + experiment.name, lines, experiment.figure, ours_text(ours(root, experiment.name))))
-    wide = [max(len(row[i]) for row in rows) for i in range(4)]
-    return "\n".join(f"{a:<{wide[0]}}  {b:>{wide[1]}}  {c:<{wide[2]}}  {d}".rstrip() for a, b, c, d in rows)
+    table = [("experiment", "lines", "the log", "ours")]
+    for branch, experiment in walk(family):
+        parent = family.get(experiment.parent)
+        lines = changed_lines(normalise(parent.source, parent.name), experiment.source) if parent else "-"
+        table.append((branch + experiment.name, str(lines), experiment.figure, ours(experiment.name, root)[2]))
+    wide = [max(len(cells[i]) for cells in table) for i in range(4)]
+    return "\n".join(f"{a:<{wide[0]}}  {b:>{wide[1]}}  {c:<{wide[2]}}  {d}".rstrip() for a, b, c, d in table)
 
 
 def diff(name, root=ROOT):
     """The unified diff to the parent, as lines."""
     family = find(root)
     experiment = pick(family, name)
+    walk(family)  # ends here if a parent is missing
     if not experiment.parent:
         return [f"{experiment.path.name} has no parent"]
-    walk(family)
     old = family[experiment.parent]
     names = (path.relative_to(root).as_posix() for path in (old.path, experiment.path))
-    return list(difflib.unified_diff(old.source.splitlines(), experiment.source.splitlines(), *names, lineterm="", n=2))
-
-
-def coloured(line):
-    for start, colour in (("+++", 1), ("---", 1), ("@@", 36), ("+", 32), ("-", 31)):
-        if line.startswith(start):
-            return f"\033[{colour}m{line}\033[0m"
-    return line
+    texts = (text.splitlines() for text in (normalise(old.source, old.name), experiment.source))
+    return list(difflib.unified_diff(*texts, *names, lineterm="", n=2))
 
 
 # ---------------------------------------------------------------- propagate
 
 
-def git(root, *arguments):
-    return subprocess.run(["git", *arguments], cwd=root, capture_output=True)
-
-
 def committed(root, path, revision="HEAD"):
     """The file as it stands in that revision, or None."""
-    shown = git(root, "show", f"{revision}:./{path.relative_to(root).as_posix()}")
+    name = f"{revision}:./{path.relative_to(root).as_posix()}"
+    shown = subprocess.run(["git", "show", name], cwd=root, capture_output=True)
     return shown.stdout.decode() if shown.returncode == 0 else None
 
 
@@ -223,7 +244,7 @@ def in_place_of(parent, text, child, root):
         stop = next((i for i in range(logged, end) if not lines[i].strip()), end)
         return "".join(lines[:stop]), "".join(lines[stop:end]), "".join(lines[end:])
 
-    _, usage, code = parts(text)
+    _, usage, code = parts(normalise(text, parent.name))
     usage = re.sub(rf"(?:\w+/)?\b{parent.name}\.py\b", child.path.relative_to(root).as_posix(), usage)
     head, own_usage, _ = parts(child.source)
     return head + (usage if usage and own_usage else own_usage) + code
@@ -233,22 +254,29 @@ def merge(parent, old, new, child, root):
     """git's three-way merge of a parent's change into its child. -> (the child's new text, number of conflicts)"""
     texts = (child.source, *(in_place_of(parent, text, child, root) for text in (old, new)))
     with tempfile.TemporaryDirectory() as folder:
-        files = [Path(folder) / name for name in ("child", "before", "after")]
-        for file, text in zip(files, texts):
-            file.write_bytes(text.encode())
+        paths = [Path(folder) / name for name in ("child", "before", "after")]
+        for path, text in zip(paths, texts):
+            path.write_bytes(text.encode())
         labels = (child.path.name, f"{parent.path.name} before", f"{parent.path.name} after")
         names = [option for label in labels for option in ("-L", label)]
-        done = subprocess.run(["git", "merge-file", "-p", *names, *map(str, files)], capture_output=True)
+        # zdiff3 also shows the common ancestor: without it, a deletion against a modification looks like an addition.
+        done = subprocess.run(["git", "merge-file", "-p", "--zdiff3", *names, *map(str, paths)], capture_output=True)
     if not 0 <= done.returncode < 128:
         raise SystemExit(f"git merge-file failed on {child.path.name}: {done.stderr.decode().strip()}")
     return done.stdout.decode(), done.returncode
 
 
 def propagate(name, root=ROOT, base="HEAD", dry_run=False, force=False):
-    """Merge what changed in this experiment since `base` into its children, and theirs into theirs. -> exit code"""
+    """Merge what changed in this experiment since `base` into its children, and theirs into theirs. -> exit code
+
+    Title and fields of the docstrings stay each file's own. Conflicts leave markers and end that branch.
+    """
+    from plumbing import disk  # here: it imports torch, which takes seconds that tree and diff do not need
+
     family = find(root)
     source = pick(family, name)
-    below = [experiment for _, experiment in walk(family) if descends(family, experiment, source)]
+    walk(family)  # ends here if a parent is missing
+    below = descendants(family, source.path)
     before = committed(root, source.path, base)
     if before is None:
         raise SystemExit(f"git has no {source.path.name} in {base}; commit it before you correct it, or give --base")
@@ -263,116 +291,31 @@ def propagate(name, root=ROOT, base="HEAD", dry_run=False, force=False):
             f"not committed: {', '.join(dirty)}; commit them first, or give --force to merge into them as they are"
         )
 
-    merged, conflicts, queue = {}, [], [(source, before, source.source)]
+    merged, conflicts, queue = {}, {}, [(source, before, source.source)]
     while queue:
         parent, old, new = queue.pop(0)
         for child in children(family, parent.path):
             text, count = merge(parent, old, new, child, root)
             if text != child.source:
                 merged[child.path] = text
-                shown = f"conflicts: {count}" if count else "merged"
-                print(f"{child.path.relative_to(root)}: {shown}")
             if count:
-                conflicts.append(child)
+                conflicts[child.path] = count
                 continue
             own = heads[child.path] if heads[child.path] is not None else child.source
             if text != own:
                 queue.append((child, own, text))
     for path, text in {} if dry_run else merged.items():
-        write(path, text)
-    done, ends = ("would change", "would conflict") if dry_run else ("changed", "conflict")
-    print(f"{len(merged)} of {len(below)} descendants {done}")
-    for child in conflicts:
-        count = sum(descends(family, experiment, child) for experiment in below)
-        onward = f", then python lineage.py propagate {child.name} (its {count} descendants wait)" if count else ""
-        print(f"{ends}: resolve the <<<<<<< in {child.path.relative_to(root)}{onward}")
+        disk.replace(path, lambda file, text=text: file.write(text.encode()))
+
+    for path in merged:
+        state = f"conflicts: {conflicts[path]}" if path in conflicts else "merged"
+        print(f"{path.relative_to(root)}: {state}")
+    print(f"{len(merged)} of {len(below)} descendants {'would change' if dry_run else 'changed'}")
+    for path in conflicts:
+        count = len(descendants(family, path))
+        onward = f", then python lineage.py propagate {path.stem} (its {count} descendants wait)" if count else ""
+        print(f"conflict: resolve the <<<<<<< in {path.relative_to(root)}{onward}")
     return 1 if conflicts else 0
-
-
-def descends(family, experiment, ancestor):
-    while experiment.parent:
-        if experiment.parent == ancestor.path:
-            return True
-        experiment = family[experiment.parent]
-    return False
-
-
-def write(path, text):
-    """Whole or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        temporary.write_bytes(text.encode())
-        shutil.copymode(path, temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-# ---------------------------------------------------------------- plot
-
-
-def percent(text):
-    """83.6 from '83.6 %', 64.3 from '643/1000 easy puzzles'; None where the log has no figure."""
-    match = re.match(r"~?(\d+(?:\.\d+)?)\s*%", text) or re.match(r"(\d+)\s*/\s*(\d+)", text)
-    if not match:
-        return None
-    return float(match[1]) if match.lastindex == 1 else 100 * int(match[1]) / int(match[2])
-
-
-def test_set(source):
-    """What Config's `edges` say: the figure's test set."""
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.AnnAssign) and getattr(node.target, "id", "") == "edges" and node.value:
-            return ast.unparse(node.value)
-    return ""
-
-
-def plot(output, root=ROOT):
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    family = find(root)
-    rows = walk(family)
-    height = {experiment.path: -i for i, (_, experiment) in enumerate(rows)}
-    deepest = max(depth for depth, _ in rows)
-    figure, (names, figures) = plt.subplots(
-        1, 2, sharey=True, figsize=(14, 1.6 + 0.27 * len(rows)), width_ratios=(1, 0.9), layout="constrained"
-    )
-    marks = {}
-    for depth, experiment in rows:
-        y = height[experiment.path]
-        label, colour = TEST_SETS.get(test_set(experiment.source), ("other puzzles", "tab:gray"))
-        if experiment.parent:
-            top = height[experiment.parent] - 0.35
-            names.plot([depth - 0.7, depth - 0.7, depth - 0.15], [top, y, y], color="0.6", lw=1)
-        names.text(depth, y, experiment.name, va="center", fontsize=9)
-        figures.axhline(y, color="0.93", lw=0.8, zorder=0)
-        log, found = percent(experiment.figure), ours(root, experiment.name)
-        if log is not None:
-            marks[f"the log: {label}"] = figures.plot(log, y, "o", mfc="none", mec=colour, mew=1.5, ms=8, ls="")[0]
-        if found and found[0] == "full":
-            marks[f"ours: {label}"] = figures.plot(found[1], y, "o", color=colour, ms=4.5, ls="")[0]
-        elif found:
-            marks[f"ours: {found[0]} preset, generated puzzles"] = figures.plot(
-                found[1], y, "D", color="tab:purple", ms=5, ls=""
-            )[0]
-        for x, text in ((1.03, textwrap.shorten(experiment.figure, 30, placeholder=" …")), (1.48, ours_text(found))):
-            figures.text(x, y, text, transform=figures.get_yaxis_transform(), va="center", fontsize=8)
-    for x, text in ((1.03, "the log"), (1.48, "ours")):
-        figures.text(x, 1, text, transform=figures.get_yaxis_transform(), va="center", fontsize=9, weight="bold")
-    names.set(xlim=(-0.3, deepest + 4), ylim=(0.4 - len(rows), 1.4))
-    names.axis("off")
-    figures.set(xlim=(-2, 102), xlabel="puzzles solved, %")
-    figures.tick_params(left=False, labelleft=False)
-    figures.spines[["top", "left", "right"]].set_visible(False)
-    marks = dict(sorted(marks.items(), reverse=True))
-    figure.legend(marks.values(), marks.keys(), loc="outside lower left", ncols=3, fontsize=9, frameon=False)
-    temporary = Path(f"{output}.tmp")
-    figure.savefig(temporary, dpi=150, format=Path(output).suffix.lstrip(".") or "png")
-    os.replace(temporary, output)
-    plt.close(figure)
 
 
 # ---------------------------------------------------------------- command line
@@ -384,12 +327,7 @@ def main(argv=None, root=ROOT):
     commands.add_parser("tree", help="every experiment with its changed lines, the log's figure and ours (results/)")
     one = commands.add_parser("diff", help="what an experiment changes in its parent")
     one.add_argument("experiment")
-    down = commands.add_parser(
-        "propagate",
-        help="carry a correction to all descendants",
-        description="After a correction in an experiment's file, merge it into all its descendants (git merge-file). "
-        "Title and fields of the docstrings stay each file's own. Conflicts leave markers and end that branch.",
-    )
+    down = commands.add_parser("propagate", help="merge a correction into all descendants (git merge-file)")
     down.add_argument("experiment")
     down.add_argument("--base", default="HEAD", help="the revision before the correction (default: HEAD)")
     down.add_argument("--dry-run", action="store_true", help="say what would happen, write nothing")
@@ -400,16 +338,30 @@ def main(argv=None, root=ROOT):
     if asked.command == "tree":
         print(tree(root))
     elif asked.command == "diff":
-        colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+        colours = {"@": 36, "+": 32, "-": 31} if sys.stdout.isatty() and "NO_COLOR" not in os.environ else {}
         for line in diff(asked.experiment, root):
-            print(coloured(line) if colour else line)
+            print(f"\033[{colours[line[0]]}m{line}\033[0m" if line[:1] in colours else line)
     elif asked.command == "propagate":
         return propagate(asked.experiment, root, asked.base, asked.dry_run, asked.force)
     else:
-        plot(asked.output, root)
-        print(f"wrote {asked.output}")
+        import report  # here: it imports torch and matplotlib, which take seconds
+
+        report.plot_tree(Path(asked.output), root)
     return 0
 
 
+def run_command(main):
+    """Run a command and exit; a closed pipe (`| head`) and a file that cannot be used end it without a traceback."""
+    try:
+        code = main()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes stdout again at its exit
+        code = 1
+    except OSError as error:
+        code = f"{error}; check that the file is there and that it may be read or written"
+    sys.exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

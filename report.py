@@ -5,113 +5,134 @@ python report.py --check               change nothing; fail when a document does
 python report.py keep runs/exp_x/mini-seed0 ...   copy a run's evidence (config, metrics, summary) to results/
 python report.py ship runs/exp_speedrun/full-seed0   make its weights those that solve.py uses by default
 
-A document holds `<!-- report NAME -->` and `<!-- end -->`; what stands between them is written here.
+A document holds `<!-- report NAME -->` and `<!-- end -->`; what stands between them is written here. Runs whose names
+differ only in `-seed0`, `-seed1`, ... are pooled: a table shows their mean, and the lowest and highest in brackets.
 """
 
 import argparse
-import ast
+import functools
 import json
 import re
 import shutil
-import statistics
-import sys
 from pathlib import Path
 
+import pandas as pd
+from matplotlib.figure import Figure
+
 import bench
+import lineage
 from plumbing import disk
 
 ROOT = Path(__file__).parent
 DOCUMENTS = ("README.md", "EXPERIMENTS.md")
-BLOCK = re.compile(r"(<!-- report (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+BLOCK = re.compile(r"(<!-- report ([^\n]+?) -->\n)((?:(?!<!-- report ).)*?)(<!-- end -->)", re.DOTALL)
+TEST_SETS = {  # by what Config's `data` and `edges` mention: figures on different test sets do not compare
+    "extreme-test": ("sudoku-extreme, natural mix", "tab:cyan"),
+    "EXTREME": ("sudoku-extreme, five buckets", "tab:blue"),
+    "EASIEST": ("Kaggle, easiest only", "tab:green"),
+    "KAGGLE": ("Kaggle, five buckets", "tab:orange"),
+}
+
+# ---------------------------------------------------------------- runs as rows of a table
 
 
-def summaries(experiment, preset=None):
-    """The kept runs of an experiment, each with its folder's name."""
-    found = []
-    for path in sorted((ROOT / "results" / experiment).glob("*/summary.json")):
-        summary = json.loads(path.read_text()) | {"name": path.parent.name}
-        if preset in (None, summary["preset"]):
-            found.append(summary)
-    return found
+def frame(name, preset=None):
+    """The kept runs of an experiment, a row each; a diverged run has no `solved` and no `test`."""
+    rows = [run for run in lineage.runs(name, ROOT) if preset in (None, run["preset"])]
+    for run in rows:
+        run["own"] = run.get("test", {}).get(str(run["iterations"]))  # the test at the config's number of iterations
+        run.setdefault("cells", run["own"] and run["own"]["cell_accuracy"])  # older summaries have it there only
+        run["peak_solved"] = run["peak"]["solved"] if "peak" in run else None
+    columns = ["run", "group", "preset", "seed", "seconds", "hardware", "command", "solved", "diverged_at", "cells"]
+    return pd.DataFrame(rows, columns=[*columns, "peak_solved", "own", "test"])
 
 
-def fields(experiment):
-    """Parent, Change, Hypothesis and Log of an experiment's docstring."""
-    text = ast.get_docstring(ast.parse((ROOT / f"{experiment}.py").read_text()))
-    parts = re.split(r"^(Parent|Change|Hypothesis|Log): ", text.split("\n\npython ")[0], flags=re.MULTILINE)
-    return {name: " ".join(value.split()) for name, value in zip(parts[1::2], parts[2::2])}
+def tested(runs):
+    """The tests of these runs: a row for each run and number of iterations."""
+    columns = ["iterations", "solved", "cells", "buckets"]
+    tests = [(int(count), row) for test in runs["test"].dropna() for count, row in test.items()]
+    rows = [(count, row["share"], row["cell_accuracy"], buckets(row)) for count, row in tests]
+    return pd.DataFrame(rows, columns=columns).sort_values("iterations")
 
 
-def experiments():
-    """Every experiment, a parent before its children."""
-    parents = {}
-    for path in sorted(ROOT.glob("*.py")):
-        if "\nParent: " in path.read_text():
-            parents[path.stem] = fields(path.stem)["Parent"].removesuffix(".py")
-    ordered = []
-
-    def visit(name):
-        ordered.append(name)
-        for child in sorted(child for child, parent in parents.items() if parent == name):
-            visit(child)
-
-    for root in sorted(name for name, parent in parents.items() if parent not in parents):
-        visit(root)
-    return ordered
+def buckets(row):
+    return [solved / max(1, puzzles) for solved, puzzles in zip(row["solved"], row["puzzles"])]
 
 
-def extra(run):
-    """A run under a name of its own differs from its experiment by a flag."""
-    return run["name"] != f"{run['preset']}-seed{run['seed']}"
+def spread(values):
+    """The mean over the seeds, and the lowest and highest in brackets where they differ."""
+    values = 100 * pd.to_numeric(values).dropna()
+    ends = f" ({values.min():.1f}-{values.max():.1f})" if values.nunique() > 1 else ""
+    return f"{values.mean():.1f} %{ends}" if len(values) else "-"
 
 
-def percent(value):
-    return f"{100 * value:.1f} %"
+def seeds(runs):
+    """How many seeds there are, and which of them diverged: those have no figures."""
+    lost = runs[runs["solved"].isna()]
+    notes = [f"seed {run.seed} diverged at step {int(run.diverged_at)}" for run in lost.itertuples()]
+    return "; ".join([str(len(runs)), *notes])
+
+
+def link(experiment):
+    name = experiment.path.relative_to(ROOT).as_posix()
+    return f"[`{name}`]({name})"
+
+
+def table(head, rows):
+    first, *others = [f"| {' | '.join(map(str, cells))} |" for cells in (head, *rows)]
+    return [first, "|" + "---|" * len(head), *others]
+
+
+# ---------------------------------------------------------------- the blocks
+
+
+def of_the_log():
+    """The experiments of the log, parents before children; ours have tables of their own."""
+    family = lineage.walk(lineage.find(ROOT))
+    return [experiment for _, experiment in family if not experiment.fields["Log"].startswith("not in the log")]
 
 
 def mini():
     """The whole line of descent, each run at the mini preset."""
-    lines = ["| experiment | change | the log, full size | ours, mini | seeds | time |", "|---|---|---|---|---|---|"]
-    for name in experiments():
-        if fields(name)["Log"].startswith("not in the log"):
-            continue  # it has a table of its own
-        runs, text = [run for run in summaries(name, "mini") if not extra(run)], fields(name)
-        log = text["Log"].split(";")[0].rstrip(".")
-        if runs:
-            solved = percent(statistics.mean(run["solved"] for run in runs))
-            seconds = f"{statistics.mean(run['seconds'] for run in runs):.0f} s"
-            seeds = ", ".join(str(run["seed"]) for run in runs)
-        else:
-            solved, seconds, seeds = "not run", "", ""
-        lines.append(f"| `{name}` | {text['Change']} | {log} | {solved} | {seeds} | {seconds} |")
-    return lines
+    head = ["experiment", "change", "the log, full size", "solved at mini, mean (min-max)", "blank cells right"]
+    rows = []
+    for experiment in of_the_log():
+        change, log = (" ".join(experiment.fields[name].split()) for name in ("Change", "Log"))
+        runs = frame(experiment.name, "mini").query("group == 'mini'")
+        figures = ["not run", "", "", "", ""]
+        if len(runs):
+            figures = [spread(runs[column]) for column in ("solved", "cells", "peak_solved")]
+            figures += [seeds(runs), f"{runs['seconds'].mean():.0f} s"]
+        rows.append([link(experiment), change, log.split(";")[0].rstrip("."), *figures])
+    return table([*head, "best test on the way", "seeds", "time"], rows)
 
 
 def contrast():
-    """Pairs that differ in one ingredient, at several numbers of test iterations where those were run."""
-    lines = ["| run | solved after iterations | command |", "|---|---|---|"]
-    for name in experiments():
-        for run in summaries(name, "mini"):
-            if extra(run) or len(run["test"]) > 1:
-                counts = sorted((int(n), row) for n, row in run["test"].items())
-                solved = ", ".join(f"{n}: {percent(row['share'])}" for n, row in counts)
-                lines.append(f"| {name}, {run['name']} | {solved} | `{run['command']}` |")
-    return lines
+    """Runs that differ from their experiment by a flag, and runs tested at several numbers of iterations."""
+    head = ["experiment", "run", "iterations", "solved, mean (min-max)", "blank cells right", "seeds", "command"]
+    rows = []
+    for experiment in of_the_log():
+        for group, runs in frame(experiment.name, "mini").groupby("group"):
+            tests = list(tested(runs).groupby("iterations"))
+            for count, found in tests if group != "mini" or len(tests) > 1 else []:
+                figures = [spread(found["solved"]), spread(found["cells"]), seeds(runs)]
+                command = f"`{runs['command'].iloc[0]}`" if count == tests[0][0] else ""
+                rows.append([link(experiment), group, count, *figures, command])
+    return table(head, rows)
 
 
 def speedrun():
-    """Each kept run of exp_speedrun.py: how many of 1,000 unseen puzzles of each kind it solves."""
-    runs = summaries("exp_speedrun")
-    counts = sorted({int(n) for run in runs for n in run["test"]})
-    lines = ["| run | seed | training | puzzles | " + " | ".join(f"{n}" for n in counts) + " |"]
-    lines.append("|---|---|---|---|" + "---|" * len(counts))
-    for run in runs:
+    """How many of 1,000 unseen puzzles of each kind exp_speedrun.py solves, by test iterations."""
+    everything = frame("exp_speedrun")
+    counts = sorted(tested(everything)["iterations"].unique())
+    rows = []
+    for group, runs in everything.groupby("group"):
+        found = tested(runs)
         for bucket, kind in enumerate(("45 clues", "minimal, 24 clues on average")):
-            rows = [run["test"].get(str(n)) for n in counts]
-            solved = [percent(row["solved"][bucket] / row["puzzles"][bucket]) if row else "" for row in rows]
-            head = f"| {run['name']} | {run['seed']} | {run['seconds']:.0f} s | " if bucket == 0 else "| | | | "
-            lines.append(f"{head}{kind} | " + " | ".join(solved) + " |")
-    return lines
+            solved = found["buckets"].str[bucket].groupby(found["iterations"])
+            cells = [spread(solved.get_group(count)) if count in solved.groups else "" for count in counts]
+            rows.append([group, seeds(runs), f"{runs['seconds'].mean():.0f} s", kind, *cells])
+    return table(["run", "seeds", "training", "puzzles", *counts], rows)
 
 
 def speed():
@@ -123,89 +144,149 @@ def speed():
 
 
 def kill():
-    """What tests/kill.py said at the end."""
-    paths = sorted((ROOT / "results" / "kill").glob("*.json"))
-    said = [json.loads(path.read_text()) for path in paths]
-    return [f"- {run['said']} ({run['hardware'].split(';')[0]}; `{run['command']}`)" for run in said] or ["Not run."]
+    """The last line of each kept run of tests/kill.py."""
+    runs = [json.loads(path.read_text()) for path in sorted((ROOT / "results" / "kill").glob("*.json"))]
+    return [f"- {run['said']} ({run['hardware'].split(';')[0]}; `{run['command']}`)" for run in runs] or ["Not run."]
 
 
-def ours(name):
+def ours(experiment, family):
     """One experiment: what its docstring says, and what we measured."""
-    text, runs = fields(name), summaries(name)
-    lines = [f"**Change** (from `{text['Parent']}`): {text['Change']}  "] if text["Parent"] != "none" else []
-    lines += [f"**Hypothesis**: {text['Hypothesis']}  ", f"**Log**: {text['Log']}  "]
-    if not runs:
-        return [*lines, "**Ours**: not run."]
-    for run in runs:
-        row = run["test"][max(run["test"], key=int)]
-        buckets = ", ".join(f"{100 * s / max(1, n):.1f}" for s, n in zip(row["solved"], row["puzzles"]))
-        lines.append(
-            f"**Ours, {run['name']}**: {percent(run['solved'])} solved ({buckets} by bucket), seed {run['seed']}, "
-            f"{run['seconds']:.0f} s on {run['hardware'].split(';')[0]}. `{run['command']}`  "
-        )
-    return lines
+    fields = {name: " ".join(text.split()) for name, text in experiment.fields.items()}
+    origin = f" (from {link(family[experiment.parent])})" if experiment.parent else ""
+    lines = [f"**Change**{origin}: {fields['Change']}  "]
+    lines += [f"**{name}**: {fields[name]}  " for name in ("Hypothesis", "Log")]
+    for group, runs in frame(experiment.name).groupby("group"):
+        parts = []
+        if len(own := runs["own"].dropna()):
+            shares = pd.DataFrame([buckets(row) for row in own]).mean()
+            natural = pd.Series([row.get("share_natural") for row in own], dtype=float)
+            parts.append(f"{spread(runs['solved'])} solved ({', '.join(f'{100 * s:.1f}' for s in shares)} by bucket)")
+            parts += [f"{spread(natural)} on the natural mix"] if natural.notna().any() else []
+            parts.append(f"{spread(runs['cells'])} of the blank cells right")
+            parts += [f"best test on the way {best}"] if (best := spread(runs["peak_solved"])) != "-" else []
+        parts += [
+            f"seeds: {seeds(runs)}",
+            f"{runs['seconds'].mean():.0f} s on {runs['hardware'].iloc[0].split(';')[0]}",
+        ]
+        lines.append(f"**Ours, {group}**: {', '.join(parts)}. `{runs['command'].iloc[0]}`  ")
+    return lines if lines[-1].startswith("**Ours") else [*lines, "**Ours**: not run."]
 
 
 TABLES = {"kill": kill, "mini": mini, "contrast": contrast, "speedrun": speedrun, "speed": speed}
 
 
-def fill(text):
-    """The document with every block written anew."""
+def fill(text, tables, document):
+    """The document with every block written anew; `<!-- report NAME WORDS -->` calls tables[NAME](*WORDS)."""
+    blocks = {match[1].strip() for match in BLOCK.finditer(text) if match[2].split()[0] in tables}
+    for opening in re.findall(r"^<!-- report .*$", text, re.MULTILINE):
+        if opening.strip() not in blocks:
+            known = ", ".join(tables)
+            raise SystemExit(f"{document}: {opening!r} needs <!-- end --> below it and one of these names: {known}")
 
     def block(match):
-        name = match.group(2)
-        lines = TABLES[name]() if name in TABLES else ours(name)
-        return match.group(1) + "\n".join(lines).strip("\n") + "\n" + match.group(3)
+        name, *words = match[2].split()
+        return match[1] + "\n".join(tables[name](*words)).strip("\n") + "\n" + match[4]
 
     return BLOCK.sub(block, text)
 
 
+def write_documents(root, names, tables, check, command):
+    """Fill the blocks of these documents; with `check`, change nothing and fail where one is out of date."""
+    for name in names:
+        old = (root / name).read_text()
+        new = fill(old, tables, name)
+        if check and new != old:
+            raise SystemExit(f"{name} does not match results/; run {command} and commit what it writes")
+        if new != old:
+            disk.replace(root / name, lambda file, new=new: file.write(new.encode()))
+            print(name)
+
+
+# ---------------------------------------------------------------- plots
+
+
 def plot():
     """results.png: learning curves of the mini line, and what more test iterations give the speedrun's network."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), constrained_layout=True)
-    for run in summaries("exp_speedrun"):
-        full = run["preset"] == "full" and not extra(run)
-        table = sorted((int(n), row) for n, row in run["test"].items())
-        for bucket, kind in enumerate(("45 clues", "minimal")):
-            points = [(n, 100 * row["solved"][bucket] / row["puzzles"][bucket]) for n, row in table]
-            style = {"color": ("tab:blue", "tab:orange")[bucket], "ls": "-" if full else ":", "marker": "o", "ms": 4}
-            right.plot(*zip(*points), **style, label=f"{kind}, {run['name']}, {run['seconds']:.0f} s of training")
-    right.set(
-        xscale="log", xlabel="test iterations", ylabel="puzzles solved, %", title="exp_speedrun.py on unseen puzzles"
-    )
-    right.set_xticks(ticks := [8, 16, 32, 64, 128, 256], [str(t) for t in ticks])
-    right.minorticks_off()
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
     for name in ("sudoku", "train_mixed", "exp_recur_add", "exp_warmup", "exp_cosine", "exp_cosine_no_sam"):
-        for run in [run for run in summaries(name, "mini") if not extra(run)][:1]:
-            rows = disk.read_rows(ROOT / "results" / name / run["name"] / "metrics.csv")
-            points = [(100 * int(r["step"]) / run["steps"], 100 * float(r["accuracy"])) for r in rows]
-            left.plot(*zip(*points), label=name)
+        runs = frame(name, "mini").query("group == 'mini'").dropna(subset="solved")["run"]
+        if len(runs):
+            metrics = pd.concat(pd.read_csv(ROOT / "results" / name / run / "metrics.csv") for run in runs)
+            accuracy = 100 * metrics.groupby("step")["accuracy"].mean()
+            left.plot(100 * accuracy.index / accuracy.index.max(), accuracy, label=name)
     left.set(
-        xlabel="share of the run, %",
-        ylabel="blank cells right in training, %",
-        title="the line of descent, --preset mini",
+        xlabel="share of the run, %", ylabel="blank cells right in training, %", title="the log's line, --preset mini"
     )
+    for group, runs in frame("exp_speedrun").groupby("group"):
+        found = tested(runs)
+        for bucket, kind in enumerate(("45 clues", "minimal")):
+            solved = 100 * found["buckets"].str[bucket].groupby(found["iterations"]).mean()
+            style = {"color": ("tab:blue", "tab:orange")[bucket], "ls": "-" if group == "full" else ":"}
+            label = f"{kind}, {group}, {runs['seconds'].mean():.0f} s of training"
+            right.plot(solved.index, solved, marker="o", ms=4, label=label, **style)
+    right.set(
+        xscale="log", xlabel="test iterations", ylabel="puzzles solved, %", title="exp_speedrun.py, unseen puzzles"
+    )
+    right.set_xticks(ticks := [8, 16, 32, 64, 128, 256], [str(tick) for tick in ticks])
+    right.minorticks_off()
     for axis in (left, right):
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
         if axis.has_data():
             axis.legend(fontsize=8, frameon=False)
-    figure.savefig(ROOT / "results.png", dpi=120)
+    disk.replace(ROOT / "results.png", lambda file: figure.savefig(file, dpi=120))
+
+
+def log_percent(text):
+    """83.6 from '83.6 %', 64.3 from '643/1000 easy puzzles'; None where the log has no figure."""
+    match = re.match(r"~?(\d+(?:\.\d+)?)\s*(?:%|/\s*(\d+))", text)
+    return 100 * float(match[1]) / float(match[2] or 100) if match else None
+
+
+def plot_tree(output, root):
+    """The lines of `lineage.py tree`, each with its two figures on one scale."""
+    if output.suffix not in (".png", ".svg", ".pdf"):
+        raise SystemExit(f"--output {output}: expected the name of a file that ends in .png, .svg or .pdf")
+    lines = lineage.tree(root).splitlines()
+    figure = Figure(figsize=(15, 1.4 + 0.24 * len(lines)), layout="constrained")
+    axis = figure.subplots()
+    labels = [f"{line:<{max(map(len, lines))}}" for line in lines]
+    axis.set_yticks(range(len(lines)), labels, family="monospace", fontsize=8)
+    marks = {}
+    for y, (_, experiment) in enumerate(lineage.walk(lineage.find(root)), 1):
+        fields = " ".join(re.findall(r"^    (?:data|edges): .*", experiment.source, flags=re.MULTILINE))
+        label, colour = next((TEST_SETS[word] for word in TEST_SETS if word in fields), ("other puzzles", "tab:gray"))
+        log, (group, own, _) = log_percent(experiment.figure), lineage.ours(experiment.name, root)
+        if log is not None:
+            marks[f"the log: {label}"] = axis.plot(log, y, "o", mfc="none", mec=colour, mew=1.5, ms=8)[0]
+        if own is not None and group == "full":
+            marks[f"ours: {label}"] = axis.plot(own, y, "o", color=colour, ms=4.5)[0]
+        elif own is not None:
+            marks[f"ours: {group} preset, generated puzzles"] = axis.plot(own, y, "D", color="tab:purple", ms=5)[0]
+    axis.set(xlim=(-2, 102), ylim=(len(lines) - 0.4, -0.6), xlabel="puzzles solved, %")
+    axis.grid(axis="y", color="0.93")
+    axis.set_axisbelow(True)
+    axis.tick_params(left=False)
+    axis.spines[["top", "left", "right"]].set_visible(False)
+    marks = dict(sorted(marks.items(), reverse=True))
+    figure.legend(marks.values(), marks.keys(), loc="outside lower right", ncols=3, fontsize=8, frameon=False)
+    disk.replace(output, lambda file: figure.savefig(file, dpi=150, format=output.suffix[1:]))
+    print(f"wrote {output}")
+
+
+# ---------------------------------------------------------------- command line
 
 
 def keep(folders):
-    for folder in map(Path, folders):
+    for folder in (Path(folder).resolve() for folder in folders):
         if not (folder / "summary.json").exists():
             raise SystemExit(f"{folder} has no summary.json: is it a run, and did it finish? (--resume goes on)")
         target = ROOT / "results" / folder.parent.name / folder.name
         target.mkdir(parents=True, exist_ok=True)
-        for name in ("config.json", "metrics.csv", "summary.json"):
-            shutil.copy2(folder / name, target / name)
+        for path in (folder / name for name in ("config.json", "metrics.csv", "summary.json")):
+            if path.exists():  # a run that diverged at once has no metrics
+                shutil.copy2(path, target)
         print(target.relative_to(ROOT))
 
 
@@ -228,18 +309,12 @@ def main(argv=None):
         if not arguments.folders or (arguments.command == "ship" and len(arguments.folders) > 1):
             parser.error(f"{arguments.command}: which run? give its folder, as in runs/exp_x/mini-seed0")
         return keep(arguments.folders) if arguments.command == "keep" else ship(arguments.folders[0])
-    for document in DOCUMENTS:
-        path = ROOT / document
-        old = path.read_text()
-        new = fill(old)
-        if arguments.check and new != old:
-            sys.exit(f"{document} does not match results/; run python report.py and commit what it writes")
-        if new != old:
-            disk.replace(path, lambda file, new=new: file.write(new.encode()))
-            print(document)
+    family = lineage.find(ROOT)
+    experiments = {experiment.name: functools.partial(ours, experiment, family) for experiment in family.values()}
+    write_documents(ROOT, DOCUMENTS, TABLES | experiments, arguments.check, "python report.py")
     if not arguments.check:
         plot()
 
 
 if __name__ == "__main__":
-    main()
+    lineage.run_command(main)

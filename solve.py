@@ -3,69 +3,67 @@
 python solve.py 53..7....6..195....98....6.8...6...34..8.3..17...2...6.6....28....419..5....8..79
 python solve.py puzzles.txt            one puzzle a line, nine lines of nine, or a CSV with a column question or puzzle
 cat puzzles.txt | python solve.py -    the same from standard input
-python solve.py puzzles.txt --quiet    a line of 81 characters for each puzzle; all dots where it is not solved
+python solve.py puzzles.txt --quiet    a line of 81 characters for each puzzle; dots for one that is not solved
 python solve.py puzzles.txt --weights runs/exp_cosine/mini-seed0/checkpoint.pt
 python solve.py 53..7....6..195....98....6.8...6...34..8.3..17...2...6.6....28....419..5....8..79 --watch --plot 1.png
 
-A cell is a digit; a blank is . or 0. The network guesses every blank again and again and is stopped at the first board
-that obeys all rules. No answer is looked up: the verdict comes from rows, columns, boxes and clues.
+A cell is a digit; a blank is . or 0. At each iteration the network predicts every blank; it stops at the first board
+that obeys all rules. The verdict comes from the rules alone: rows, columns, boxes and clues.
 Exit status: 0 all solved; 1 the network is wrong about a puzzle; 2 a puzzle, a file or a flag cannot be used.
 """
 
 import contextlib
 import csv
-import dataclasses
-import importlib
 import os
+import signal
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args, get_type_hints
 
 import numpy as np
 import torch
 import tyro
 from rich.console import Console
 from rich.live import Live
+from rich.progress import track
 from rich.text import Text
-from tqdm import tqdm
 
-import common
+import lineage
 from plumbing import disk
+from plumbing.run import pick_device
 
 ROOT = Path(__file__).resolve().parent
 ROWS = np.arange(81).reshape(9, 9)
 UNITS = np.concatenate([ROWS, ROWS.T, ROWS.reshape(3, 3, 3, 3).swapaxes(1, 2).reshape(9, 9)])  # cells of the 27 units
 UNIT_NAMES = [f"{kind} {i}" for kind in ("row", "column", "box") for i in range(1, 10)]
-CELL_NAMES = [f"r{i // 9 + 1}c{i % 9 + 1}" for i in range(81)]
-BATCH = 64  # puzzles that the network works on at once
-IN_FULL = 3  # more puzzles than this get one line each, and only those that are not solved
+BATCH = 64  # puzzles that the network gets at once
+FULL_REPORTS = 3  # up to this many puzzles are shown in full; of more, each unsolved one gets a line
 
 
 @dataclass
 class Arguments:
-    # 81 characters, a file, or - for standard input; several at once
-    puzzles: tyro.conf.Positional[tuple[str, ...]] = ()
-    weights: str = ""  # a checkpoint.pt; empty: your newest runs/exp_speedrun, else the shipped weights/speedrun.pt
-    iterations: int = 256  # the most that the network may take, however few it was trained with
+    puzzles: tyro.conf.Positional[tuple[str, ...]] = ()  # 81 characters, a file, or - for standard input; or several
+    weights: str = ""  # a checkpoint.pt or a run's folder; empty: your newest full exp_speedrun, else the shipped
+    iterations: int = 256  # at most this many; may be more than in training
     keep_going: bool = False  # go through all iterations and judge the last board, not the first legal one
     check: bool = False  # first prove that each puzzle has one solution; always done when a board is wrong
     watch: bool = False  # play the iterations in the terminal, cells coloured by confidence: red, yellow, green
     plot: str = ""  # write a picture of confidence over iterations to this .png, .svg or .pdf; for one puzzle
     quiet: bool = False  # print a line of 81 characters for each puzzle; all else goes to standard error
-    device: Literal["cpu", "cuda", "mps"] = "cpu"  # exp_speedrun knows only the CPU; others may use more
+    device: Literal["cpu", "cuda", "mps"] = "cpu"  # exp_speedrun runs on the CPU only
 
 
 @dataclass
 class Puzzle:
-    name: str  # where it stands
+    name: str  # its place in the input
     cells: np.ndarray | None  # uint8 [81], 0 is a blank
-    problem: str = ""  # why it is no proper puzzle
-    iterations: int = 0  # that the network took
+    problem: str = ""  # why it is not a valid puzzle
+    iterations: int = 0  # taken by the network
     boards: np.ndarray | None = None  # uint8 [iterations, 81], the clues and the network's digits; or only the last
     confidence: np.ndarray | None = None  # float32 [iterations, 81], probability of those digits
-    right: int = -1  # blanks that agree with the only solution, where the exact solver was asked
+    right: int = -1  # blanks equal to the solution; -1 where the exact solver did not run
 
     def solved(self):
         return not self.problem and self.boards is not None and not violations(self.boards[-1])
@@ -77,32 +75,32 @@ class Puzzle:
 
 
 def violations(boards):
-    """How many digits are missing in a unit, over the 27 units of each full board [..., 81]; none: it is legal."""
+    """Digits missing, summed over the 27 units of each full board [..., 81]; 0 means that it obeys all rules."""
     found = np.bitwise_or.reduce(1 << boards[..., UNITS].astype(np.int16), -1)
     return 27 * 9 - np.bitwise_count(found).sum(-1, dtype=int)
 
 
 def conflicts(board):
-    """(unit, digit, its cells) wherever a digit stands twice in a unit."""
+    """Yield (the message, the cells) for each digit that a row, column or box has more than once."""
     for name, unit in zip(UNIT_NAMES, UNITS):
         for digit in range(1, 10):
             cells = unit[board[unit] == digit]
             if len(cells) > 1:
-                yield name, digit, cells
-
-
-# ---------------------------------------------------------------- puzzles in
+                yield f"{name} has {digit} in {', '.join(f'r{i // 9 + 1}c{i % 9 + 1}' for i in cells)}", cells
 
 
 def read(argument):
-    """The puzzles of one word of the command line."""
+    """The puzzles of one argument of the command line."""
     if argument != "-" and not os.path.exists(argument):
         text = "".join(argument.split())
         wrong = f"no such file, and as a puzzle it has {len(text)} characters, expected 81"
         return [puzzle("your puzzle", text) if len(text) == 81 else Puzzle(argument, None, wrong)]
     source = "standard input" if argument == "-" else argument
-    data = sys.stdin.buffer.read() if argument == "-" else Path(argument).read_bytes()
-    found = list(split(data.decode("utf-8-sig", "replace").splitlines(), source))
+    try:
+        data = sys.stdin.buffer.read() if argument == "-" else Path(argument).read_bytes()
+        found = list(split(data.decode("utf-8-sig").splitlines(), source))
+    except (OSError, UnicodeDecodeError) as error:
+        raise SystemExit(f"{source} cannot be read as UTF-8 text ({error}); give a text file of puzzles") from None
     if not found:
         raise SystemExit(f"{source} holds no puzzle; one is 81 characters on a line, or nine lines of nine")
     return found
@@ -112,6 +110,7 @@ def split(lines, source):
     header = [column.strip().lower() for column in lines[0].split(",")] if lines else []
     column = next((header.index(name) for name in ("question", "puzzle") if name in header), None)
     if column is not None:
+        csv.field_size_limit(2**31 - 1)  # puzzle() says which field is too long
         for number, row in enumerate(csv.reader(lines[1:]), 2):
             if row:
                 yield puzzle(f"{source}, line {number}", row[column].strip() if column < len(row) else "")
@@ -131,29 +130,24 @@ def split(lines, source):
 
 
 def puzzle(name, text):
-    """A puzzle from 81 characters or from a list of nine rows, or what is wrong with it."""
+    """A puzzle from 81 characters or from a list of nine rows; `problem` says what is wrong with it."""
     for i, row in enumerate(text if isinstance(text, list) else (), 1):
         if len(row) != 9:
             return Puzzle(name, None, f"row {i} has {len(row)} characters, expected 9")
     text = "".join(text)
+    if len(text) != 81:
+        return Puzzle(name, None, f"{len(text)} characters, expected 81: nine rows of nine")
     for i, character in enumerate(text):
         if character not in ".0123456789":
             place = f"character {i + 1} (row {i // 9 + 1}, column {i % 9 + 1})"
             return Puzzle(name, None, f"{place} is {character!r}; expected a digit, or . or 0 for a blank")
-    if len(text) != 81:
-        return Puzzle(name, None, f"{len(text)} characters, expected 81: nine rows of nine")
     cells = np.array([int(c) for c in text.replace(".", "0")], np.uint8)
-    twice = [f"{unit} has the clue {digit} in {names(where)}" for unit, digit, where in conflicts(cells)]
-    return Puzzle(name, cells, "; ".join(twice))
-
-
-def names(cells):
-    return ", ".join(CELL_NAMES[i] for i in cells)
+    return Puzzle(name, cells, "; ".join(message for message, _ in conflicts(cells)))
 
 
 def prove(puzzles):
-    """Ask the exact solver about these puzzles: an improper one is no fault of the network."""
-    from data.solver import solve  # here, because compiling it for the first time takes seconds
+    """Run the exact solver: a puzzle without exactly one solution is invalid, and no error of the network."""
+    from data.solver import solve  # imported only here, because its first compilation takes seconds
 
     if puzzles:
         for p, solution, count in zip(puzzles, *solve(np.stack([p.cells for p in puzzles]), limit=2)[:2]):
@@ -162,44 +156,39 @@ def prove(puzzles):
                 p.right = int(((p.boards[-1] == solution) & (p.cells == 0)).sum())
 
 
-# ---------------------------------------------------------------- the network
+def choose_weights(given, console):
+    """The checkpoint of --weights, else of the newest finished full run of exp_speedrun here, else the shipped one."""
+    if given:
+        return Path(given, "checkpoint.pt") if Path(given).is_dir() else Path(given)
+    for path in sorted(Path("runs/exp_speedrun").glob("*/checkpoint.pt"), key=os.path.getmtime, reverse=True):
+        saved = {"config": {}} | disk.load_checkpoint(path, "cpu")
+        if saved["config"].get("preset") == "full" and saved.get("step") == saved["config"].get("steps"):
+            return path
+        console.print(f"note: not a finished run of the full preset, so used only with --weights: {path}")
+    return ROOT / "weights/speedrun.pt"
 
 
 def load(path, device, console):
-    """The model of a checkpoint; its code is the experiment's file, beside this one."""
-    path = path / "checkpoint.pt" if path.is_dir() else path
-    saved = disk.load_checkpoint(path, device)
-    name = str(saved.get("experiment")) if isinstance(saved, dict) else "None"
-    if not name.isidentifier() or not (ROOT / f"{name}.py").is_file():
-        raise SystemExit(f"{path} is no checkpoint of an experiment here: it names {name!r}, no file beside solve.py")
-    module = importlib.import_module(name)
+    """The model of a checkpoint; its code is the file of the experiment."""
+    saved = disk.load_checkpoint(path, "cpu")
     try:
-        fields = {field.name for field in dataclasses.fields(module.Config)}
-        config = module.Config(**{k: tuples(v) for k, v in saved["config"].items() if k in fields})
-        model = module.Model(config)
+        name = str(saved.get("experiment"))
+        module = lineage.module(name)
+        known = {field.name for field in fields(module.Config)}
+        ignored = sorted(set(saved["config"]) - known)
+        model = module.Model(module.Config(**{k: v for k, v in saved["config"].items() if k in known}))
         model.load_state_dict(saved["model"])
-    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        if not all(p.isfinite().all() for p in model.parameters()):
+            raise ValueError("its weights are not finite")
+    except (AttributeError, ImportError, KeyError, RuntimeError, SystemExit, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise SystemExit(f"{path} does not fit {name}.py as it is now; train again. {reason}") from None
-    unknown = sorted(set(saved["config"]) - fields)
-    if unknown:
-        console.print(f"note: {name}.py has no {', '.join(unknown)} any more; left out of the config", style="yellow")
-    console.print(f"weights: {path} ({name}.py, {sum(p.numel() for p in model.parameters()):,} parameters)")
+        raise SystemExit(f"{path} cannot be used: {reason}; give other --weights, or train again") from None
+    devices = get_args(get_type_hints(module.Config).get("device"))
+    if devices and device.type not in devices:
+        raise SystemExit(f"--device {device.type}: {name}.py runs on {' or '.join(devices)} only")
+    note = f"; ignored, as {name}.py has no such field: {', '.join(ignored)}" if ignored else ""
+    console.print(f"weights: {path} ({name}.py, {sum(p.numel() for p in model.parameters()):,} parameters){note}")
     return model.to(device).eval()
-
-
-def tuples(value):
-    """A checkpoint's config went through JSON, which turns tuples into lists."""
-    return tuple(tuples(v) for v in value) if isinstance(value, list) else value
-
-
-def choose_weights(given):
-    own = sorted(Path("runs/exp_speedrun").glob("*/checkpoint.pt"), key=lambda path: path.stat().st_mtime)
-    path = Path(given) if given else own[-1] if own else ROOT / "weights/speedrun.pt"
-    if not path.exists():
-        advice = "give the path of a checkpoint.pt" if given else "train with python exp_speedrun.py, or give --weights"
-        raise SystemExit(f"{path} does not exist; {advice}")
-    return path
 
 
 @torch.no_grad()
@@ -217,14 +206,14 @@ def iterate(model, puzzles, iterations, keep_going, history):
             break
     for k, p in enumerate(puzzles):
         p.iterations = len(boards) if keep_going or not legal_at[k] else int(legal_at[k])
-        kept = slice(0 if history else p.iterations - 1, p.iterations)  # thousands of histories would fill the memory
+        kept = slice(0 if history else p.iterations - 1, p.iterations)  # the history of thousands would fill the memory
         p.boards, p.confidence = (np.stack([step[k] for step in steps[kept]]) for steps in (boards, confidence))
 
 
 def solve(model, puzzles, arguments, history):
-    """In batches; most puzzles need few iterations, so the others of a large batch start again on their own."""
-    quiet = None if len(puzzles) > BATCH else True
-    for start in tqdm(range(0, len(puzzles), BATCH), "solving", disable=quiet, leave=False):
+    """Solve in batches. Most puzzles need few iterations; the rest of a batch starts again with a larger limit."""
+    bar = dict(console=Console(stderr=True), transient=True, disable=len(puzzles) <= BATCH or not sys.stderr.isatty())
+    for start in track(range(0, len(puzzles), BATCH), "solving", **bar):
         left = puzzles[start : start + BATCH]
         stages = (16, 64) if len(left) > 8 and not arguments.keep_going else ()
         for iterations in [*(n for n in stages if n < arguments.iterations), arguments.iterations]:
@@ -232,9 +221,6 @@ def solve(model, puzzles, arguments, history):
                 iterate(model, left, iterations, arguments.keep_going, history)
             left = [p for p in left if not p.solved()]
         prove(left)
-
-
-# ---------------------------------------------------------------- results out
 
 
 def draw(entries, styles):
@@ -245,9 +231,9 @@ def draw(entries, styles):
 
 
 def show(p, console):
-    """The board, when its cells settled, and how it came to be."""
+    """Print the board, the iteration at which each cell settled, and the progress over the iterations."""
     blank, settled = p.cells == 0, p.settled()
-    clashing = {cell for _, _, cells in conflicts(p.boards[-1]) for cell in cells}
+    clashing = {cell for _, cells in conflicts(p.boards[-1]) for cell in cells}
     styles = ["bold white on red" if i in clashing else "cyan" if b else "bold" for i, b in enumerate(blank)]
     left = draw([str(digit) for digit in p.boards[-1]], styles)
     right = draw([f"{n:>3}" if b else "  ." for n, b in zip(settled, blank)], ["cyan" if b else "dim" for b in blank])
@@ -262,21 +248,20 @@ def show(p, console):
 
 
 def verdict(p, most=0):
-    """(what the rules say about this puzzle's board, its colour); at most so many conflicts are named."""
+    """(what the rules say about this puzzle's board, the colour of the text), with at most `most` conflicts."""
     if p.problem:
         return f"invalid: {p.problem}", "yellow"
     if p.solved():
-        words = "iteration" if p.iterations == 1 else "iterations"
-        return f"solved in {p.iterations} {words}: all rows, columns and boxes hold 1 to 9, all clues stand", "green"
-    found = [f"{unit} has {digit} in {names(cells)}" for unit, digit, cells in conflicts(p.boards[-1])]
+        count = f"{p.iterations} iteration{'s' * (p.iterations > 1)}"
+        return f"solved in {count}: all rows, columns and boxes hold 1 to 9, all clues stand", "green"
+    found = [message for message, _ in conflicts(p.boards[-1])]
     lines = found[:most] + [f"{len(found) - most} more conflicts"] * (len(found) > most)
-    right = f"{p.right} of {(p.cells == 0).sum()} blanks are right"
-    text = f"wrong after {p.iterations} iterations, {right}:"
+    text = f"wrong after {p.iterations} iterations, {p.right} of {(p.cells == 0).sum()} blanks are right:"
     return text + (" " + "; ".join(lines) if most == 1 else "".join(f"\n  {line}" for line in lines)), "red"
 
 
 def watch(p, console):
-    """Play the iterations; Ctrl-C goes on to the result."""
+    """Show one iteration after the other; Ctrl-C skips to the result."""
     with contextlib.suppress(KeyboardInterrupt), Live(console=console, auto_refresh=False, transient=True) as live:
         for i, (board, sure) in enumerate(zip(p.boards, p.confidence), 1):
             colours = [f"rgb({int(255 * min(1, 2 - 2 * s))},{int(255 * min(1, 2 * s))},0)" for s in sure]
@@ -303,11 +288,15 @@ def plot(p, path):
     bottom.set(xlabel="iteration", xlim=(0.5, p.iterations + 0.5))
     bottom.xaxis.get_major_locator().set_params(integer=True)
     bottom.legend()
-    path = path if path.suffix else path.with_suffix(".png")
-    try:
-        figure.savefig(path, dpi=150)
-    except ValueError as error:  # an ending that matplotlib does not know
-        raise SystemExit(f"--plot {path}: {error}") from None
+    figure.savefig(path, dpi=150)
+
+
+def plot_path(given):
+    """The file of --plot; what is wrong with it is said before the puzzle is solved."""
+    path = Path(given if Path(given).suffix or os.path.isdir(given) else f"{given}.png")
+    writable = os.access(path if path.exists() else path.parent, os.W_OK)
+    if path.is_dir() or path.suffix.lower() not in (".png", ".svg", ".pdf") or not writable:
+        raise SystemExit(f"--plot {given}: expected a .png, .svg or .pdf file in a folder that can be written to")
     return path
 
 
@@ -316,19 +305,21 @@ def report(arguments, console):
         raise SystemExit("give a puzzle of 81 characters, a file, or - for standard input; see --help")
     if arguments.iterations < 1:
         raise SystemExit(f"--iterations {arguments.iterations}: expected 1 or more")
+    device = pick_device(arguments.device)
+    picture = plot_path(arguments.plot) if arguments.plot else None
     puzzles, start = [p for word in arguments.puzzles for p in read(word)], time.perf_counter()
-    if arguments.plot and len(puzzles) > 1:
+    if picture and len(puzzles) > 1:
         raise SystemExit(f"--plot draws one puzzle, and here are {len(puzzles)}")
     if arguments.check:
         prove([p for p in puzzles if not p.problem])
     good = [p for p in puzzles if not p.problem]
-    full = len(puzzles) <= IN_FULL and not arguments.quiet
+    full = len(puzzles) <= FULL_REPORTS and not arguments.quiet
     if good:
-        model = load(choose_weights(arguments.weights), common.pick_device(arguments.device), console)
-        solve(model, good, arguments, full or bool(arguments.plot))
+        model = load(choose_weights(arguments.weights, console), device, console)
+        solve(model, good, arguments, full or bool(picture))
     watching = arguments.watch and full and console.is_terminal
     if arguments.watch and not watching:
-        console.print(f"--watch needs a terminal and at most {IN_FULL} puzzles; here is the ordinary result")
+        console.print(f"--watch needs a terminal and at most {FULL_REPORTS} puzzles; here is the ordinary result")
     for p in puzzles:
         if arguments.quiet:
             print("".join(map(str, p.boards[-1])) if p.solved() else "." * 81)
@@ -339,17 +330,18 @@ def report(arguments, console):
         if full or not p.solved():
             text, colour = verdict(p, most=9 if full else 1)
             console.print(f"{p.name}: {text}", style=colour)
-    if arguments.plot and good:
-        console.print(f"wrote {plot(good[0], Path(arguments.plot))}")
+    if picture and good:
+        plot(good[0], picture)
+        console.print(f"wrote {picture}")
     solved, invalid = sum(p.solved() for p in puzzles), sum(bool(p.problem) for p in puzzles)
     if len(puzzles) > 1:
-        wrong, seconds = len(puzzles) - solved - invalid, time.perf_counter() - start
-        console.print(f"{len(puzzles)} puzzles: {solved} solved, {wrong} wrong, {invalid} invalid; {seconds:.1f} s")
+        counts = f"{solved} solved, {len(puzzles) - solved - invalid} wrong, {invalid} invalid"
+        console.print(f"{len(puzzles)} puzzles: {counts}; {time.perf_counter() - start:.1f} s")
     return 2 if invalid else int(solved < len(puzzles))
 
 
 def main(argv=None):
-    description = __doc__.replace("\n", "\n ")  # tyro keeps the break before an indented line
+    description = __doc__.replace("\n", "\n ")  # tyro joins lines that are not indented
     arguments = tyro.cli(Arguments, args=argv, description=description, config=(tyro.conf.FlagCreatePairsOff,))
     console = Console(stderr=arguments.quiet, highlight=False, markup=False, emoji=False, soft_wrap=True)
     try:
@@ -362,4 +354,6 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
+    with contextlib.suppress(AttributeError):  # Windows has no SIGPIPE
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # solve.py ... | head ends without a message
     sys.exit(main())

@@ -143,8 +143,8 @@ def train(config):
     run = common.Run(config, __file__)
     data = common.load(config, run)
     model = run.compiled(Model(config).to(run.device))
-    matrices, others = ([p for p in model.parameters() if (p.ndim > 1) == wanted] for wanted in (True, False))
     options = {"lr": config.lr, "betas": (0.9, 0.95), "weight_decay": config.weight_decay, "fused": True}
+    matrices, others = ([p for p in model.parameters() if (p.ndim > 1) == wanted] for wanted in (True, False))
     optimizers = [Muon(matrices, lr=config.muon_lr), torch.optim.AdamW(others, **options)]
     for step in range(run.resume(model, optimizers), config.steps):
         batch = common.batch_at(config, data, run, step)

@@ -3,7 +3,7 @@
 Parent: exp_sam.py
 Change: 20,000 puzzles of each Kaggle difficulty bucket instead of 100,000 easy ones; tested on all.
 Hypothesis: Skill on easy puzzles does not carry over to hard ones; a mix teaches both.
-Log: 1930/2500 on the 2.7M set (--train-per-bucket 0 --test-per-bucket 500);
+Log: 1930/2500 on the set of 2,997,500 (--train-per-bucket 0 --test-per-bucket 500);
 722/1000 on 100,000 puzzles, 740 at its best step. Its 960 ... 775 by difficulty were measured on training rows.
 
 python train_mixed.py            the log's run; --preset mini takes minutes on two CPU cores

@@ -12,15 +12,14 @@ import argparse
 import itertools
 import json
 import math
-import re
 import shlex
 import statistics
-import sys
 import textwrap
 from pathlib import Path
 
 import pandas as pd
 
+import report
 from addition import plots
 from addition.data import phases
 from addition.plots import configuration
@@ -28,7 +27,6 @@ from plumbing import disk
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = ("addition/README.md", "addition/EXPERIMENTS.md")
-BLOCK = re.compile(r"(<!-- report (\S+) ([^\n]+?) -->\n)((?:(?!<!-- report ).)*?)(<!-- end -->)", re.DOTALL)
 GUESSED = 0.25  # a digit with at most this accuracy counts as guessed
 GOOD, BETTER = 1_000, 100  # errors in 100,000: 99 % and 99.9 %
 # Settings of how and where a run is computed: seeds that differ only in these are of one configuration.
@@ -90,11 +88,6 @@ def number(value):
     return "-" if pd.isna(value) else f"{value:,.1f}".removesuffix(".0")
 
 
-def table(header, rows):
-    lines = [header, "|" + "---|" * (header.count("|") - 1)]
-    return [*lines, *(f"| {' | '.join(map(str, row))} |" for row in rows)]
-
-
 def rate(errors, most):
     """How many seeds make at most so many errors, with the interval."""
     good, total = (errors <= most).sum(), len(errors)
@@ -134,15 +127,13 @@ def sweep(*entries):
                 f"{number(errors.min())}, {number(errors.median())}",
                 number(seconds(entry)),
             ])  # fmt: skip
-    header = (
-        "| configuration | parameters | steps | seeds at 99 % | seeds at 99.9 % | seeds with 0 errors "
-        "| median steps to 99 % | errors in 100,000 (best, median) | seconds a seed |"
-    )
+    head = ["configuration", "parameters", "steps", "seeds at 99 %", "seeds at 99.9 %", "seeds with 0 errors",
+            "median steps to 99 %", "errors in 100,000 (best, median)", "seconds a seed"]  # fmt: skip
     note = (
         "In brackets the share and its 95 % interval (Wilson). Median steps to 99 %: on validation, of the seeds that "
         "got there. Seconds a seed: the whole sweep's time divided by the models that trained together."
     )
-    return [*table(header, rows), "", note]
+    return [*report.table(head, rows), "", note]
 
 
 def seeds(*entries):
@@ -159,7 +150,8 @@ def seeds(*entries):
                     errors += f" (diverged at step {number(s['diverged_at'])})"
                 name = f"`{title(entry, label, entries)}`"
                 rows.append([name, s["seed"], number(s["best_step"]), number(s["step_at_99"]), errors])
-    return table("| configuration | seed | best step | step at 99 % | errors in 100,000 |", rows)
+    head = ["configuration", "seed", "best step", "step at 99 %", "errors in 100,000"]
+    return report.table(head, rows)
 
 
 def command(*entries):
@@ -195,12 +187,10 @@ def speed(name):
         ]
         for m in kept["models"]
     ]  # fmt: skip
-    header = (
-        "| parameters | plain autograd | compiled | 16 in a sweep | sweep against plain | against compiled "
-        "| work a step | share of the matrix rate |"
-    )
+    head = ["parameters", "plain autograd", "compiled", "16 in a sweep",
+            "sweep against plain", "against compiled", "work a step", "share of the matrix rate"]  # fmt: skip
     note = f"Milliseconds a step of {kept['batch']} sums and a model, median of turns; {kept['hardware']}"
-    return [note, "", *table(header, rows)]
+    return [note, "", *report.table(head, rows)]
 
 
 def attention(name):
@@ -221,7 +211,8 @@ def attention(name):
             f"`{folder}`", f"{len(models)} {'below' if failed else 'at'} 99 %", f"{min(own):.2f}-{max(own):.2f}",
             f"{min(before):.3f}-{max(before):.3f}", f"{guessed:g}",
         ])  # fmt: skip
-    return table("| sweep | seeds | own two digits | the two before | digits guessed, median of the eleven |", rows)
+    head = ["sweep", "seeds", "own two digits", "the two before", "digits guessed, median of the eleven"]
+    return report.table(head, rows)
 
 
 def verified(name):
@@ -235,26 +226,11 @@ def verified(name):
         passed = v["edge_cases"] - len(v["edge_cases_failed"])
         public, carries = f"{100 * v['public_exact']:.2f} %", f"{v['carry_errors']} errors in {v['carry_pairs']:,}"
         rows.append([f"`{v['path']}`", v["parameters"], f"{passed} of {v['edge_cases']}", public, carries])
-    return table("| file | parameters | edge cases | public protocol, 10,010 pairs | long carries |", rows)
+    head = ["file", "parameters", "edge cases", "public protocol, 10,010 pairs", "long carries"]
+    return report.table(head, rows)
 
 
-KINDS = {function.__name__: function for function in (sweep, seeds, command, attention, speed, verified)}
-
-
-def fill(text, document="the document"):
-    """The document with every block written anew."""
-    known = [(opening, kind) for opening, kind, *_ in BLOCK.findall(text)]
-    for opening in re.findall(r"^<!-- report .*$", text, re.MULTILINE):
-        if not any(opening + "\n" == head and kind in KINDS for head, kind in known):
-            raise SystemExit(
-                f"{document}: {opening!r} needs one of {', '.join(KINDS)}, a name, and <!-- end --> after it"
-            )
-
-    def block(match):
-        opening, kind, names, _, ending = match.groups()
-        return opening + "\n".join(KINDS[kind](*names.split())) + "\n" + ending if kind in KINDS else match.group()
-
-    return BLOCK.sub(block, text)
+KINDS = {kind.__name__: kind for kind in (sweep, seeds, command, attention, speed, verified)}
 
 
 def documents():
@@ -264,8 +240,9 @@ def documents():
 def points():
     """The points of accuracy.png: the sweeps of the README's tables; of a grid its best combination."""
     shown = documents().get("addition/README.md", "")
-    blocks = [match.group(3).split() for match in BLOCK.finditer(shown) if match.group(2) == "sweep"]
-    entries = [entry for entry in dict.fromkeys(itertools.chain.from_iterable(blocks)) if members(entry)]
+    words = [match[2].split() for match in report.BLOCK.finditer(shown)]
+    named = itertools.chain.from_iterable(names for kind, *names in words if kind == "sweep")
+    entries = [entry for entry in dict.fromkeys(named) if members(entry)]
     found = []
     for entry in entries:
         choices = []
@@ -325,15 +302,7 @@ def main(argv=None):
         if not arguments.folders:
             parser.error("keep needs the folder of a run, such as results/runs/NAME")
         return keep(arguments.folders)
-    for name, old in documents().items():
-        new = fill(old, name)
-        if arguments.check and new != old:
-            sys.exit(
-                f"{name} does not match results/addition/; run python -m addition.report and commit what it writes"
-            )
-        if new != old:
-            disk.replace(ROOT / name, lambda file, new=new: file.write(new.encode()))
-            print(name)
+    report.write_documents(ROOT, documents(), KINDS, arguments.check, "python -m addition.report")
     if not arguments.check:
         draw()
 

@@ -108,6 +108,8 @@ RANGES = {  # the least and the greatest value of a number; where nothing is sai
 
 
 def check(settings):
+    if not re.fullmatch(r"(?!\.)[\w.+=-]*", settings.name):
+        raise ValueError(f"--run-name is {settings.name}; expected letters, digits and _ . + = - (it names a folder)")
     for f in fields(settings):
         value, flag = getattr(settings, f.name), f"--{f.name.replace('_', '-')}"
         if f.type in (int, float):
@@ -511,7 +513,7 @@ def train(settings, names, run):
                     save_member(folders[run_of(name)], members, i, step)
         run.end_step(step - 1, members)
     done = {name: members.done[name] for name in names}
-    run.finish(done[names[0]] if len(names) == 1 else {"seed": sorted({s.seed for s in settings}), "members": done})
+    run.end(done[names[0]] if len(names) == 1 else {"seed": sorted({s.seed for s in settings}), "members": done})
     run.checkpoint.unlink(missing_ok=True)
     return done
 

@@ -8,7 +8,7 @@ summary, torchrun. It knows nothing of what is trained. A training loop uses it 
         run.watch(step, loss)                   # notes the first loss that is not finite
         run.row["loss"] = ...                   # numbers for a row of metrics.csv, on any step
         run.end_step(step, model, optimizers)   # appends the row, saves when due, stops after Ctrl-C
-    run.finish({"solved": ...})                 # summary.json
+    run.end({"solved": ...})                    # summary.json
 """
 
 import ast
@@ -16,11 +16,11 @@ import contextlib
 import dataclasses
 import json
 import os
-import re
 import signal
 import socket
 import threading
 import time
+import urllib.parse
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,8 +73,6 @@ class Run:
         low_precision = getattr(config, "precision", "fp32") == "bf16"
         torch.set_float32_matmul_precision("high" if low_precision else "highest")  # high: TF32 where there is any
         torch.manual_seed(config.seed)
-        if not re.fullmatch(r"[\w.+=-]*", config.name) or config.name.startswith("."):
-            raise SystemExit(f"--name {config.name}: expected letters, digits and _ . + = - (it names a folder)")
         self.folder = Path(folder or Path(config.runs) / self.experiment / run_name(config))
         self.checkpoint = self.folder / "checkpoint.pt"
         self.rows, self.row, self.notes, self.data = [], {}, {}, None
@@ -308,14 +306,13 @@ class Run:
             bad = step + 1
         if bad < torch.inf:
             self.log(f"# loss or weights not finite at step {bad:.0f}; the last finite checkpoint is kept")
-            self.finish({"solved": None, "diverged_at": int(bad)})
+            self.end({"solved": None, "diverged_at": int(bad)})
             raise SystemExit(0)
 
     # ------------------------------------------------------------ end
 
-    def finish(self, results):
-        """Write summary.json, with these results and what every run says of itself; lines that grep can read."""
-        self.close()
+    def end(self, results):
+        """Write summary.json, with these results and what every run says of itself."""
         summary = {
             "experiment": self.experiment,
             "seed": self.config.seed,
@@ -335,14 +332,19 @@ class Run:
                 disk.write_json(self.folder / "summary.json", summary)
             if self.wandb:
                 limited(lambda: (self.wandb.summary.update(results), self.wandb.finish()))
-            self.lock.close()
+        self.close()
         return summary
 
-    def close(self):
-        """Signals do again what they did before."""
+    def default_signals(self):
+        """Signals do again what they did before `resume`."""
         for number, handler in self.handlers.items():
             signal.signal(number, handler)
         self.handlers = {}
+
+    def close(self):
+        self.default_signals()
+        if self.lock:
+            self.lock.close()
 
 
 def sum_gradients(model):
@@ -391,12 +393,12 @@ def start_wandb(mode, folder, experiment, config, log=print, project="sudoku"):
         import wandb
 
         if mode == "online":
-            host = re.sub(r"^\w+://|[:/].*$", "", os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai"))
-            try:
-                socket.create_connection((host, 443), WANDB_SECONDS).close()
-                reason = "" if os.environ.get("WANDB_API_KEY") or wandb.api.api_key else "no API key (wandb login)"
-            except OSError as error:
-                reason = f"{host} does not answer ({error})"
+            server = urllib.parse.urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai"))
+            address, answers = (server.hostname, server.port or {"http": 80}.get(server.scheme, 443)), []
+            limited(lambda: answers.append(socket.create_connection(address, WANDB_SECONDS).close()))
+            reason = "" if answers else f"{server.hostname} does not answer"
+            if answers and not (os.environ.get("WANDB_API_KEY") or wandb.api.api_key):
+                reason = "no API key (wandb login)"
             if reason:
                 log(f"# W&B: {reason}; recording offline, `wandb sync` sends it later")
                 mode = "offline"

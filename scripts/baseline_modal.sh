@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# The log's first half on Modal: baseline, ablations, batch 512, SAM, curricula, the carried state.
-# Hardware: an H200 for each run, all at once; SUDOKU_MODAL_GPU=L40S is enough for batch 512. The log's figures are an
-# RTX 4090's: 2.3 hours for batch 128, 5 for batch 512, 6.3 with SAM (all from exp_sam on). Expect no more than that.
-# Stopped or failed: the same command skips what is finished and resumes the rest. Flags go to every run.
+# The log's first half on Modal: baseline, ablations, batch 512, SAM, curricula, recurrent state.
+# Hardware: one H200 per run, all at once; SUDOKU_MODAL_GPU=L40S is enough for batch 512. On the log's RTX 4090
+# sudoku.py took 2.3 hours in bf16 and exp_sam.py, as all runs after it with SAM, 6.3; an H200 is faster.
+# Stopped or failed: the same command resumes what has not finished. Flags go to every run.
 set -u
 shopt -s nullglob
-cd "$(dirname "$0")/.." || exit 1
+CDPATH= cd -- "$(dirname -- "$0")/.." || exit 1
 exec scripts/chain.sh modal sudoku.py sudoku_bs512.py ablation_*.py exp_sam.py train_mixed.py train_curriculum.py \
   train_curriculum_reverse.py exp_recur_add.py exp_no_x_after_init.py -- "$@"

@@ -1,20 +1,10 @@
-"""The experiment files of the top level, found by their `Parent:` line."""
+"""All experiment files, of the root and of pos_embedding/."""
 
-import ast
-import importlib
-from pathlib import Path
+import lineage
 
-ROOT = Path(__file__).parent.parent
+ROOT = lineage.ROOT
+load = lineage.module
 
 
 def names():
-    found = []
-    for path in sorted(ROOT.glob("*.py")):
-        docstring = ast.get_docstring(ast.parse(path.read_text())) or ""
-        if "\nParent:" in docstring:
-            found.append(path.stem)
-    return found
-
-
-def load(name):
-    return importlib.import_module(name)
+    return sorted(experiment.name for experiment in lineage.find().values())

@@ -1,4 +1,4 @@
-"""Kill a run at random moments, resume it each time, and compare its end with a run that was left alone.
+"""Kill a run at steps drawn by chance, resume it each time, and compare its end with a run that was left alone.
 
 python tests/kill.py exp_cosine_no_sam --kills 10 -- --preset mini
 
@@ -32,11 +32,26 @@ def fork(module, arguments, quiet):
     return child
 
 
+def resumes(folder):
+    """How often this run went on from a checkpoint."""
+    log = folder / "log.txt"
+    return log.read_text().count("# resumed after step") if log.exists() else 0
+
+
+def reached(folder):
+    """The last step that metrics.csv has a whole row of."""
+    try:
+        lines = (folder / "metrics.csv").read_text().split("\n")[1:-1]
+    except FileNotFoundError:
+        return 0
+    return int(lines[-1].split(",")[0]) if lines else 0
+
+
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("experiment")
     parser.add_argument("--kills", type=int, default=10)
-    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--seed", type=int, default=0, help="of the steps")
     parser.add_argument("--runs", default="runs/kill", help="the folder of both runs")
     parser.add_argument("--quiet", action="store_true")
     parser.add_argument("--output", help="also write what came out to this .json file")
@@ -45,37 +60,32 @@ def main(argv=None):
     options = parser.parse_args(argv[:cut])
     module = importlib.import_module(options.experiment)
     flags = [*argv[cut + 1 :], "--runs", options.runs]
-    moments = random.Random(options.seed)
-    begin = time.monotonic()
+    config = module.common.parse(module.Config, flags)
+    folders = [Path(options.runs) / options.experiment / name for name in ("whole", "killed")]
     _, status = os.waitpid(fork(module, [*flags, "--name", "whole"], options.quiet), 0)
     if status:
         raise SystemExit("the run that was left alone failed")
-    duration = time.monotonic() - begin
-    kills = finished = 0
-    while not finished:
+    steps = random.Random(options.seed).sample(range(config.save_every + 1, config.steps), options.kills)
+    for number, step in enumerate([*sorted(steps), None]):
         child = fork(module, [*flags, "--name", "killed", "--resume"], options.quiet)
-        deadline = time.monotonic() + moments.uniform(0.02, 1.5) * duration / options.kills
-        while True:
-            done, status = os.waitpid(child, os.WNOHANG)
-            if done:
-                if status:
-                    raise SystemExit(f"a resumed run failed with status {status}")
-                finished = True
-                break
-            if kills < options.kills and time.monotonic() > deadline:
+        while (ended := os.waitpid(child, os.WNOHANG)) == (0, 0):
+            if step is not None and resumes(folders[1]) == number and reached(folders[1]) >= step:
                 os.kill(child, signal.SIGKILL)
-                os.waitpid(child, 0)
-                kills += 1
-                break
-            time.sleep(0.005)
+            time.sleep(0.002)
+        if step is None and ended[1]:
+            raise SystemExit(f"the last resumed run failed with status {ended[1]}")
+        if step is not None and not os.WIFSIGNALED(ended[1]):
+            raise SystemExit(f"the run that was to be killed at step {step} ended by itself, with status {ended[1]}")
+    resumed = resumes(folders[1])
+    if resumed != options.kills:
+        raise SystemExit(f"{options.kills} kills, but {resumed} runs resumed from a checkpoint")
     import torch  # only now: a parent with threads must not fork
 
     from plumbing import disk
 
-    folders = [Path(options.runs) / options.experiment / name for name in ("whole", "killed")]
     whole, killed = (disk.load_checkpoint(folder / "checkpoint.pt") for folder in folders)
     for name, value in whole["model"].items():
-        assert torch.equal(value, killed["model"][name]), f"{name} differs after {kills} kills"
+        assert torch.equal(value, killed["model"][name]), f"{name} differs after {options.kills} kills"
     columns = [
         [
             (row["step"], row["loss"], row["accuracy"], row["test_solved"])
@@ -84,9 +94,8 @@ def main(argv=None):
         for folder in folders
     ]
     assert columns[0] == columns[1], "metrics differ"
-    said = (
-        f"{kills} kills of {options.experiment}: all weights the same bit for bit, {len(columns[0])} metrics rows too"
-    )
+    said = f"{options.kills} kills of {options.experiment}, each followed by a resume: "
+    said += f"all weights the same bit for bit, {len(columns[0])} metrics rows too"
     print(said)
     if options.output:
         Path(options.output).parent.mkdir(parents=True, exist_ok=True)
@@ -94,7 +103,7 @@ def main(argv=None):
         disk.write_json(
             options.output, {"said": said, "command": command, "hardware": disk.describe(torch.device("cpu"))}
         )
-    return kills
+    return resumed
 
 
 if __name__ == "__main__":

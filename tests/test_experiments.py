@@ -1,8 +1,10 @@
 """Every experiment: its four names, its sizes, a few steps end to end, and what the log's figures rest on."""
 
+import dataclasses
 import inspect
 import json
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,9 +13,10 @@ import torch.nn.functional as F
 
 import common
 import exp_cosine_no_sam
+import exp_extreme_baseline
 import exp_sam
 import sudoku
-from data import sources, store
+from data import generate, sources, store
 from plumbing import disk
 from tests import experiments
 
@@ -89,8 +92,8 @@ def test_rates_of_the_70k_run():
     assert common.warmup_rate(1999, 1.5e-3, 2000) == common.warmup_rate(60_000, 1.5e-3, 2000) == 1.5e-3
 
 
-def test_sam_takes_the_gradient_uphill():
-    """f = (a^2 + 4 b^2) / 2 at (3, 1): gradient (3, 4), norm 5; rho 0.5 climbs to (3.3, 1.4), gradient (3.3, 5.6)."""
+def test_sam_takes_the_gradient_at_perturbed_weights_and_restores_them_exactly():
+    """f = (a^2 + 4 b^2) / 2 at (3, 1): gradient (3, 4), norm 5; rho 0.5 goes to (3.3, 1.4), gradient (3.3, 5.6)."""
 
     class Bowl(torch.nn.Module):
         def __init__(self):
@@ -102,12 +105,187 @@ def test_sam_takes_the_gradient_uphill():
 
     bowl = Bowl()
     bowl.loss().backward()
-    shifts = exp_sam.climb(bowl, 0.5)
+    weights = exp_sam.perturb(bowl, 0.5)
     assert [p.item() for p in bowl.parameters()] == pytest.approx([3.3, 1.4])
     bowl.loss().backward()
-    exp_sam.descend(bowl, shifts)
-    assert [p.item() for p in bowl.parameters()] == pytest.approx([3.0, 1.0])
+    exp_sam.restore(bowl, weights)
+    assert [p.item() for p in bowl.parameters()] == [3.0, 1.0]
     assert [p.grad.item() for p in bowl.parameters()] == pytest.approx([3.3, 5.6])
+
+
+def test_sam_restores_every_bit_of_a_network():
+    """Subtracting the perturbation again would round many weights to a neighbour."""
+    torch.manual_seed(0)
+    model = torch.nn.Linear(200, 50)
+    before = model.weight.clone()
+    model(torch.randn(8, 200)).square().sum().backward()
+    weights = exp_sam.perturb(model, 0.05)
+    assert not torch.equal(model.weight, before)
+    exp_sam.restore(model, weights)
+    assert torch.equal(model.weight, before)
+
+
+def test_muon_is_the_logs():
+    """Nesterov momentum 0.95, five cubic Newton-Schulz steps, never transposed, scaled by sqrt(rows / columns)."""
+    for shape in ((48, 16), (16, 48), (9, 9)):
+        torch.manual_seed(0)
+        weight = torch.nn.Parameter(torch.randn(shape))
+        expected, buffer, optimizer = weight.detach().clone(), torch.zeros(shape), sudoku.Muon([weight], lr=0.02)
+        for _ in range(3):
+            weight.grad = torch.randn(shape)
+            buffer = 0.95 * buffer + weight.grad
+            x = weight.grad + 0.95 * buffer
+            x = x / (x.norm() + 1e-7)
+            for _ in range(5):
+                x = 1.5 * x - 0.5 * x @ x.T @ x
+            expected = expected - 0.02 * max(1, shape[0] / shape[1]) ** 0.5 * x
+            optimizer.step()
+        assert torch.allclose(weight, expected, atol=1e-6)
+
+
+class Spy:
+    """Stands in for an optimiser class, and keeps the one that was made."""
+
+    def __init__(self, real):
+        self.real = real
+
+    def __call__(self, *arguments, **options):
+        self.made = self.real(*arguments, **options)
+        return self.made
+
+
+def optimizers_of(module, monkeypatch, *flags):
+    """[(class, parameters, settings)] of each optimiser that a run of this experiment makes."""
+    spies = [Spy(torch.optim.AdamW)] + ([Spy(module.Muon)] if hasattr(module, "Muon") else [])
+    monkeypatch.setattr(torch.optim, "AdamW", spies[0])
+    if len(spies) > 1:
+        monkeypatch.setattr(module, "Muon", spies[1])
+    module.main(["--preset", "smoke", *flags])
+    return [spy.made.param_groups[0] for spy in spies]
+
+
+def test_easy_runs_use_muon_for_every_matrix(clean, monkeypatch):
+    """Embeddings, input map and head included; AdamW gets biases and norms only."""
+    adamw, muon = optimizers_of(sudoku, monkeypatch)
+    assert {p.ndim for p in muon["params"]} == {2} and {p.ndim for p in adamw["params"]} == {1}
+    model = sudoku.Model(common.with_preset(sudoku.Config(), "smoke"))
+    assert len(muon["params"]) + len(adamw["params"]) == len(list(model.parameters()))
+    assert muon["lr"] == sudoku.Config().muon_lr == 0.02
+    assert adamw["betas"] == (0.9, 0.95) and adamw["weight_decay"] == 0.01
+    assert sudoku.Config().lr == 1e-3
+
+
+@pytest.mark.parametrize("name", ["exp_sam", "exp_scale_batch_4k", "exp_warmup", "exp_cosine", "exp_cosine_no_sam"])
+def test_everything_after_uses_adamw_at_the_logs_rate(name, clean, monkeypatch):
+    module = experiments.load(name)
+    (adamw,) = optimizers_of(module, monkeypatch)
+    config = common.with_preset(module.Config(), "smoke")
+    assert len(adamw["params"]) == len(list(module.Model(config).parameters()))
+    assert adamw["betas"] == (0.9, 0.95) and adamw["weight_decay"] == 0.01
+    assert module.Config().lr == (1e-3 if name == "exp_sam" else 1.5e-3)
+    last = {"exp_warmup": config.lr, "exp_sam": config.lr, "exp_scale_batch_4k": config.lr}
+    expected = last.get(name, common.cosine_rate(config.steps - 1, config.lr, config.warmup, config.steps)
+                        if hasattr(config, "warmup") else None)  # fmt: skip
+    assert adamw["lr"] == pytest.approx(expected)
+    (folder,) = clean.glob(f"runs/{name}/*")
+    assert float(disk.read_rows(folder / "metrics.csv")[-1]["lr"]) == pytest.approx(expected)
+
+
+def test_layers_start_as_copies_of_one():
+    model = sudoku.Model(sudoku.Config())
+    first, *others = [layer.state_dict() for layer in model.layers]
+    for other in others:
+        assert all(torch.equal(value, other[name]) for name, value in first.items())
+    assert len({p.data_ptr() for p in model.layers.parameters()}) == 4 * len(first)
+
+
+def first_loss(module):
+    """The loss at step 0 of the full-size network, with dropout, on puzzles of 26 clues."""
+    puzzle, solution = (torch.from_numpy(a.astype(np.int64)) for a in
+                        generate.cached(16, clues=26, seed=5, progress=False).rows(np.arange(6)))  # fmt: skip
+    target = torch.where(puzzle == 0, solution - 1, common.IGNORED)
+    batch = common.Batch(puzzle, target, torch.arange(6, dtype=torch.int32), int((puzzle == 0).sum()))
+    torch.manual_seed(0)
+    model = module.Model(module.Config())
+    common.seed_dropout(model, batch.seeds)
+    loss, _ = module.forward_loss(model, batch, module.Config())
+    loss.backward()
+    weights = module.perturb(model, module.Config().rho) if hasattr(module, "perturb") else None
+    with torch.no_grad():
+        return loss.item(), module.forward_loss(model, batch, module.Config())[0].item() if weights else None
+
+
+def test_loss_at_step_0_where_h_is_fresh():
+    plain, perturbed = first_loss(exp_sam)
+    assert 2.6 < plain < 3.1 and 2.75 < perturbed < 3.1  # SAM's logged loss is the perturbed one
+
+
+def test_loss_at_step_0_where_h_is_carried_without_a_norm():
+    assert first_loss(exp_extreme_baseline)[0] == pytest.approx(17.3, abs=0.8)  # 13 with independent layers
+
+
+@pytest.mark.parametrize("name", experiments.names())
+def test_contract_of_a_model(name):
+    """forward is the generic loop over start and iterate, so a state can be carried, and taken up late."""
+    module = experiments.load(name)
+    model = module.Model(common.with_preset(module.Config(), "smoke")).eval()
+    puzzle = torch.from_numpy(
+        generate.cached(16, clues=45, seed=5, progress=False).rows(np.arange(4))[0].astype(np.int64)
+    )
+    with torch.no_grad():
+        outputs = list(model(puzzle, 3))
+        state = model.start(puzzle)
+        for expected in outputs:
+            logits, state = model.iterate(state)
+            assert logits.shape == (4, 81, 9) and torch.equal(logits, expected)
+
+
+def test_every_preset_names_every_field():
+    for name in experiments.names():
+        fields = set(vars(experiments.load(name).Config()))
+        for preset in ("mini", "smoke"):
+            rules = set(common.PRESETS[preset])
+            assert fields <= rules | common.UNCHANGED, (name, preset)
+            assert not rules & common.UNCHANGED - {"test_iterations"}, preset
+    known = set().union(*(vars(experiments.load(name).Config()) for name in experiments.names()))
+    assert common.UNCHANGED | set(common.MINI) <= known, "names that no experiment has"
+
+
+def test_a_field_that_no_preset_names_is_an_error():
+    Config = dataclasses.make_dataclass("Config", [("gates", int, 3)], bases=(sudoku.Config,))
+    with pytest.raises(SystemExit, match="gates"):
+        common.with_preset(Config(), "mini")
+
+
+@pytest.mark.parametrize("name", experiments.names())
+def test_mini_shrinks_the_whole_schedule_alike(name):
+    full = experiments.load(name).Config()
+    mini = common.with_preset(full, "mini")
+    divisor = full.steps / mini.steps
+    assert mini.steps >= min(600, full.steps)
+    for before, after in zip(getattr(full, "phases", ()), getattr(mini, "phases", ())):
+        assert after[0] == pytest.approx(before[0] / divisor, abs=1) and after[1:] == before[1:]
+    if getattr(full, "warmup", 0) and hasattr(full, "phases"):
+        assert mini.warmup == pytest.approx(full.warmup / divisor, abs=1)
+
+
+def test_the_command_in_a_summary_gives_the_same_config():
+    for flags in (
+        ["--preset", "mini", "--seed", "3"],
+        ["--steps", "9", "--no-compile", "--test-iterations", "8", "32", "--phases", "5", "0", "3", "9", "1", "inf"],
+    ):
+        config = common.parse(exp_cosine_no_sam.Config, flags)
+        words = common.command(config, exp_cosine_no_sam.__file__).split()
+        assert words[:2] == ["python", "exp_cosine_no_sam.py"]
+        assert common.parse(exp_cosine_no_sam.Config, words[2:]) == config
+
+
+def test_memory_of_a_puzzle_is_the_170_gb_that_batch_4096_was_counted_at():
+    config = exp_cosine_no_sam.Config()
+    run = SimpleNamespace(
+        config=config, device=torch.device("cpu"), precision=lambda: torch.autocast("cpu", torch.bfloat16)
+    )
+    assert common.bytes_a_puzzle(exp_cosine_no_sam.Model(config), run, 4) * 4096 / 1e9 == pytest.approx(173, abs=4)
 
 
 def test_loss_counts_blank_cells_only():
@@ -125,13 +303,13 @@ def test_loss_is_the_mean_over_iterations_and_flows_back_through_predictions():
     config = common.with_preset(sudoku.Config(), "smoke")
     config.iterations = 3
     torch.manual_seed(0)
-    model = sudoku.Model(config)
+    model = sudoku.Model(config).eval()
     puzzle = torch.randint(0, 10, (2, 81))
     target = torch.where(puzzle == 0, torch.randint(0, 9, (2, 81)), common.IGNORED)
     batch = common.Batch(puzzle, target, None, int((puzzle == 0).sum()))
     outputs = list(model(puzzle, 3))
     each = [sudoku.blank_loss(logits, batch) for logits in outputs]
-    loss, last = sudoku.forward_loss(model, batch, None, config)
+    loss, last = sudoku.forward_loss(model, batch, config)
     assert loss.item() == pytest.approx(torch.stack(each).mean().item(), rel=1e-6)
     assert torch.equal(last, outputs[-1])
     assert torch.autograd.grad(each[2], outputs[0])[0].abs().sum() > 0
@@ -140,19 +318,16 @@ def test_loss_is_the_mean_over_iterations_and_flows_back_through_predictions():
 def test_first_iteration_sees_no_predictions():
     """With predictions at zero their projection adds nothing but its bias."""
     config = common.with_preset(exp_cosine_no_sam.Config(), "smoke")
-    model = exp_cosine_no_sam.Model(config)
+    model = exp_cosine_no_sam.Model(config).eval()
     puzzle = torch.randint(0, 10, (2, 81))
     before = next(model(puzzle, 1))
     with torch.no_grad():
-        model.predicted.weight.normal_()
+        model.embed_predictions.weight.normal_()
     assert torch.equal(before, next(model(puzzle, 1)))
 
 
 class FakeRun:
     rank, world, device = 0, 1, torch.device("cpu")
-
-    def __init__(self):
-        self.pools = {}
 
 
 def rated(edges):
@@ -171,10 +346,9 @@ def test_pools_are_the_buckets_that_were_really_run():
     config, data, run = exp_cosine_no_sam.Config(batch=64), rated(sources.EXTREME), FakeRun()
     for step in (0, 13_999, 14_000, 27_999, 28_000, 41_999, 42_000, 69_999):
         common.batch_at(config, data, run, step)
-    lowest = [data.train.rating[pool].min() for pool in run.pools.values()]
+    lowest = [data.train.rating[pool].min() for pool in data.pools.values()]
     assert list(lowest) == [51, 11, 1, 0]
-    assert len(run.pools) == 4
-    assert all(len(pool) == (data.train.rating >= low).sum() for pool, low in zip(run.pools.values(), lowest))
+    assert all(len(pool) == (data.train.rating >= low).sum() for pool, low in zip(data.pools.values(), lowest))
 
 
 def test_batches_are_a_function_of_seed_and_step():
@@ -183,7 +357,7 @@ def test_batches_are_a_function_of_seed_and_step():
     other = common.batch_at(config, data, FakeRun(), 50_001)
     config.seed = 1
     seeded = common.batch_at(config, data, FakeRun(), 50_000)
-    assert torch.equal(one.puzzle, again.puzzle) and torch.equal(one.keys, again.keys)
+    assert torch.equal(one.puzzle, again.puzzle) and torch.equal(one.seeds, again.seeds)
     assert not torch.equal(one.puzzle, other.puzzle) and not torch.equal(one.puzzle, seeded.puzzle)
 
 
@@ -196,7 +370,7 @@ def test_processes_share_the_batch():
         run.rank, run.world = rank, 4
         parts.append(common.batch_at(config, data, run, 50_000))
     assert torch.equal(torch.cat([part.puzzle for part in parts]), whole.puzzle)
-    assert torch.equal(torch.cat([part.keys for part in parts]), whole.keys)
+    assert torch.equal(torch.cat([part.seeds for part in parts]), whole.seeds)
     assert {part.blanks for part in parts} == {whole.blanks}
 
 
@@ -217,17 +391,21 @@ def test_an_empty_pool_is_an_error():
 def test_exact_evaluation_counts_by_bucket_and_iteration():
     """A stand-in that is right on bucket 0 from its first iteration, on the rest from its third."""
     data = rated(sources.EXTREME)
-    data.natural = [0.5, 0.125, 0.125, 0.125, 0.125]
+    data.bucket_shares = [0.5, 0.125, 0.125, 0.125, 0.125]
 
     class Oracle(torch.nn.Module):
         def forward(self, puzzle, iterations):
+            assert not self.training and torch.get_float32_matmul_precision() == "highest"
             digits = torch.arange(9).repeat(9).expand(len(puzzle), 81)
             easy = torch.isin((puzzle == 0).int().argmax(1), torch.arange(10))
             for i in range(iterations):
                 right = easy | torch.tensor(i >= 2)
                 yield F.one_hot(torch.where(right[:, None], digits, (digits + 1) % 9), 9).float()
 
-    table = common.evaluate(Oracle(), data, FakeRun(), [1, 3], batch=7)
+    torch.set_float32_matmul_precision("high")
+    model = Oracle()
+    table = common.evaluate(model, data, FakeRun(), [1, 3], batch=7)
+    assert model.training and torch.get_float32_matmul_precision() == "high"
     assert table[1]["solved"][0] == 10 and table[1]["puzzles"] == [10, 20, 20, 20, 20]
     assert table[3]["share"] == 1.0 and table[3]["share_natural"] == pytest.approx(1.0)
     # a blank at places 0-9 is "easy" to the stand-in: rows 0-9 and 81-89, that is all of bucket 0 and nine of 51+

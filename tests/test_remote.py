@@ -1,9 +1,10 @@
-"""Modal without an account: what is checked here, what would be sent, what happens there, how a run comes home."""
+"""Modal without an account: local validation, what is sent, what runs in the container, the download."""
 
 import ast
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -16,27 +17,30 @@ import pytest
 import common
 import lineage
 import sudoku
-from plumbing import remote
+from plumbing import disk, remote
 
 ROOT = Path(remote.__file__).resolve().parent.parent
 
 
-# ---------------------------------------------------------------- what is checked before anything is paid for
+def job_of(*flags, file="sudoku.py"):
+    return remote.check(file, flags, common.parse(sudoku.Config, [*flags]))
+
+
+# ---------------------------------------------------------------- local validation
 
 
 def test_settings():
     default = remote.settings({})
-    assert (default.gpu, default.seconds, default.retries, default.secrets) == ("H200", 24 * 3600, 10, [])
+    assert (default["gpu"], default["timeout"], default["retries"], default["secrets"]) == ("H200", 24 * 3600, 10, [])
     own = {"SUDOKU_MODAL_GPU": "a100-80gb", "SUDOKU_MODAL_HOURS": "1.5", "SUDOKU_MODAL_RETRIES": "0"}
     changed = remote.settings(own | {"SUDOKU_MODAL_SECRETS": "kaggle, wandb-key", "SUDOKU_MODAL_MEMORY": "64"})
-    assert (changed.gpu, changed.seconds, changed.retries) == ("A100-80GB", 5400, 0)
-    assert (changed.secrets, changed.memory) == (["kaggle", "wandb-key"], 65536)
+    assert (changed["gpu"], changed["timeout"], changed["retries"]) == ("A100-80GB", 5400, 0)
+    assert (changed["secrets"], changed["memory"]) == (["kaggle", "wandb-key"], 65536)
 
 
 @pytest.mark.parametrize(
     "name, text, message",
     [
-        ("GPU", "H20", "do you mean H200"),
         ("GPU", "H200:2", "one GPU"),
         ("GPU", "RTX4090", "any of T4"),
         ("HOURS", "25", "from 0.5 to 24"),
@@ -53,39 +57,28 @@ def test_settings_that_modal_would_refuse_late(name, text, message):
     assert f"SUDOKU_MODAL_{name}" in str(error.value)
 
 
-def test_flags_are_checked_here(clean, capsys):
-    job = remote.check("sudoku.py", ["--preset", "mini", "--seed", "3"], sudoku.Config)
-    assert (job.experiment, job.name, job.folder) == ("sudoku", "mini-seed3", Path("runs/sudoku/mini-seed3"))
-    assert job.remote_flags == [
-        "--preset",
-        "mini",
-        "--seed",
-        "3",
-        "--device",
-        "cuda",
-        "--resume",
-        "--runs",
-        remote.RUNS,
-    ]
-    there = common.parse(sudoku.Config, [*remote.check("sudoku.py", ["--runs", "x"], sudoku.Config).remote_flags])
+def test_check(clean):
+    job = job_of("--preset", "mini", "--seed", "3")
+    assert (job.path, job.folder) == ("sudoku/mini-seed3", Path("runs/sudoku/mini-seed3"))
+    file, flags, path, seconds, commit = job.arguments
+    assert (file, path, seconds, commit) == ("sudoku.py", job.path, 24 * 3600 - remote.MARGIN, disk.commit())
+    assert flags == ["--preset", "mini", "--seed", "3", "--device", "cuda", "--resume", "--runs", remote.RUNS]
+    there = common.parse(sudoku.Config, job_of("--runs", "x").arguments[1])
     assert (there.runs, there.resume) == (remote.RUNS, True)
-    assert (job.settings.gpu, remote.check("sudoku.py", ["--device", "cpu"], sudoku.Config).settings.gpu) == (
-        "H200",
-        None,
-    )
-    with pytest.raises(SystemExit):
-        remote.check("sudoku.py", ["--sed", "3"], sudoku.Config)
-    assert "--seed" in capsys.readouterr().err
+    assert (job.machine["gpu"], job_of("--device", "cpu").machine["gpu"]) == ("H200", None)
+    assert job_of(file="pos_embedding/exp_a.py").path == "exp_a/full-seed0"
     with pytest.raises(SystemExit, match=r"modal volume put sudoku-data my\.csv"):
-        remote.check("sudoku.py", ["--data", "my.csv"], sudoku.Config)
-    assert remote.check("sudoku.py", ["--data", "/vol/data/my.csv"], sudoku.Config).config.data == "/vol/data/my.csv"
+        job_of("--data", "my.csv")
+    with pytest.raises(SystemExit, match="--device mps"):
+        job_of("--device", "mps")
+    assert job_of("--data", "/vol/data/my.csv").config.data == "/vol/data/my.csv"
 
 
 @pytest.mark.parametrize("flags", [["--preset", "smoke"], ["--preset", "smoke", "--name", "mine", "--seed", "2"]])
 def test_folder_is_the_one_that_a_run_takes(clean, flags):
-    config = common.parse(sudoku.Config, flags)
-    run = common.start(config, "sudoku.py")
-    assert run.folder == remote.Job("sudoku.py", flags, config, None).folder
+    job = job_of(*flags)
+    run = common.Run(common.parse(sudoku.Config, flags), sudoku.__file__)
+    assert run.folder == job.folder
     run.lock.close()
 
 
@@ -94,18 +87,12 @@ def test_flags_of():
     assert remote.flags_of("sudoku.py", ["modal", "run", "--detach", here, "--seed", "1"]) == ["--seed", "1"]
     assert remote.flags_of("sudoku.py", ["modal", "run", f"{here}::main"]) == []
     assert remote.flags_of("sudoku.py", ["modal", "run", "-m", "sudoku", "--help"]) == ["--help"]
+    assert remote.flags_of("data/store.py", ["modal", "run", "-m", "data.store"]) == []
     for other in (["pytest", "tests"], ["python", here, "--seed", "1"], ["modal", "deploy", here], ["modal", "run"]):
         assert remote.flags_of("sudoku.py", other) is None
 
 
-def test_relative():
-    for name in ("sudoku", "sudoku.py", ROOT / "sudoku.py"):
-        assert remote.relative(name) == "sudoku.py"
-    with pytest.raises(SystemExit, match="do you mean sudoku"):
-        remote.relative("sudok.py")
-
-
-# ---------------------------------------------------------------- what would be sent
+# ---------------------------------------------------------------- the app
 
 
 def test_mounted_is_what_the_container_needs():
@@ -122,9 +109,9 @@ def test_mounted_is_what_the_container_needs():
                 assert path in files or not (ROOT / path).exists(), f"{file} imports {name}, which is not mounted"
 
 
-def test_mounted_leaves_the_rest_at_home(tmp_path, monkeypatch):
+def test_mounted_leaves_out_the_rest(tmp_path, monkeypatch):
     monkeypatch.setattr(remote, "ROOT", tmp_path)
-    ours = ["data/store.py", "exp_a.py", "requirements.txt"]
+    ours = ["data/store.py", "exp_a.py", "pos_embedding/common.py", "pos_embedding/exp_b.py", "requirements.txt"]
     others = [".env", "secrets.json", "data/cache/a.npy", "data/my.csv", ".git/config", ".venv/lib/a.py"]
     others += ["runs/a/b.py", "tests/test_a.py", ".hidden/a.py", "results/a.py"]
     for name in ours + others:
@@ -133,71 +120,187 @@ def test_mounted_leaves_the_rest_at_home(tmp_path, monkeypatch):
     assert remote.mounted() == ours
 
 
-def test_app(monkeypatch):
+def test_app(monkeypatch, clean):
     """With the signatures of the installed client, so a renamed argument fails here and not on the way."""
     modal = pytest.importorskip("modal")
+    monkeypatch.setenv("SUDOKU_MODAL_SECRETS", "kaggle")
     with (
         mock.patch.object(modal.App, "function", autospec=True) as function,
         mock.patch.object(modal.Image, "add_local_dir", autospec=True) as mount,
     ):
-        app, _ = remote.make_app("exp_a", remote.settings({"SUDOKU_MODAL_SECRETS": "kaggle"}))
+        app, _ = remote.make_app(job_of(file="pos_embedding/exp_a.py"))
     sent = function.call_args.kwargs
     assert app.name == "sudoku-exp_a"
-    assert (sent["gpu"], sent["timeout"], sent["retries"].max_retries) == ("H200", 86400, 10)
+    assert (sent["gpu"], sent["timeout"], sent["retries"]) == ("H200", 86400, 10)
     assert (sent["cpu"], sent["memory"], len(sent["secrets"])) == (8.0, 32768, 1)
     assert {path: volume.name for path, volume in sent["volumes"].items()} == remote.VOLUMES
     assert sent["single_use_containers"] is True and sent["include_source"] is False
     ignore = mount.call_args.kwargs["ignore"]
-    assert not ignore(PurePosixPath("data/store.py")) and not ignore(PurePosixPath("plumbing/remote.py"))
-    assert (
-        ignore(PurePosixPath(".venv/lib/a.py"))
-        and ignore(PurePosixPath(".env"))
-        and ignore(PurePosixPath("a/plumbing/remote.py"))
-    )
+    assert not any(ignore(PurePosixPath(file)) for file in ("data/store.py", "plumbing/remote.py"))
+    assert all(ignore(PurePosixPath(file)) for file in (".venv/lib/a.py", ".env", "a/plumbing/remote.py"))
 
 
-def test_entry_is_what_modal_run_picks():
-    pytest.importorskip("modal")
+def test_entry_is_what_modal_run_picks(clean, monkeypatch):
+    modal = pytest.importorskip("modal")
     from modal.cli.import_refs import infer_runnable, list_cli_commands
 
-    commands = list_cli_commands({"app": remote.entry("sudoku.py")})
-    assert sorted(command.names for command in commands) == [["app.main"], ["app.train_there"]]
-    assert infer_runnable(commands, "", True, False).info.raw_f.__name__ == "main"
+    assert remote.entry(sudoku.__file__, common.parse) is None  # no `modal run`
+    volume, called = object(), []
+    monkeypatch.setattr(remote, "connect", lambda: volume)
+    monkeypatch.setattr(remote, "finished", lambda job, volume: job.config.seed == 1)
+    monkeypatch.setattr(modal.Function, "spawn", lambda function, *arguments: "call")
+    monkeypatch.setattr(remote, "wait_and_fetch", lambda call, job, volume: called.append((call, job.path, volume)))
+    for seed, call in ((1, None), (2, "call")):
+        monkeypatch.setattr(sys, "argv", ["modal", "run", sudoku.__file__, "--seed", str(seed)])
+        commands = list_cli_commands({"app": remote.entry(sudoku.__file__, common.parse)})
+        assert sorted(command.names for command in commands) == [["app.main"], ["app.train"]]
+        infer_runnable(commands, "", True, False).info.raw_f("--seed", str(seed))
+        assert called.pop() == (call, f"sudoku/full-seed{seed}", volume)
+    container = next(command for command in commands if command.names == ["app.train"])
+    assert container.runnable._source_info_.module_name == "plumbing.remote"  # what the container imports
 
 
-def modal_less(tmp_path):
+def modal_less(tmp_path, **more):
     """An environment without account and token, whatever this machine has."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("MODAL_", "SUDOKU_MODAL_"))}
-    return kept | {"HOME": str(tmp_path), "MODAL_CONFIG_PATH": str(tmp_path / "modal.toml"), "COLUMNS": "100"}
+    return kept | {"HOME": str(tmp_path), "MODAL_CONFIG_PATH": str(tmp_path / "modal.toml"), "COLUMNS": "100"} | more
 
 
-def test_help_through_the_real_command(tmp_path):
+@pytest.fixture
+def tree(tmp_path):
+    """A copy of the repository with an experiment in pos_embedding/."""
     pytest.importorskip("modal")
-    command = [sys.executable, "-m", "modal", "run", "sudoku.py", "--help"]
-    done = subprocess.run(command, cwd=ROOT, env=modal_less(tmp_path), capture_output=True, text=True)
+    for pattern in remote.MOUNTED:
+        for path in ROOT.glob(pattern):
+            (tmp_path / path.relative_to(ROOT)).parent.mkdir(exist_ok=True)
+            shutil.copy(path, tmp_path / path.relative_to(ROOT))
+    shutil.move(tmp_path / "exp_cosine.py", tmp_path / "pos_embedding" / "exp_in_folder.py")
+
+    def run(*command):
+        command = [sys.executable, "-m", *command]
+        return subprocess.run(command, cwd=tmp_path, env=modal_less(tmp_path), capture_output=True, text=True)
+
+    return run
+
+
+@pytest.mark.parametrize("file", ["sudoku.py", "pos_embedding/exp_in_folder.py"])
+def test_help_of_modal_run(tree, file):
+    done = tree("modal", "run", file, "--help")
     assert done.returncode == 0, done.stderr
-    for text in (
-        "modal run sudoku.py",
-        "--preset {full,mini,smoke}",
-        "--muon-lr FLOAT",
-        "one H200",
-        "SUDOKU_MODAL_GPU",
-    ):
+    for text in (f"modal run {file}", "--preset {full,mini,smoke}", "--batch INT", "one H200", "SUDOKU_MODAL_GPU"):
         assert text in done.stdout
 
 
-def test_without_an_account_one_line_says_what_to_do(tmp_path):
-    pytest.importorskip("modal")
-    command = [sys.executable, "-m", "plumbing.remote", "fetch", "sudoku", "full-seed0"]
-    done = subprocess.run(command, cwd=ROOT, env=modal_less(tmp_path), capture_output=True, text=True)
+def test_fan_reads_flags_of_each_file_before_it_connects(tree):
+    files = ("sudoku", "pos_embedding/exp_in_folder.py")
+    done = tree("plumbing.remote", "fan", *files, "--", "--seeds", "3")
+    assert done.returncode == 2 and "--seed" in done.stderr
+    done = tree("plumbing.remote", "fan", *files, "--", "--seed", "3")
+    assert done.returncode == 1 and "`modal setup`" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+# ---------------------------------------------------------------- connection
+
+SERVER = """
+import asyncio, os, sys
+import grpclib.const, grpclib.server, modal
+from google.protobuf.empty_pb2 import Empty
+from modal_proto import api_pb2
+
+class RefusesEveryToken:
+    async def hello(self, stream):
+        raise grpclib.GRPCError(grpclib.const.Status.UNAUTHENTICATED, "Token ID not found. Ask for help.")
+
+    def __mapping__(self):
+        unary = grpclib.const.Cardinality.UNARY_UNARY
+        handler = grpclib.const.Handler(self.hello, unary, Empty, api_pb2.ClientHelloResponse)
+        return {"/modal.client.ModalClient/ClientHello": handler}
+
+async def main():
+    server = grpclib.server.Server([RefusesEveryToken()])
+    await server.start(host="127.0.0.1", port=0)
+    print(server._server.sockets[0].getsockname()[1], flush=True)
+    await server.wait_closed()
+
+asyncio.run(main())
+"""
+
+
+def connect_to(port, tmp_path):
+    token = {"MODAL_TOKEN_ID": "ak-a", "MODAL_TOKEN_SECRET": "as-b", "MODAL_SERVER_URL": f"http://127.0.0.1:{port}"}
+    command = [sys.executable, "-c", "from plumbing import remote; remote.CONNECT = 1.5; remote.connect()"]
+    began = time.monotonic()
+    done = subprocess.run(command, cwd=ROOT, env=modal_less(tmp_path, **token), capture_output=True, text=True)
+    assert time.monotonic() - began < 15  # the client alone takes about a minute
     assert done.returncode == 1 and not done.stdout
-    assert len(done.stderr.splitlines()) == 1 and "`modal setup`" in done.stderr
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    return done.stderr
 
 
-# ---------------------------------------------------------------- there
+def test_wrong_token(tmp_path):
+    pytest.importorskip("modal")
+    with subprocess.Popen([sys.executable, "-c", SERVER], stdout=subprocess.PIPE, text=True) as server:
+        shown = connect_to(int(server.stdout.readline()), tmp_path)
+        server.kill()
+    assert "Token ID not found" in shown and "`modal setup`" in shown
+
+
+@pytest.mark.parametrize("listens", [True, False], ids=["silent", "closed"])
+def test_no_network(tmp_path, listens):
+    pytest.importorskip("modal")
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        if listens:
+            silent.listen()
+        assert "check the network" in connect_to(silent.getsockname()[1], tmp_path)
+
+
+# ---------------------------------------------------------------- command line
+
+
+@pytest.mark.parametrize(
+    "arguments, named",
+    [
+        ([], "command"),
+        (["fly"], "fly"),
+        (["fetch", "sudoku"], "name"),
+        (["fetch", "sudoku", "full-seed0", "--run", "x", "y"], "y"),
+        (["fetch", "sudoku", "../full-seed0"], "../full-seed0"),
+        (["fetch", "..", "full-seed0"], ".."),
+        (["fetch", "sudoku", "n", "--", "--seed", "1"], "fetch"),
+        (["fan"], "experiments"),
+        (["fan", "sudoku", "--seed", "1"], "--seed"),
+    ],
+)
+def test_wrong_arguments(arguments, named, capsys):
+    with pytest.raises(SystemExit) as end:
+        remote.main(arguments)
+    shown = capsys.readouterr().err
+    assert end.value.code == 2 and len(shown.splitlines()) == 1 and named in shown
+
+
+def test_fan_names_the_nearest_experiment(clean):
+    with pytest.raises(SystemExit, match="sudoku"):
+        remote.main(["fan", "sudok.py"])
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a POSIX pipe")
+def test_closed_pipe(tmp_path):
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "plumbing.remote", "--help"]
+    buffered = os.environ | {"PYTHONUNBUFFERED": ""}
+    done = subprocess.run(command, cwd=ROOT, env=buffered, stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert done.returncode == 130 and not done.stderr
+
+
+# ---------------------------------------------------------------- in the container
 
 STAND_IN = """
 import os, pathlib, signal, sys, time
+import at_the_root
 folder = pathlib.Path(sys.argv[sys.argv.index("--runs") + 1]) / "exp_a" / "n"
 folder.mkdir(parents=True, exist_ok=True)
 (folder / "seen").write_text(" ".join([*sys.argv[1:], os.environ["SUDOKU_DATA"], os.environ["SUDOKU_COMMIT"]]))
@@ -209,255 +312,256 @@ if what == "wait":
     signal.signal(signal.SIGTERM, stop)
     (folder / "ready").touch()
     time.sleep(30)
-if what == "advance":
+if what in ("advance", "diverge", "break"):
     (folder / "checkpoint.pt").write_text("more")
+if what in ("diverge", "break"):
+    (folder / "summary.json").write_text('{"solved": null, "diverged_at": 7}' if what == "diverge" else "")
 sys.exit(0 if what == "end" else 1)
 """
 
 
-@pytest.fixture
-def there(tmp_path, monkeypatch):
-    """A container: the repository's place, the volume's, and a count of commits."""
-    (tmp_path / "exp_a.py").write_text(STAND_IN)
+@pytest.fixture(params=["exp_a.py", "pos_embedding/exp_a.py"])
+def container(tmp_path, monkeypatch, request):
+    """The repository and the volume as they are in a container, and a count of commits."""
+    (tmp_path / "pos_embedding").mkdir()
+    (tmp_path / request.param).write_text(STAND_IN)
+    (tmp_path / "at_the_root.py").touch()
     commits = []
     monkeypatch.setattr(remote, "ROOT", tmp_path)
     monkeypatch.setattr(remote, "RUNS", str(tmp_path / "vol"))
-    monkeypatch.setattr(remote, "make_safe", lambda: commits.append(1))
+    monkeypatch.setattr(remote, "commit_volumes", lambda: commits.append(1))
     folder = tmp_path / "vol" / "exp_a" / "n"
 
     def train(what, seconds=60):
-        return remote.train_there("exp_a.py", [what, "--runs", remote.RUNS], "exp_a/n", seconds, "abc")
+        return remote.train(request.param, [what, "--runs", remote.RUNS], "exp_a/n", seconds, "abc")
 
     return SimpleNamespace(train=train, folder=folder, commits=commits)
 
 
-def test_run_there(there):
-    assert there.train("end") == 0
-    assert (there.folder / "seen").read_text() == f"end --runs {remote.RUNS} {remote.DATA} abc"
-    assert there.commits
+def test_run_in_the_container(container):
+    assert container.train("end") == 0
+    assert (container.folder / "seen").read_text() == f"end --runs {remote.RUNS} {remote.DATA} abc"
+    assert container.commits
 
 
-def test_failure_is_repeated_only_after_progress(there):
-    assert there.train("fail") == 1  # an answer, so Modal does not try again
-    with pytest.raises(RuntimeError, match="goes on from its checkpoint"):  # an exception, so it does
-        there.train("advance")
-    assert len(there.commits) == 2
+def test_failure_is_repeated_only_after_progress(container):
+    assert container.train("fail") == 1  # a return value, so Modal does not try again
+    with pytest.raises(RuntimeError, match="status 1"):  # an exception, so it does
+        container.train("advance")
+    assert len(container.commits) == 2
 
 
-def test_time_limit_saves_and_goes_on(there):
+def test_diverged_run_is_not_repeated(container):
+    assert container.train("diverge") == 1
+    with pytest.raises(RuntimeError):
+        container.train("break")  # an empty summary.json is not the end of a run
+
+
+def test_time_limit_saves_and_continues(container):
     with pytest.raises(RuntimeError, match="status 143"):
-        there.train("wait", seconds=1.5)
-    assert (there.folder / "checkpoint.pt").read_text() == "saved"
+        container.train("wait", seconds=1.5)
+    assert (container.folder / "checkpoint.pt").read_text() == "saved"
 
 
-def test_interrupted_container_saves(there, monkeypatch):
+def test_volumes_are_committed_while_a_run_goes_on(container, monkeypatch):
+    monkeypatch.setattr(remote, "COMMIT_EVERY", 0.1)
+    with pytest.raises(RuntimeError):
+        container.train("wait", seconds=1)
+    assert len(container.commits) > 3
+
+
+def test_interrupted_container_saves(container, monkeypatch):
     """Modal takes a machine away with SIGINT to this process: the run still saves and the volume is committed."""
     popen = subprocess.Popen
 
     class Interrupted(popen):
         def wait(self, timeout=None):
-            if not there.commits and timeout and timeout > 20:
-                while not (there.folder / "ready").exists():
+            if not container.commits and timeout and timeout > 20:
+                while not (container.folder / "ready").exists():
                     time.sleep(0.02)
                 raise KeyboardInterrupt
             return super().wait(timeout)
 
     monkeypatch.setattr(remote.subprocess, "Popen", Interrupted)
     with pytest.raises(KeyboardInterrupt):
-        there.train("wait")
-    assert (there.folder / "checkpoint.pt").read_text() == "saved" and there.commits
+        container.train("wait")
+    assert (container.folder / "checkpoint.pt").read_text() == "saved" and container.commits
 
 
-# ---------------------------------------------------------------- and home again
+# ---------------------------------------------------------------- start, wait, download
 
 
 class Volume:
     """What of a modal.Volume is used here, over a folder."""
 
-    def __init__(self, folder, breaks=""):
-        self.folder, self.breaks = folder, breaks
+    def __init__(self, folder, breaks="", shorter=""):
+        self.folder, self.breaks, self.shorter = folder, breaks, shorter
 
     def listdir(self, path):
-        return [SimpleNamespace(path=f"{path}/{file.name}") for file in (self.folder / path).iterdir()]
+        files = (self.folder / path).iterdir()
+        return [SimpleNamespace(path=f"{path}/{file.name}", size=file.stat().st_size) for file in files]
 
     def read_file(self, path):
         data = (self.folder / path).read_bytes()
         yield data[:3]
         if self.breaks and path.endswith(self.breaks):
             raise ConnectionError("lost")
-        yield data[3:]
+        if not self.shorter or not path.endswith(self.shorter):
+            yield data[3:]
 
 
 @pytest.fixture
 def volume(clean):
     pytest.importorskip("modal")
-    folder = clean / "vol" / "exp_a" / "n"
+    folder = clean / "vol" / "sudoku" / "n"
     folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps({"runs": remote.RUNS, "seed": 0}))
+    config = json.loads(json.dumps(vars(job_of("--name", "n").config)))
+    config |= {"runs": remote.RUNS, "resume": True, "device": "cuda"}
+    (folder / "config.json").write_text(json.dumps(config))
     for name in ("metrics.csv", "log.txt", "checkpoint.pt", "lock"):
         (folder / name).write_text(f"first {name}")
     return Volume(clean / "vol")
 
 
+def fetch(volume, name="n"):
+    return remote.fetch(f"sudoku/{name}", Path("runs/sudoku") / name, volume)
+
+
 def test_fetch(volume, clean, capsys):
-    home, there = clean / "runs" / "exp_a" / "n", volume.folder / "exp_a" / "n"
-    remote.fetch("exp_a", "n", "runs", volume)
+    home, there = clean / "runs" / "sudoku" / "n", volume.folder / "sudoku" / "n"
+    assert fetch(volume) == {}
     assert "not finished yet" in capsys.readouterr().out
     assert sorted(os.listdir(home)) == ["checkpoint.pt", "config.json", "log.txt", "metrics.csv"]
     (there / "checkpoint.pt").write_text("second")
-    (there / "summary.json").write_text("{}")
-    remote.fetch("exp_a", "n", "runs", volume)
+    (there / "summary.json").write_text('{"solved": 0.5}')
+    assert fetch(volume) == {"solved": 0.5}
     assert (home / "checkpoint.pt").read_text() == "second" and (home / "summary.json").exists()
     assert os.listdir(home.parent) == ["n"]
+    (there / "summary.json").unlink()
+    assert fetch(volume) == {} and not (home / "summary.json").exists()
 
 
-def test_fetch_that_breaks_off_changes_nothing(volume, clean):
-    home, there = clean / "runs" / "exp_a" / "n", volume.folder / "exp_a" / "n"
-    with pytest.raises(ConnectionError):
-        remote.fetch("exp_a", "n", "runs", Volume(volume.folder, breaks="checkpoint.pt"))
+@pytest.mark.parametrize("content", ["", '{"solved"', '["solved"]', "3", '{"steps": 4}'])
+def test_broken_summary_is_not_a_finished_run(volume, clean, content, capsys):
+    (volume.folder / "sudoku" / "n" / "summary.json").write_text(content)
+    assert not remote.finished(job_of("--name", "n"), volume)
+    assert fetch(volume) == {}
+    assert "not finished yet" in capsys.readouterr().out
+    assert not (clean / "runs" / "sudoku" / "n" / "summary.json").exists()
+
+
+@pytest.mark.parametrize("fault", [{"breaks": "checkpoint.pt"}, {"shorter": "checkpoint.pt"}], ids=str)
+def test_download_that_fails_changes_nothing(volume, clean, fault):
+    home, there = clean / "runs" / "sudoku" / "n", volume.folder / "sudoku" / "n"
+    with pytest.raises(SystemExit, match="not downloaded"):
+        fetch(Volume(volume.folder, **fault))
     assert os.listdir(home.parent) == []
-    remote.fetch("exp_a", "n", "runs", volume)
+    fetch(volume)
     (there / "log.txt").write_text("second")
-    with pytest.raises(ConnectionError):
-        remote.fetch("exp_a", "n", "runs", Volume(volume.folder, breaks="checkpoint.pt"))
+    with pytest.raises(SystemExit, match="not downloaded"):
+        fetch(Volume(volume.folder, **fault))
     assert (home / "log.txt").read_text() == "first log.txt" and os.listdir(home.parent) == ["n"]
 
 
-def test_fetch_names_what_there_is(volume):
-    with pytest.raises(SystemExit, match=r"no run exp_a/m .* there are: n$"):
-        remote.fetch("exp_a", "m", "runs", volume)
-    with pytest.raises(SystemExit, match="there are: none"):
-        remote.fetch("exp_b", "m", "runs", volume)
+def test_fetch_names_the_runs_of_an_experiment(volume):
+    with pytest.raises(SystemExit, match=r"no run sudoku/m .*: n$"):
+        fetch(volume, "m")
+    with pytest.raises(SystemExit, match=r"none$"):
+        remote.fetch("exp_b/m", Path("runs/exp_b/m"), volume)
 
 
-def test_own_run_is_not_replaced(volume, clean):
-    home = clean / "runs" / "exp_a" / "n"
+def test_local_run_is_not_replaced(volume, clean):
+    home = clean / "runs" / "sudoku" / "n"
     home.mkdir(parents=True)
     for text in ('{"runs": "runs"}', "{"):
         (home / "config.json").write_text(text)
         with pytest.raises(SystemExit, match="made on this machine"):
-            remote.fetch("exp_a", "n", "runs", volume)
+            fetch(volume)
+        with pytest.raises(SystemExit, match="made on this machine"):
+            job_of("--name", "n")
     assert os.listdir(home) == ["config.json"]
 
 
-def job_of(seed=0, name="n"):
-    config = common.with_preset(sudoku.Config(name=name, seed=seed), "smoke")
-    return remote.Job("exp_a.py", [], config, remote.settings({}))
+@pytest.mark.parametrize("summary", [{"solved": 0.5}, {"solved": None, "diverged_at": 7}])
+def test_finished_means_this_very_run(volume, summary):
+    job = job_of("--name", "n")
+    assert not remote.finished(job, volume)
+    (volume.folder / "sudoku" / "n" / "summary.json").write_text(json.dumps(summary))
+    assert remote.finished(job, volume) and not remote.finished(job)
+    assert not remote.finished(job_of("--name", "n", "--seed", "1"), volume)
+    assert not remote.finished(job_of("--name", "other"), volume)
+    fetch(volume)
+    assert remote.finished(job) and not remote.finished(job_of("--name", "n", "--seed", "1"))
+    (volume.folder / "sudoku" / "n" / "config.json").write_text("")
+    assert not remote.finished(job, volume)
 
 
-def test_finished_means_this_very_run(volume):
-    config = json.loads(json.dumps(vars(job_of().config))) | {"runs": remote.RUNS, "resume": True, "device": "cuda"}
-    (volume.folder / "exp_a" / "n" / "config.json").write_text(json.dumps(config))
-    assert not remote.finished(job_of(), volume)
-    (volume.folder / "exp_a" / "n" / "summary.json").write_text("{}")
-    assert remote.finished(job_of(), volume)
-    assert not remote.finished(job_of(seed=1), volume)
-    assert not remote.finished(job_of(name="other"), volume)
-
-
-def test_bring_home(volume, clean):
+def test_wait_and_fetch(volume, clean, capsys):
     def answer(value):
         return SimpleNamespace(get=mock.Mock(side_effect=[value]))
 
-    remote.bring_home(answer(0), job_of(), volume)
+    job = job_of("--name", "n")
+    remote.wait_and_fetch(answer(0), job, volume)
     shutil.rmtree(clean / "runs")
-    for failure, shown in ((1, "status 1"), (RuntimeError("stopped\nlong story"), "status stopped[)]")):
-        with pytest.raises(SystemExit, match=f"exp_a/n failed on Modal .*{shown}.*goes on from there"):
-            remote.bring_home(answer(failure), job_of(), volume)
-        assert (clean / "runs" / "exp_a" / "n" / "checkpoint.pt").exists()
-    with pytest.raises(SystemExit, match=r"see the lines above$"):
-        remote.bring_home(answer(1), job_of(name="never-began"), volume)
-
-
-def test_fan(monkeypatch, clean, capsys):
-    """Each run in an app of its own, finished ones left out; one that fails does not stop the others."""
-    pytest.importorskip("modal")
-    started, done = [], clean / "runs" / "exp_warmup" / "smoke-seed0"
-    done.mkdir(parents=True)
-    (done / "summary.json").write_text("{}")
-    (done / "config.json").write_text(json.dumps({"runs": remote.RUNS}))
-
-    def home(call, job, volume):
-        if job.experiment == "exp_sam":
-            raise SystemExit("exp_sam failed")
-
-    for name in ("connect", "runs_volume"):
-        monkeypatch.setattr(remote, name, lambda: None)
-    monkeypatch.setattr(remote, "finished", lambda job, volume: False)
-    monkeypatch.setattr(remote, "make_app", lambda name, how: (mock.MagicMock(app_id=f"ap-{name}"), None))
-    monkeypatch.setattr(remote, "start", lambda function, job: started.append((job.experiment, job.flags)))
-    monkeypatch.setattr(remote, "bring_home", home)
-    code = remote.main(["fan", "exp_sam", "exp_warmup.py", "exp_cosine.py", "--", "--preset", "smoke"])
-    assert code == 1
-    assert started == [("exp_sam", ["--preset", "smoke"]), ("exp_cosine", ["--preset", "smoke"])]
-    shown = capsys.readouterr()
-    assert "failed: exp_sam/smoke-seed0;" in shown.err and "smoke-seed0 is finished already" in shown.out
-
-
-# ---------------------------------------------------------------- scripts
+    for failure, shown in ((1, "status 1"), (RuntimeError("stopped\nlong story"), "on Modal: stopped\n")):
+        with pytest.raises(SystemExit, match="sudoku/n is not finished"):
+            remote.wait_and_fetch(answer(failure), job, volume)
+        assert shown in capsys.readouterr().err
+        assert (job.folder / "checkpoint.pt").exists()
+    with pytest.raises(SystemExit, match="no run sudoku/never-began"):
+        remote.wait_and_fetch(answer(1), job_of("--name", "never-began"), volume)
+    (volume.folder / "sudoku" / "n" / "summary.json").write_text('{"solved": null, "diverged_at": 7}')
+    remote.wait_and_fetch(answer(1), job, volume)  # a result, not a failure
+    assert "diverged at step 7" in capsys.readouterr().out
 
 
 @pytest.fixture
-def chain(tmp_path):
-    (tmp_path / "scripts").mkdir()
-    shutil.copy(ROOT / "scripts" / "chain.sh", tmp_path / "scripts")
-    for name, status in (("a", 0), ("b", 3), ("c", 0), ("stop", 130), ("remote", 0)):
-        text = f"import sys; print('{name}', *sys.argv[1:], flush=True); sys.exit({status})\n"
-        (tmp_path / f"{name}.py").write_text(text)
-
-    def run(*arguments):
-        environment = os.environ | {"PYTHON": sys.executable}
-        command = ["bash", str(tmp_path / "scripts" / "chain.sh"), *arguments]
-        return subprocess.run(command, env=environment, capture_output=True, text=True, cwd="/")
-
-    return run
+def fan(monkeypatch, clean):
+    """Stand-ins for Modal around remote.fan. -> the runs that were started"""
+    pytest.importorskip("modal")
+    started = []
+    monkeypatch.setattr(remote, "connect", lambda: "volume")
+    monkeypatch.setattr(remote, "finished", lambda job, volume=None: False)
+    function = SimpleNamespace(spawn=lambda file, flags, path, *rest: started.append(path) or "call")
+    monkeypatch.setattr(remote, "make_app", lambda job: (mock.MagicMock(app_id="ap-1"), function))
+    monkeypatch.setattr(remote, "wait_and_fetch", lambda call, job, volume: None)
+    return started
 
 
-def test_chain_continues_past_a_failure(chain):
-    done = chain("local", "a.py", "b.py", "c.py", "--", "--seed", "1", "--note", "two words")
-    flags = "--seed 1 --note two words --resume"
-    assert done.stdout.splitlines() == [f"a {flags}", f"b {flags}", f"c {flags}"]
-    assert done.returncode == 1 and "b.py (status 3)" in done.stderr and "a.py" not in done.stderr
-    assert chain("local", "a.py", "c.py", "--").returncode == 0
+def test_fan_starts_each_run_once(fan):
+    assert remote.main(["fan", "exp_sam", "exp_sam.py", "sudoku", "--", "--preset", "smoke"]) == 0
+    assert fan == ["exp_sam/smoke-seed0", "sudoku/smoke-seed0"]
 
 
-@pytest.mark.parametrize(
-    "flags, folder",
-    [
-        ([], "runs/a/full-seed0"),
-        (["--preset", "mini", "--seed=2"], "runs/a/mini-seed2"),
-        (["--name=n", "--seed", "2", "--runs", "elsewhere"], "elsewhere/a/n"),
-    ],
-)
-def test_chain_skips_what_is_finished(chain, tmp_path, flags, folder):
-    (tmp_path / folder).mkdir(parents=True)
-    (tmp_path / folder / "summary.json").touch()
-    done = chain("local", "a.py", "c.py", "--", *flags)
-    assert done.stdout.splitlines() == [f"# {folder} is finished already", " ".join(["c", *flags, "--resume"])]
-    assert done.returncode == 0
+def test_fan_that_is_interrupted_names_what_continues(fan, monkeypatch, capsys):
+    """The process must end at once: leaving the apps in order stops their runs."""
+
+    def exit_now(status):
+        raise SystemError(status)
+
+    monkeypatch.setattr(remote.os, "_exit", exit_now)
+    for error, status in ((KeyboardInterrupt(), 130), (BrokenPipeError(), 1)):
+        monkeypatch.setattr(remote, "wait_and_fetch", mock.Mock(side_effect=error))
+        with pytest.raises(SystemError, match=str(status)):
+            remote.main(["fan", "exp_sam", "--", "--preset", "smoke"])
+        assert "fetch exp_sam smoke-seed0 --runs runs" in capsys.readouterr().err
 
 
-def test_chain_stops_at_ctrl_c(chain):
-    done = chain("local", "stop.py", "a.py", "--")
-    assert done.returncode == 130 and done.stdout == "stop --resume\n" and "goes on from there" in done.stderr
+def test_fan(fan, monkeypatch, clean, capsys):
+    """One that fails does not stop the others, one that is finished is not started."""
 
+    def wait_and_fetch(call, job, volume):
+        if job.path.startswith("exp_sam/"):
+            raise SystemExit("exp_sam failed")
+        assert call == (None if "recur" in job.path else "call")
 
-def test_chain_on_modal_is_a_fan(chain):
-    assert chain("modal", "a.py", "c.py", "--", "--seed", "1").stdout == "remote fan a.py c.py -- --seed 1\n"
+    def finished(job, volume=None):
+        return job.path.startswith("exp_recur_add" if volume else "exp_warmup")
 
-
-@pytest.mark.parametrize("script", sorted(ROOT.glob("scripts/*_*.sh")), ids=lambda path: path.name)
-def test_script_names_experiments_that_exist(script, tmp_path):
-    """Run with a stand-in for chain.sh that prints what it is given."""
-    (tmp_path / "scripts").mkdir()
-    shutil.copy(script, tmp_path / "scripts")
-    fake = tmp_path / "scripts" / "chain.sh"
-    fake.write_text('#!/usr/bin/env bash\nprintf "%s\\n" "$@"\n')
-    fake.chmod(0o755)
-    command = ["bash", str(tmp_path / "scripts" / script.name), "--preset", "smoke"]
-    given = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
-    assert given[0] == script.stem.split("_")[1] and given[-3:] == ["--", "--preset", "smoke"]
-    assert all((ROOT / file).exists() for file in given[1:-3]) and len(given) > 6
-    assert os.access(script, os.X_OK)
-    head = script.read_text().split("set -u")[0]
-    assert all(word in head for word in ("Hardware:", "hours", "the same command"))
+    monkeypatch.setattr(remote, "finished", finished)
+    monkeypatch.setattr(remote, "wait_and_fetch", wait_and_fetch)
+    files = ["exp_sam", "exp_warmup.py", "exp_recur_add", "exp_cosine.py"]
+    assert remote.main(["fan", *files, "--", "--preset", "smoke"]) == 1
+    assert fan == ["exp_sam/smoke-seed0", "exp_cosine/smoke-seed0"]
+    shown = capsys.readouterr()
+    assert "failed: exp_sam/smoke-seed0;" in shown.err and "smoke-seed0 is finished already" in shown.out

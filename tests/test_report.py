@@ -1,34 +1,189 @@
-"""The documents match results/, and a run's evidence gets there whole."""
+"""The documents match results/, the tables say what the runs' summaries say, and a run's evidence is kept whole."""
 
 import json
-import shutil
 
 import pytest
 
 import exp_cosine_no_sam as experiment
+import lineage
 import report
+
+DOCSTRING = '''"""Title.
+
+Parent: {parent}
+Change: something.
+Hypothesis: it
+learns.
+Log: {log}
+
+python {name}
+"""
+'''
+
+
+@pytest.fixture
+def root(clean, monkeypatch):
+    """Three experiments: one in the folder, one that is not of the log."""
+    monkeypatch.setattr(report, "ROOT", clean)
+    (clean / "pos_embedding").mkdir()
+    for name, parent, log in (
+        ("sudoku.py", "none", "64.3 %; noise."),
+        ("pos_embedding/exp_pos.py", "sudoku.py", "82.8 %"),
+        ("exp_speedrun.py", "none", "not in the log."),
+    ):
+        (clean / name).write_text(DOCSTRING.format(parent=parent, log=log, name=name))
+    (clean / "README.md").write_text("before\n<!-- report mini -->\nold\n<!-- end -->\nafter\n")
+    (clean / "EXPERIMENTS.md").write_text("nothing to fill\n")
+    return clean
+
+
+def counts(*solved, cells=0.9, puzzles=100, **more):
+    """A test as common.evaluate counts it."""
+    buckets = len(solved)
+    row = {"solved": list(solved), "puzzles": [puzzles] * buckets, "cells": [9] * buckets, "blanks": [10] * buckets}
+    return row | {"share": sum(solved) / buckets / puzzles, "cell_accuracy": cells} | more
+
+
+def put(root, name, run, test=None, iterations=4, **summary):
+    """A kept run; `test` is {iterations: counts}, the run's figure the one at its own number of iterations."""
+    folder = root / "results" / name / run
+    folder.mkdir(parents=True)
+    config = {"preset": "full" if "full" in run else "mini", "seed": int(run[-1]), "iterations": iterations}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "metrics.csv").write_text("step,loss,accuracy\n50,2.1,0.2\n100,2.0,0.4\n")
+    figures = {"solved": test[iterations]["share"], "test": {str(n): row for n, row in test.items()}} if test else {}
+    told = {"seconds": 60.0, "hardware": "a laptop; torch", "command": f"python {name}.py --name {run}"}
+    (folder / "summary.json").write_text(json.dumps(told | config | figures | summary))
+
+
+def rows(lines):
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if not line.startswith("|---")]
 
 
 def test_documents_match_results():
     report.main(["--check"])
 
 
-def test_keep_copies_what_is_quoted(clean, monkeypatch):
-    monkeypatch.setattr(report, "ROOT", clean)
-    shutil.copy(experiment.__file__, clean)
+def test_mini_pools_the_seeds(root):
+    for seed, solved in enumerate((40, 50, 60)):
+        peak = {"solved": solved / 100 + 0.1, "step": 300}
+        put(root, "sudoku", f"mini-seed{seed}", {4: counts(solved)}, cells=0.8 + seed / 100, peak=peak)
+    put(root, "sudoku", "mini-other-flag-seed0", {4: counts(1)})
+    put(root, "sudoku", "full-seed0", {4: counts(99)})
+    head, sudoku, pos = rows(report.mini())
+    assert "mean (min-max)" in head[3]
+    assert sudoku[0] == "[`sudoku.py`](sudoku.py)" and sudoku[2] == "64.3 %"
+    assert sudoku[3:] == ["50.0 % (40.0-60.0)", "81.0 % (80.0-82.0)", "60.0 % (50.0-70.0)", "3", "60 s"]
+    assert pos[0] == "[`pos_embedding/exp_pos.py`](pos_embedding/exp_pos.py)" and pos[3] == "not run"
+
+
+def test_a_diverged_seed_is_named_and_not_averaged(root):
+    put(root, "sudoku", "mini-seed0", solved=None, diverged_at=310)
+    assert rows(report.mini())[1][3:7] == ["-", "-", "-", "1; seed 0 diverged at step 310"]
+    (root / "results/sudoku/mini-seed0/metrics.csv").unlink()  # it diverged before its first row
+    put(root, "sudoku", "mini-seed1", {4: counts(40)}, peak={"solved": None, "step": None})
+    assert rows(report.mini())[1][3:7] == ["40.0 %", "90.0 %", "-", "2; seed 0 diverged at step 310"]
+    family = lineage.find(root)
+    (line,) = [line for line in report.ours(family[root / "sudoku.py"], family) if line.startswith("**Ours")]
+    assert "seed 0 diverged at step 310" in line and "40.0 % solved" in line
+    assert len(rows(report.contrast())) == 1
+    report.plot()
+
+
+def test_figures_are_those_of_the_runs_own_iterations(root):
+    """Also of summaries that do not hold `cells` and `peak` yet."""
+    tests = {4: counts(30, 10, cells=0.7), 16: counts(90, 80, cells=0.9, share_natural=0.5)}
+    put(root, "exp_pos", "mini-seed0", tests)
+    put(root, "exp_pos", "full-seed0", tests, iterations=16)
+    family = lineage.find(root)
+    lines = report.ours(report.lineage.pick(family, "exp_pos"), family)
+    assert lines[0] == "**Change** (from [`sudoku.py`](sudoku.py)): something.  "
+    assert lines[1] == "**Hypothesis**: it learns.  "
+    full, mini = lines[3:]
+    assert "20.0 % solved (30.0, 10.0 by bucket), 70.0 % of the blank cells" in mini and "natural" not in mini
+    assert "85.0 % solved (90.0, 80.0 by bucket), 50.0 % on the natural mix, 90.0 % of the blank" in full
+    assert rows(report.mini())[2][3:6] == ["20.0 %", "70.0 %", "-"]
+
+
+def test_an_experiment_without_all_fields_yet_is_no_error(root):
+    (root / "exp_new.py").write_text('"""New.\n\nParent: sudoku.py\n"""\n')
+    (root / "EXPERIMENTS.md").write_text("<!-- report exp_new -->\n<!-- end -->\n")
+    report.main([])
+    assert "**Ours**: not run." in (root / "EXPERIMENTS.md").read_text()
+    assert "exp_new" in lineage.tree(root) and "exp_new" in (root / "README.md").read_text()
+
+
+def test_contrast_has_a_row_for_each_number_of_iterations(root):
+    for seed in (0, 1):
+        put(root, "sudoku", f"mini-seed{seed}", {4: counts(10 + seed), 16: counts(20)})
+        put(root, "sudoku", f"mini-one-seed{seed}", {1: counts(seed)}, iterations=1)
+    put(root, "exp_pos", "mini-seed0", {4: counts(10)})  # nothing to contrast
+    found = [row[1:6] for row in rows(report.contrast())[1:]]
+    assert found == [
+        ["mini", "4", "10.5 % (10.0-11.0)", "90.0 %", "2"],
+        ["mini", "16", "20.0 %", "90.0 %", "2"],
+        ["mini-one", "1", "0.5 % (0.0-1.0)", "90.0 %", "2"],
+    ]
+
+
+def test_speedrun_has_a_row_for_each_kind_of_puzzle(root):
+    put(root, "exp_speedrun", "full-seed0", {4: counts(100, 30), 8: counts(100, 50)})
+    for seed in (0, 1):
+        put(root, "exp_speedrun", f"minute-seed{seed}", {8: counts(90 + seed, 20)}, iterations=8)
+    head, *found = rows(report.speedrun())
+    assert head == ["run", "seeds", "training", "puzzles", "4", "8"]
+    assert [row[:2] + row[4:] for row in found] == [
+        ["full", "1", "100.0 %", "100.0 %"],
+        ["full", "1", "30.0 %", "50.0 %"],
+        ["minute", "2", "", "90.5 % (90.0-91.0)"],
+        ["minute", "2", "", "20.0 %"],
+    ]
+    assert report.plot() is None and (root / "results.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_documents_are_written_and_checked(root):
+    document = root / "README.md"
+    document.chmod(0o640)
+    with pytest.raises(SystemExit, match=r"README\.md does not match"):
+        report.main(["--check"])
+    assert "old" in document.read_text() and not (root / "results.png").exists()
+    report.main([])
+    text = document.read_text()
+    assert text.startswith("before\n<!-- report mini -->\n| exp") and text.endswith("|\n<!-- end -->\nafter\n")
+    assert "not run" in text and document.stat().st_mode & 0o777 == 0o640
+    report.main(["--check"])
+
+
+@pytest.mark.parametrize("text", ["<!-- report minis -->\n<!-- end -->\n", "<!-- report mini -->\nno end\n"])
+def test_a_wrong_block_is_named(root, text):
+    (root / "EXPERIMENTS.md").write_text(text + "<!-- report sudoku -->\n<!-- end -->\n")
+    with pytest.raises(SystemExit, match=r"EXPERIMENTS\.md: '<!-- report mini"):
+        report.main([])
+
+
+def test_keep_copies_what_is_quoted(root, monkeypatch):
     experiment.main(["--preset", "smoke"])
-    folder = clean / "runs/exp_cosine_no_sam/smoke-seed0"
-    report.main(["keep", str(folder)])
-    kept = clean / "results/exp_cosine_no_sam/smoke-seed0"
+    folder = root / "runs/exp_cosine_no_sam/smoke-seed0"
+    monkeypatch.chdir(folder)
+    report.main(["keep", "."])
+    kept = root / "results/exp_cosine_no_sam/smoke-seed0"
     assert {path.name for path in kept.iterdir()} == {"config.json", "metrics.csv", "summary.json"}
-    solved = json.loads((kept / "summary.json").read_text())["solved"]
-    text = report.fill("<!-- report exp_cosine_no_sam -->\nold\n<!-- end -->\n")
-    assert "old" not in text and report.percent(solved) in text
+    (run,) = lineage.runs("exp_cosine_no_sam", root)
+    summary = json.loads((folder / "summary.json").read_text())
+    assert run["group"] == "smoke" and run["solved"] == summary["solved"]
+    assert report.frame("exp_cosine_no_sam")["cells"].notna().all()
     with pytest.raises(SystemExit, match=r"summary\.json"):
-        report.main(["keep", str(clean / "runs/exp_cosine_no_sam")])
+        report.main(["keep", str(folder.parent)])
+    (folder / "metrics.csv").unlink()  # a run that diverged at once has none
+    (kept / "metrics.csv").unlink()
+    report.main(["keep", str(folder)])
+    assert {path.name for path in kept.iterdir()} == {"config.json", "summary.json"}
 
 
-def test_not_run_is_said(clean, monkeypatch):
-    monkeypatch.setattr(report, "ROOT", clean)
-    shutil.copy(experiment.__file__, clean)
-    assert "not run" in "\n".join(report.mini())
+def test_what_cannot_be_read_or_written_is_one_line(root):
+    (root / "results.png").mkdir()
+    for broken in (lambda: None, lambda: (root / "README.md").unlink()):
+        broken()
+        with pytest.raises(SystemExit) as ended:
+            lineage.run_command(lambda: report.main([]))
+        assert len(ended.value.code.splitlines()) == 1

@@ -1,6 +1,8 @@
 """solve.py: puzzles in every form, weights that fit or not, verdicts by the rules alone, exit statuses."""
 
+import importlib
 import io
+import json
 import os
 import subprocess
 import sys
@@ -10,10 +12,11 @@ import pytest
 import torch
 
 import common
+import lineage
 import solve
 import sudoku
 from data import sources
-from tests.experiments import ROOT
+from tests.experiments import ROOT, load, names
 
 PUZZLE = "53..7....6..195....98....6.8...6...34..8.3..17...2...6.6....28....419..5....8..79"
 ANSWER = "534678912672195348198342567859761423426853791713924856961537284287419635345286179"
@@ -34,7 +37,6 @@ class Config:
 class Model(torch.nn.Module):
     def __init__(self, config):
         super().__init__()
-        hash(config.phases)  # a list would not do
         self.sharp = torch.nn.Parameter(torch.zeros(1))
         sees = torch.zeros(81, 81)
         for unit in torch.tensor(UNITS):
@@ -56,6 +58,7 @@ def logician(clean, monkeypatch):
     (clean / "logician.py").write_text(LOGICIAN)
     monkeypatch.syspath_prepend(clean)
     monkeypatch.setattr(solve, "ROOT", clean)
+    monkeypatch.setattr(lineage, "module", importlib.import_module)
     config = {"phases": [[1, 0.0]], "gone": 3}
     torch.save({"experiment": "logician", "config": config, "model": {"sharp": torch.tensor([9.0])}}, "right.pt")
     yield ["--weights", "right.pt"]
@@ -138,11 +141,16 @@ def test_a_puzzle_as_argument(clean):
         (f"# one\n{PUZZLE[:13]}x{PUZZLE[14:]}", ["line 2", "character 14 (row 2, column 5) is 'x'"]),
         (GRID[:-1], ["row 9 has 8 characters, expected 9"]),
         ("\n".join(ROWS[:7]), ["line 1", "63 characters, expected 81"]),
-        ("5" + PUZZLE[1:8] + "5" + PUZZLE[9:], ["row 1 has the clue 5 in r1c1, r1c9"]),
-        (PUZZLE[:10] + "5" + PUZZLE[11:], ["box 1 has the clue 5 in r1c1, r2c2"]),
+        ("5" + PUZZLE[1:8] + "5" + PUZZLE[9:], ["row 1 has 5 in r1c1, r1c9"]),
+        (PUZZLE[:10] + "5" + PUZZLE[11:], ["box 1 has 5 in r1c1, r2c2"]),
         ("id,puzzle\n1\n", ["line 2", "0 characters"]),
         ("", ["holds no puzzle"]),
-        ("\x89PNG\0\xff", ["line 1"]),
+        ("\0" * 300, ["line 1", "300 characters"]),
+        ("\x89PNG\0\xff", ["puzzles cannot be read as UTF-8 text"]),
+        ("1" * 200_000, ["line 1", "200000 characters"]),
+        ("1," * 200_000, ["line 1", "400000 characters"]),
+        (f"puzzle,note\n{'1' * 200_000},a\n", ["line 2", "200000 characters"]),
+        (f"puzzle,note\r{PUZZLE[:-1]},a\r", ["line 2", "80 characters"]),
     ],
 )
 def test_invalid_puzzles_are_named(text, words, clean, capsys):
@@ -153,12 +161,26 @@ def test_invalid_puzzles_are_named(text, words, clean, capsys):
 def test_refused_arguments(clean, capsys):
     refused(capsys, [], "give a puzzle")
     refused(capsys, ["puzzels.txt"], "puzzels.txt", "no such file", "11 characters")
-    refused(capsys, ["."], "directory")
-    refused(capsys, [PUZZLE, "--iterations", "0"], "--iterations 0")
-    refused(capsys, [PUZZLE, PUZZLE, "--plot", "x.png"], "one puzzle")
-    with pytest.raises(SystemExit) as stop:
-        solve.main([PUZZLE, "--weigths", "x"])
-    assert stop.value.code == 2
+    refused(capsys, ["."], ". cannot be read", "directory")
+    refused(capsys, ["/proc/self/mem"], "/proc/self/mem")
+    for count in ("0", "-5"):
+        refused(capsys, [PUZZLE, "--iterations", count], f"--iterations {count}")
+    for flags in (["--weigths", "x"], ["--iterations", "nan"], ["--device", "gpu"]):
+        with pytest.raises(SystemExit) as stop:
+            solve.main([PUZZLE, *flags])
+        assert stop.value.code == 2
+
+
+@pytest.mark.parametrize("device", ["cuda", "mps"])
+def test_a_missing_device_is_not_an_error_of_the_weights(device, untrained, capsys):
+    if getattr(torch, device).is_available():
+        pytest.skip(f"there is {device} here")
+    refused(capsys, [PUZZLE, "--weights", "nowhere.pt", "--device", device], f"--device {device}")
+
+
+def test_a_device_that_the_experiment_does_not_know(clean, capsys, monkeypatch):
+    monkeypatch.setattr(solve, "pick_device", torch.device)
+    refused(capsys, [PUZZLE, "--device", "cuda"], "--device cuda: exp_speedrun.py runs on cpu only")
 
 
 @pytest.mark.parametrize(
@@ -186,13 +208,13 @@ def test_a_right_board(logician, capsys):
     assert "5 3 4 | 6 7 8 | 9 1 2" in output
     assert "of 51 blanks" in output and "\x1b" not in output
     assert "all rows, columns and boxes hold 1 to 9, all clues stand" in output
-    assert "note: logician.py has no gone any more" in output
     assert "weights: right.pt (logician.py, 1 parameters)" in output
+    assert "logician.py has no such field: gone" in output
 
 
 def test_it_stops_at_the_first_legal_board_unless_told_to_go_on(logician):
     first, all_of_them = (solve.read(PUZZLE) for _ in range(2))
-    model = solve.load(solve.choose_weights("right.pt"), "cpu", solve.Console(quiet=True))
+    model = solve.load("right.pt", torch.device("cpu"), solve.Console(quiet=True))
     solve.solve(model, first, solve.Arguments(iterations=40), history=True)
     solve.solve(model, all_of_them, solve.Arguments(iterations=40, keep_going=True), history=True)
     (short,), (long,) = first, all_of_them
@@ -218,9 +240,9 @@ def test_a_wrong_board_names_its_conflicts(untrained, capsys):
     assert "wrong after 5 iterations" in output and "of 51 blanks are right" in output
     assert "more conflicts" in output
     (p,) = solve.read(PUZZLE)
-    solve.solve(solve.load(solve.choose_weights("wrong.pt"), "cpu", solve.Console()), [p], solve.Arguments(), True)
-    unit, digit, where = next(solve.conflicts(p.boards[-1]))
-    assert f"{unit} has {digit} in {solve.names(where)}" in output
+    solve.solve(solve.load("wrong.pt", torch.device("cpu"), solve.Console()), [p], solve.Arguments(), True)
+    message, _ = next(solve.conflicts(p.boards[-1]))
+    assert message in output
     assert (p.boards[:, p.cells > 0] == p.cells[p.cells > 0]).all()
 
 
@@ -229,10 +251,10 @@ def test_rules():
     assert solve.violations(board) == 0 and not list(solve.conflicts(board))
     board[0] = 3  # a 5 less, a second 3: in row 1, column 1, box 1
     assert solve.violations(board) == 3
-    assert [(unit, digit, list(where)) for unit, digit, where in solve.conflicts(board)] == [
-        ("row 1", 3, [0, 1]),
-        ("column 1", 3, [0, 72]),
-        ("box 1", 3, [0, 1]),
+    assert [(message, list(where)) for message, where in solve.conflicts(board)] == [
+        ("row 1 has 3 in r1c1, r1c2", [0, 1]),
+        ("column 1 has 3 in r1c1, r9c1", [0, 72]),
+        ("box 1 has 3 in r1c1, r1c2", [0, 1]),
     ]
 
 
@@ -262,35 +284,56 @@ def test_quiet_prints_no_wrong_board(untrained, capsys):
 # ---------------------------------------------------------------- weights
 
 
-def test_default_weights(clean, logician, capsys, monkeypatch):
-    refused(capsys, [PUZZLE], "speedrun.pt does not exist", "exp_speedrun.py")
+def test_default_weights(logician, clean, capsys):
+    def chosen():
+        assert solve.main([PUZZLE]) == 0
+        (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("weights: ")]
+        return line.removeprefix("weights: ").split(" (logician.py")[0]
+
+    saved = torch.load("right.pt")
+    refused(capsys, [PUZZLE], "weights/speedrun.pt does not exist")
     (clean / "weights").mkdir()
     (clean / "right.pt").rename("weights/speedrun.pt")
-    assert solve.main([PUZZLE]) == 0
-    assert "speedrun.pt (logician.py" in capsys.readouterr().out
-    for age, name in ((100, "new"), (200, "old")):
-        path = clean / f"runs/exp_speedrun/{name}/checkpoint.pt"
-        path.parent.mkdir(parents=True)
-        path.write_bytes((clean / "weights/speedrun.pt").read_bytes())
-        os.utime(path, (path.stat().st_mtime - age,) * 2)
-    assert solve.main([PUZZLE]) == 0
-    assert "weights: runs/exp_speedrun/new/checkpoint.pt" in capsys.readouterr().out
-    assert solve.main([PUZZLE, "--weights", "runs/exp_speedrun/old"]) == 0
-    assert "weights: runs/exp_speedrun/old/checkpoint.pt" in capsys.readouterr().out
+    assert chosen() == str(clean / "weights/speedrun.pt")
+    runs = [("old", "full", 4), ("new", "full", 4), ("cut", "full", 3), ("mini", "mini", 4), ("smoke", "smoke", 4)]
+    for age, (name, preset, step) in enumerate(runs):
+        folder = clean / f"runs/exp_speedrun/{name}"
+        folder.mkdir(parents=True)
+        config = saved["config"] | {"preset": preset, "steps": 4}
+        torch.save(saved | {"config": config, "step": step}, folder / "checkpoint.pt")
+        os.utime(folder / "checkpoint.pt", (1000 + age,) * 2)
+    assert chosen() == "runs/exp_speedrun/new/checkpoint.pt"
+    assert solve.main([PUZZLE, "--weights", "runs/exp_speedrun/smoke"]) == 0
+    assert "weights: runs/exp_speedrun/smoke/checkpoint.pt" in capsys.readouterr().out
+    for name in ("old", "new"):
+        (clean / f"runs/exp_speedrun/{name}/checkpoint.pt").unlink()
+    assert chosen() == str(clean / "weights/speedrun.pt")
+    torch.save({"model": 1}, "runs/exp_speedrun/smoke/checkpoint.pt")
+    assert chosen() == str(clean / "weights/speedrun.pt")
+
+
+@pytest.mark.parametrize("name", names())
+def test_a_checkpoint_of_any_experiment(name, clean):
+    module = load(name)
+    config = common.with_preset(module.Config(), "smoke")
+    through_json = json.loads(json.dumps(vars(config)))  # as in a run: tuples have become lists
+    torch.save({"experiment": name, "config": through_json, "model": module.Model(config).state_dict()}, "x.pt")
+    (p,) = solve.read(PUZZLE)
+    solve.iterate(solve.load("x.pt", torch.device("cpu"), solve.Console()), [p], 1, False, True)
+    assert p.boards.shape == (1, 81)
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"experiment": "../sudoku"}, "no file beside"),
-        ({"experiment": "os"}, "no file beside"),
-        ({"experiment": "exp_unheard_of"}, "no file beside"),
-        ({"experiment": None}, "no file beside"),
-        ({"experiment": "solve"}, "does not fit solve.py"),
-        ({"config": {"width": 24}}, "does not fit sudoku.py"),
-        ({"config": {"width": "wide"}}, "does not fit sudoku.py"),
-        ({"config": None}, "does not fit sudoku.py"),
-        ({"model": {}}, "does not fit sudoku.py"),
+        ({"experiment": "os"}, "x.pt cannot be used"),
+        ({"experiment": "exp_unheard_of"}, "exp_unheard_of"),
+        ({"experiment": None}, "None"),
+        ({"experiment": "solve"}, "x.pt cannot be used"),
+        ({"config": {"width": 24}}, "x.pt cannot be used"),
+        ({"config": {"width": "wide"}}, "x.pt cannot be used"),
+        ({"config": None}, "x.pt cannot be used"),
+        ({"model": {}}, "x.pt cannot be used"),
     ],
 )
 def test_weights_that_do_not_fit(change, words, clean, capsys):
@@ -304,10 +347,22 @@ def test_broken_weights(clean, untrained, capsys):
     for content in (b"", b"text", whole[:-200], whole[:50]):
         (clean / "x.pt").write_bytes(content)
         refused(capsys, [PUZZLE, "--weights", "x.pt"], "x.pt is not a whole checkpoint")
-    torch.save([1, 2], "x.pt")
-    refused(capsys, [PUZZLE, "--weights", "x.pt"], "x.pt is no checkpoint of an experiment")
-    save("x.pt", lambda state: state["model"]["head.weight"].fill_(float("nan")))
-    assert solve.main([PUZZLE, "--weights", "x.pt", "--iterations", "2"]) == 1
+    torch.save({"experiment": "sudoku"}, "x.pt")
+    refused(capsys, [PUZZLE, "--weights", "x.pt"], "x.pt cannot be used")
+    for value in (float("nan"), float("inf")):
+        save("x.pt", lambda state: state["model"]["head.weight"][0, 0].fill_(value))  # noqa: B023
+        refused(capsys, [PUZZLE, "--weights", "x.pt"], "x.pt", "not finite")
+    (clean / "run/checkpoint.pt").mkdir(parents=True)
+    for path in ("weightless", "run", "run/checkpoint.pt"):
+        refused(capsys, [PUZZLE, "--weights", path], path)
+
+
+def test_flipped_bits(untrained, clean, capsys):
+    content = (clean / "wrong.pt").read_bytes()
+    weights = torch.load("wrong.pt")["model"]["head.weight"].numpy().tobytes()
+    at = content.index(weights)
+    (clean / "x.pt").write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+    refused(capsys, [PUZZLE, "--weights", "x.pt"], "x.pt is not a whole checkpoint")
 
 
 # ---------------------------------------------------------------- pictures
@@ -330,8 +385,23 @@ def test_plot(logician, clean, capsys):
         written = capsys.readouterr().out.split("wrote ")[1].strip()
         assert (clean / written).read_bytes().startswith(start)
     assert solve.main([ANSWER, *logician, "--plot", "a.png"]) == 0  # no blanks, one iteration
-    refused(capsys, [PUZZLE, *logician, "--plot", "a.xyz"], "--plot a.xyz", "png")
-    refused(capsys, [PUZZLE, *logician, "--plot", "nowhere/a.png"], "nowhere/a.png")
+
+
+@pytest.mark.parametrize("name", [".", "a.xyz", "nowhere/a.png", "1.5", "folder.png", "readonly/a.png", "readonly.svg"])
+def test_a_picture_that_cannot_be_written_is_refused_before_the_solving(name, logician, clean, capsys, monkeypatch):
+    (clean / "folder.png").mkdir()
+    (clean / "readonly").mkdir()
+    (clean / "readonly.svg").touch()
+    allowed = os.access  # root may write everywhere, so the test says itself what is read-only
+    monkeypatch.setattr(os, "access", lambda path, mode: "readonly" not in str(path) and allowed(path, mode))
+    monkeypatch.setattr(solve, "read", lambda word: pytest.fail("the puzzle was read first"))
+    refused(capsys, [PUZZLE, *logician, "--plot", name], f"--plot {name}")
+    refused(capsys, [PUZZLE, *logician, "--plot", name, "--quiet"], f"--plot {name}")
+
+
+def test_a_picture_of_several_puzzles(logician, clean, capsys):
+    refused(capsys, [PUZZLE, PUZZLE, *logician, "--plot", "x.png"], "one puzzle")
+    assert not (clean / "x.png").exists()
 
 
 def test_as_a_script(untrained):
@@ -340,3 +410,10 @@ def test_as_a_script(untrained):
     assert done.returncode == 1, done.stderr
     assert done.stdout == "." * 81 + "\n"
     assert "standard input, line 1: wrong after 5 iterations" in done.stderr
+
+
+def test_a_reader_that_stops_early(clean):
+    (clean / "many.txt").write_text(f"{PUZZLE[:-1]}\n" * 3000)
+    command = f"'{sys.executable}' '{ROOT}/solve.py' many.txt | head -n 1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
+    assert done.stdout.startswith("many.txt, line 1") and not done.stderr

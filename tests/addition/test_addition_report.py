@@ -92,7 +92,7 @@ def test_pooled_folders_are_one_row(root):
 
 def test_not_run_is_said(root):
     for kind in report.KINDS:
-        assert "not run" in report.fill(f"<!-- report {kind} nothing -->\nold\n<!-- end -->\n")
+        assert "not run" in "\n".join(report.KINDS[kind]("nothing"))
 
 
 def test_commands_can_be_pasted(root):
@@ -105,8 +105,9 @@ def test_commands_can_be_pasted(root):
 @pytest.mark.parametrize("text", ["<!-- report sweeps one -->\n<!-- end -->\n", "<!-- report sweep one -->\nno end\n"])
 def test_a_wrong_block_is_named(root, text):
     put(root, "one", four())
+    (root / "addition/README.md").write_text(text + "<!-- report seeds one -->\n<!-- end -->\n")
     with pytest.raises(SystemExit, match="report sweep"):
-        report.fill(text + "<!-- report seeds one -->\n<!-- end -->\n")
+        report.main([])
 
 
 def test_documents_and_plots_are_written(root):
