@@ -20,6 +20,7 @@ from addition.plots import run_plots
 from plumbing import disk
 
 HERE = Path(__file__).parent
+RunName = Annotated[str, tyro.conf.arg(name="run-name", aliases=("--name",))]
 
 
 @dataclass(frozen=True)
@@ -28,8 +29,7 @@ class Settings:
 
     model: tyro.conf.OmitArgPrefixes[ModelConfig] = field(default_factory=ModelConfig)
     preset: Literal["log", "reliable"] = "log"  # reliable: our recipe; other flags override its values
-    # the folder under results/runs; empty: from parameters and seed
-    name: Annotated[str, tyro.conf.arg(name="run-name", aliases=("--name",))] = ""
+    name: RunName = ""  # the folder under results/runs; empty: from parameters and seed
     train_steps: int = 27_000
     lr: float = 0.02  # at the end of the warm-up
     weight_decay: float = 0.01  # on all parameters
