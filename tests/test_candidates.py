@@ -7,6 +7,7 @@ import torch
 import common
 import exp_speedrun
 from data import generate
+from plumbing import disk
 from plumbing.candidates import CELL, DIGIT, GROUP, KINDS, Board, Collect, GroupMax, Spread
 
 
@@ -96,3 +97,51 @@ def test_muon_makes_a_step_of_equal_singular_values():
     exp_speedrun.Muon([weight], lr=0.1).step()
     values = torch.linalg.svdvals(before - weight.detach()) / 0.1
     assert values.min() > 0.6 and values.max() < 1.3
+
+
+def test_a_resumed_speedrun_is_the_same_run(clean, monkeypatch):
+    """The puzzles in training and the states reached on them come back with the checkpoint."""
+    flags = ["--preset", "smoke", "--steps", "8", "--save-every", "4", "--easy-steps", "2", "--evaluate-every", "99"]
+    exp_speedrun.main([*flags, "--name", "whole"])
+
+    def refill(self, config, data, step, real=exp_speedrun.Slots.refill):
+        if step == 4:
+            raise KeyboardInterrupt
+        return real(self, config, data, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(exp_speedrun.Slots, "refill", refill)
+        patch.setattr(common.Run, "open_folder", keep_lock(opened := [], common.Run.open_folder))
+        with pytest.raises(KeyboardInterrupt):
+            exp_speedrun.main([*flags, "--name", "half"])
+        opened[0].close()
+    exp_speedrun.main([*flags, "--name", "half", "--resume"])
+    whole, half = (
+        disk.load_checkpoint(clean / f"runs/exp_speedrun/{name}/checkpoint.pt") for name in ("whole", "half")
+    )
+    for name, value in whole["model"].items():
+        assert torch.equal(value, half["model"][name]), name
+    for name, value in whole["optimizers"][2].items():
+        assert torch.equal(value, half["optimizers"][2][name]), name
+
+
+def keep_lock(opened, real):
+    return lambda run: opened.append(run) or real(run)
+
+
+def test_a_step_goes_on_from_the_states_reached(puzzles):
+    config = common.with_preset(exp_speedrun.Config(), "smoke")
+    config.batch = 4
+    torch.manual_seed(0)
+    model, slots = exp_speedrun.Model(config), exp_speedrun.Slots(config)
+    slots.puzzle[:], slots.solution[:] = (torch.from_numpy(part[:4]) for part in puzzles)
+    part, losses = slice(0, 4), []
+    for free in (True, False, False):
+        slots.free[:] = free
+        loss, gradients, logits = exp_speedrun.shard_gradients(model, config, slots, part, 100)
+        losses.append(loss.item())
+    state = model.start(slots.puzzle)
+    for _ in range(3 * config.depth):
+        expected, state = model.iterate(state)
+    assert torch.allclose(logits, expected.detach(), atol=1e-5)
+    assert len(set(losses)) == 3 and len(gradients) == len(list(model.parameters()))

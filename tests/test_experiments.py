@@ -24,10 +24,15 @@ PARAMETERS = {"sudoku": 800_265, "exp_recur_add": 800_265, "exp_no_x_after_init"
 
 
 @pytest.mark.parametrize("name", experiments.names())
-def test_smoke(name, clean):
-    """The file trains, tests, saves and sums up; the checkpoint is the trained model and loads safely."""
-    module = experiments.load(name)
+def test_smoke(name, clean, monkeypatch):
+    """The file trains, tests, saves and sums up; the checkpoint is the trained model and loads safely. The gradients
+    of every backward pass are summed over the processes."""
+    module, passes, sums = experiments.load(name), [], []
+    backward, sum_gradients = torch.Tensor.backward, common.sum_gradients
+    monkeypatch.setattr(torch.Tensor, "backward", lambda *a, **k: passes.append(1) or backward(*a, **k))
+    monkeypatch.setattr(common, "sum_gradients", lambda model: sums.append(len(passes)) or sum_gradients(model))
     summary = module.main(["--preset", "smoke"])
+    assert sums == list(range(1, len(passes) + 1)) and (sums or name == "exp_speedrun")
     folder = clean / "runs" / name / "smoke-seed0"
     assert {"config.json", "metrics.csv", "log.txt", "checkpoint.pt", "summary.json"} <= {
         path.name for path in folder.iterdir()
@@ -41,6 +46,7 @@ def test_smoke(name, clean):
     assert int(rows[-1]["step"]) == config.steps
     assert math.isfinite(float(rows[-1]["loss"]))
     assert 0 <= summary["solved"] <= 1
+    assert summary["peak"]["solved"] >= summary["solved"] and summary["seconds"] >= float(rows[-1]["seconds"])
 
 
 @pytest.mark.parametrize("name", experiments.names())
@@ -58,11 +64,142 @@ def test_parameters_of_the_log(name):
     assert sum(p.numel() for p in module.Model(module.Config()).parameters()) == PARAMETERS[name]
 
 
+# What each run of the log really was, from the history of its code: the fields that differ from file to file.
+K, X = ((100_000, 0.0, 10.0),), (51.0, 11.0, 1.0, 0.0)
+EASY = {"batch": 128, "steps": 100_000, "lr": 1e-3, "precision": "fp32", "data": "kaggle", "edges": (0.0, 0.1)}
+EASY |= {"train_puzzles": 0, "train_per_bucket": 100_000, "test_per_bucket": 1_000, "evaluate_every": 1_000}
+EASY |= {"width": 128, "heads": 4, "layers": 4, "mlp": 512, "iterations": 16, "dropout": 0.1, "weight_decay": 0.01}
+BATCH_512 = EASY | {"batch": 512, "precision": "bf16"}
+SAM = BATCH_512 | {"rho": 0.05}
+MIXED = SAM | {"edges": (0.0, 1.0, 2.0, 3.0, 4.0, 10.0), "phases": K, "train_per_bucket": 20_000,
+               "test_per_bucket": 200, "evaluate_every": 5_000}  # fmt: skip
+KAGGLE = MIXED | {"train_per_bucket": 0, "test_per_bucket": 500}
+EASY_TO_HARD = tuple((20_000 * (i + 1), 0.0, below) for i, below in enumerate((1.0, 2.0, 3.0, 4.0, 10.0)))
+REVERSE = KAGGLE | {"phases": ((20_000, 3.0, 10.0), (40_000, 2.0, 10.0), (60_000, 1.0, 10.0), (100_000, 0.0, 10.0))}
+
+
+def hard_to_easy(*ends):
+    return tuple((until, low, math.inf) for until, low in zip(ends, X))
+
+
+EXTREME = {"edges": (0.0, 1.0, 3.0, 11.0, 51.0, math.inf), "train_per_bucket": 0}
+CURRICULUM = REVERSE | EXTREME | {"data": "extreme-test", "train_puzzles": 400_000, "test_per_bucket": 0,
+                                  "phases": hard_to_easy(20_000, 40_000, 60_000, 100_000)}  # fmt: skip
+BASELINE = CURRICULUM | {"data": "extreme", "train_puzzles": 2_700_000, "test_per_bucket": 5_000, "steps": 70_000,
+                         "phases": hard_to_easy(14_000, 28_000, 42_000, 70_000)}  # fmt: skip
+BATCH_4096 = BASELINE | {"batch": 4096, "lr": 1.5e-3}
+WARMUP = BATCH_4096 | {"warmup": 2_000}
+NO_SAM = {name: value for name, value in WARMUP.items() if name != "rho"}
+SETTINGS = {
+    "sudoku": EASY | {"muon_lr": 0.02},
+    "sudoku_bs512": BATCH_512 | {"muon_lr": 0.02},
+    "exp_sam": SAM,
+    "train_mixed": MIXED,
+    "train_curriculum": KAGGLE | {"phases": EASY_TO_HARD},
+    "train_curriculum_reverse": REVERSE,
+    "exp_recur_add": REVERSE,
+    "exp_no_x_after_init": REVERSE,
+    "exp_extreme_curriculum": CURRICULUM,
+    "exp_extreme_baseline": BASELINE,
+    "exp_scale_wide": BASELINE | {"width": 256, "heads": 8, "mlp": 1024},
+    "exp_scale_batch_4k": BATCH_4096,
+    "exp_warmup": WARMUP,
+    "exp_cosine": WARMUP,
+    "exp_cosine_no_sam": NO_SAM,
+    "exp_cosine_gelu": NO_SAM,
+    "exp_cosine_50k": NO_SAM
+    | {"steps": 50_000, "warmup": 1_400, "phases": hard_to_easy(10_000, 20_000, 30_000, 50_000)},
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_settings_of_the_log(name):
+    config = experiments.load(name).Config()
+    found = {field: getattr(config, field) for field in SETTINGS[name]}
+    assert found == SETTINGS[name]
+    assert hasattr(config, "rho") == ("rho" in SETTINGS[name])
+
+
 def test_scale_wide_has_the_logs_parameters_not_its_width():
     import exp_scale_wide
 
-    count = sum(p.numel() for p in exp_scale_wide.Model(exp_scale_wide.Config()).parameters())
-    assert round(count / 1e6, 1) == 3.2
+    assert sum(p.numel() for p in exp_scale_wide.Model(exp_scale_wide.Config()).parameters()) == 3_173_641
+
+
+def small(name, **changes):
+    module = experiments.load(name)
+    config = dataclasses.replace(common.with_preset(module.Config(), "smoke"), dropout=0.0, **changes)
+    torch.manual_seed(0)
+    return module.Model(config)
+
+
+def moved_by(model, state, part):
+    """Whether one iteration gives other logits when this part of the state is another."""
+    with torch.no_grad():
+        other = tuple(x + torch.rand_like(x) if i == part else x for i, x in enumerate(state))
+        return not torch.equal(model.iterate(state)[0], model.iterate(other)[0])
+
+
+def test_the_baseline_reads_the_puzzle_and_its_predictions_at_every_iteration():
+    model = small("sudoku")
+    clues, predictions = model.start(torch.zeros(2, 81, dtype=torch.int64))
+    assert not predictions.any()
+    state = model.iterate((clues, predictions))[1]
+    assert len(state) == 2 and moved_by(model, state, 0) and moved_by(model, state, 1)
+    assert torch.allclose(state[1].sum(-1), torch.ones(2, 81)), "probabilities"
+
+
+def test_the_recurrent_model_adds_its_last_hidden_state():
+    model = small("exp_recur_add")
+    x, h, predictions = model.start(torch.zeros(2, 81, dtype=torch.int64))
+    assert not h.any()
+    logits, state = model.iterate((x, h, predictions))
+    assert torch.equal(model.head(state[1]), logits), "what is carried is the encoder's output, without a norm"
+    assert all(moved_by(model, state, part) for part in range(3))
+
+
+def test_the_puzzle_is_read_once():
+    model = small("exp_no_x_after_init")
+    with torch.no_grad():
+        state = model.start(torch.randint(0, 10, (2, 81)))
+        blank = model.start(torch.zeros(1, 81, dtype=torch.int64))[0]  # without positions
+        assert torch.allclose(blank, model.encode_puzzle.bias + model.encode_puzzle.weight[:, 0])
+        before = model.iterate(state)
+        model.encode_puzzle.weight.zero_()
+        assert len(state) == 2 and torch.equal(before[0], model.iterate(state)[0])
+    assert moved_by(model, state, 0) and moved_by(model, before[1], 1)
+
+
+def test_gelu_replaces_relu():
+    plain, gelu = small("exp_cosine_no_sam").layers[0], small("exp_cosine_gelu").layers[0]
+    gelu.load_state_dict(plain.state_dict())
+    seen = []
+    for layer in (plain, gelu):
+        layer.down.register_forward_hook(lambda module, given, out: seen.append(given[0]))
+        layer(torch.randn(2, 81, plain.up.in_features, generator=torch.Generator().manual_seed(0)))
+    assert seen[0].min() == 0 and seen[1].min() < 0, "GELU is negative left of 0, exactly and not by tanh"
+    assert seen[1].min() > -0.171
+
+
+def test_row_column_and_box_of_each_cell():
+    row, column, box = common.places()
+    board = torch.arange(81).view(9, 9)
+    for i in range(9):
+        assert (row[board[i]] == i).all() and (column[board[:, i]] == i).all()
+        block = board[i // 3 * 3 : i // 3 * 3 + 3, i % 3 * 3 : i % 3 * 3 + 3]
+        assert (box[block] == i).all()
+
+
+def test_positions_are_added_at_every_iteration():
+    for name in ("sudoku", "exp_cosine_no_sam"):
+        model = small(name)
+        puzzle = torch.randint(0, 10, (2, 81))
+        with torch.no_grad():
+            state = model.iterate(model.start(puzzle))[1]
+            before = model.iterate(state)[0]
+            for table in (model.row, model.column, model.box):
+                table.weight.mul_(2)
+                assert not torch.equal(before, before := model.iterate(state)[0])
 
 
 @pytest.mark.parametrize("preset", ["mini", "smoke"])
