@@ -4,13 +4,14 @@ What experiments vary (model, loss, loop, optimiser) stands in each experiment's
 behind a run (its folder, checkpoints, signals, devices) is in plumbing/run.py.
 """
 
+import contextlib
 import dataclasses
 import math
 import re
+import signal
 import sys
 import zlib
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -51,10 +52,6 @@ def mini_data(config):
     return {"kaggle": "generated:52-64", "minimal": "minimal"}.get(config.data, "generated:59-67")
 
 
-def scaled(phases, divisor):
-    return tuple((round(until / divisor), low, below) for until, low, below in phases)
-
-
 # One rule a field, (value, config) -> value, shrinks every run of the log alike: what an experiment changes stays so.
 MINI = {
     "width": lambda v, c: max(8, v // 4),
@@ -67,7 +64,7 @@ MINI = {
     "lr": lambda v, c: round(v * 10 / 3, 6),  # narrow layers want larger steps
     "steps": lambda v, c: round(v / mini_divisor(c)),
     "warmup": lambda v, c: round(v / mini_divisor(c)),
-    "phases": lambda v, c: scaled(v, mini_divisor(c)),
+    "phases": lambda v, c: tuple((round(until / mini_divisor(c)), *ratings) for until, *ratings in v),
     "train_puzzles": lambda v, c: v // 50,
     "train_per_bucket": lambda v, c: v // 50,
     "test_per_bucket": lambda v, c: 200,
@@ -86,7 +83,7 @@ SMOKE = MINI | {
     "batch": lambda v, c: max(2, 2 * round(math.sqrt(v) / 8)),
     "steps": lambda v, c: max(4, v // 10_000),
     "warmup": lambda v, c: v // 1_000,
-    "phases": lambda v, c: scaled(v, 10_000),
+    "phases": lambda v, c: tuple((until // 10_000, *ratings) for until, *ratings in v),
     "train_puzzles": lambda v, c: min(v or 400, 400),
     "train_per_bucket": lambda v, c: min(v, 80),
     "test_per_bucket": lambda v, c: 20,
@@ -123,7 +120,11 @@ def parse(config_class, argv=None):
     preset = words[words.index("--preset") + 1] if "--preset" in words[:-1] else "full"
     default = with_preset(config_class(), preset if preset in PRESETS else "full")
     text = (sys.modules[config_class.__module__].__doc__ or "").replace("\n", "\n ")  # tyro keeps indented lines apart
+    with contextlib.suppress(ValueError, AttributeError):  # not the main thread; Windows
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # --help | head ends in silence
     config = tyro.cli(config_class, args=argv, default=default, description=text)
+    with contextlib.suppress(ValueError, AttributeError):
+        signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     if problem := wrong_value(config):
         print(f"error: {problem}", file=sys.stderr)
         raise SystemExit(2)
@@ -151,21 +152,6 @@ def wrong_value(config):
     if hasattr(config, "heads") and config.width % config.heads:
         return f"--heads {config.heads}: expected a divisor of --width {config.width}"
     return None
-
-
-def command(config, file):
-    """The command line that gives this config, whichever way the run was started."""
-    default = with_preset(type(config)(), config.preset)
-    words = ["python", Path(file).resolve().relative_to(plumbing.run.ROOT).as_posix()]
-    words += ["--preset", config.preset] * (config.preset != "full")
-    for name, value in vars(config).items():
-        if value != getattr(default, name) and name not in ("preset", "resume"):
-            flag = name.replace("_", "-")
-            if isinstance(value, bool):
-                words.append(f"--{'' if value else 'no-'}{flag}")
-            else:
-                words += [f"--{flag}", *re.findall(r"[^\s(),']+", str(value))]
-    return " ".join(words)
 
 
 # ---------------------------------------------------------------- data
@@ -291,36 +277,21 @@ def cosine_rate(step, peak, warmup, steps, floor=0.01):
     return peak * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
-def bytes_a_puzzle(model, run, puzzles=8):
-    """What one puzzle keeps in memory for the backward pass of a training step, measured on a few blank ones."""
-    puzzle = torch.zeros(puzzles, 81, dtype=torch.int64, device=run.device)
-    seed_dropout(model, torch.zeros(puzzles, dtype=torch.int32, device=run.device))
-    with run.precision():
-        forward = lambda: [logits.float().logsumexp(-1) for logits in model(puzzle, run.config.iterations)]  # noqa: E731
-        return loop.kept_bytes(model, forward) / puzzles
-
-
 # ---------------------------------------------------------------- a run that learns Sudoku
 
 
 class Run(plumbing.run.Run):
     def __init__(self, config, file):
-        super().__init__(config, file, command(config, file))
+        super().__init__(config, file, plumbing.run.command(config, with_preset(type(config)(), config.preset), file))
 
     def compiled(self, model):
         """On CUDA: one iteration compiled, and recomputed in the backward pass where memory would not suffice."""
         super().compiled(model)
         if self.device.type == "cuda":
-            free, share = torch.cuda.mem_get_info(self.device)[0], self.config.batch // self.world
-            needed = share * bytes_a_puzzle(model, self)
-            if needed > 0.9 * free:
-                loop.recompute(model)
-                least = needed / self.config.iterations
-                sizes = [f"{size / 1e9:.0f} GB" for size in (needed, free, least)]
-                self.log("# the backward pass of {} puzzles would keep {}, {} are free: iterations are recomputed, "
-                         "which keeps about {}".format(share, *sizes))  # fmt: skip
-                if least > 0.9 * free:
-                    raise SystemExit("that does not fit either: lower --batch, or use more processes (torchrun)")
+            count, share = self.config.iterations, self.config.batch // self.world
+            needed = share * loop.kept_bytes(model, torch.zeros(8, 81, dtype=torch.int64), count, self.precision()) / 8
+            if message := loop.fit(model, needed, count, torch.cuda.mem_get_info(self.device)[0]):
+                self.log(f"# {share} puzzles: {message}")
         return model
 
     def report(self, step, loss, logits, batch, rate):

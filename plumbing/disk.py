@@ -23,7 +23,7 @@ def writing(folder, name):
     except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
         raise SystemExit(
             f"cannot write {Path(folder) / name}: {error}. What was saved before is intact; free some space or "
-            "mend the permissions, then run the same command with --resume"
+            "mend the permissions, then run the same command again (a run: with --resume)"
         ) from None
 
 
@@ -96,7 +96,7 @@ def append_row(path, rows):
             file.flush()
             os.fsync(file.fileno())
     else:
-        write_rows(path, rows, columns)
+        write_rows(path, rows)
 
 
 def read_rows(path):
@@ -104,7 +104,8 @@ def read_rows(path):
         return list(csv.DictReader(file))
 
 
-def write_rows(path, rows, columns):
+def write_rows(path, rows, columns=None):
+    columns = columns or list(dict.fromkeys(name for row in rows for name in row))
     lines = [",".join(columns), *(",".join("" if row.get(c) is None else str(row[c]) for c in columns) for row in rows)]
     replace(path, lambda file: file.write(("\n".join(lines) + "\n").encode()))
 

@@ -29,8 +29,9 @@ def recompute(model):
     replace(model, recomputed)
 
 
-def kept_bytes(model, forward):
-    """Bytes that the backward pass of `forward()` needs kept, the model's own weights aside."""
+def kept_bytes(model, examples, count, precision):
+    """Bytes that the backward pass of this many iterations needs kept, the model's own weights aside."""
+    device = next(model.parameters()).device
     kept, own = {}, {p.untyped_storage().data_ptr() for p in model.parameters()}
 
     def pack(tensor):
@@ -39,7 +40,26 @@ def kept_bytes(model, forward):
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        result = forward()  # alive until all is counted, so that no address is used twice
-    del result
+    dropout.seed_dropout(model, torch.zeros(len(examples), dtype=torch.int32, device=device))
+    with precision, torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        # alive until all is counted, so that no address is used twice
+        outputs = [logits.float().logsumexp(-1) for logits in model(examples.to(device), count)]
+    del outputs
     return sum(kept.values())
+
+
+def fit(model, needed, count, free):
+    """Recompute the iterations where `needed` bytes are more than `free` ones. -> what to tell the user, or None"""
+    if needed < 0.9 * free:
+        return None
+    recompute(model)
+    least = needed / count
+    sizes = (
+        "the backward pass would keep {:.0f} GB, {:.0f} GB are free: iterations are recomputed, which keeps {:.0f} GB"
+    )
+    if least > 0.9 * free:
+        raise SystemExit(
+            sizes.format(needed / 1e9, free / 1e9, least / 1e9)
+            + ", still too much; lower --batch, or use more processes (torchrun)"
+        )
+    return sizes.format(needed / 1e9, free / 1e9, least / 1e9)

@@ -16,11 +16,10 @@ import contextlib
 import dataclasses
 import json
 import os
+import re
 import signal
-import socket
-import threading
+import sys
 import time
-import urllib.parse
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,11 +29,11 @@ import torch
 import torch.distributed as dist
 
 from plumbing import disk, loop
+from plumbing.tracking import limited, start_wandb
 
 ROOT = Path(__file__).resolve().parent.parent
 # Flags that may change when a run is resumed: they do not change what is computed.
 RESUMABLE = {"resume", "device", "compile", "test_iterations", "wandb", "wandb_mode", "runs", "name"}
-WANDB_SECONDS = 2.0  # how long a run waits for W&B's server at its start, and again at its end
 
 
 @dataclass
@@ -52,8 +51,36 @@ class RunConfig:
     runs: str = "runs"  # the folder that holds all runs
 
 
+def say(line):
+    """Print a line; where its reader has gone (`| head`), go on in silence, log.txt has every line."""
+    try:
+        print(line, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def checksums(files):
+    """A checksum of each file's code; comments and layout do not count."""
+    return {path.name: zlib.crc32(ast.dump(ast.parse(path.read_bytes())).encode()) for path in files if path.exists()}
+
+
 def run_name(config):
     return config.name or f"{config.preset}-seed{config.seed}"
+
+
+def command(config, default, file):
+    """The command line that gives this config, whichever way the run was started; `default`: without any flag but
+    the preset."""
+    words = ["python", Path(file).resolve().relative_to(ROOT).as_posix()]
+    words += ["--preset", config.preset] * (config.preset != "full")
+    for name, value in vars(config).items():
+        if value != getattr(default, name) and name != "resume":
+            flag = name.replace("_", "-")
+            if isinstance(value, bool):
+                words.append(f"--{'' if value else 'no-'}{flag}")
+            else:
+                words += [f"--{flag}", *re.findall(r"[^\s(),']+", str(value))]
+    return " ".join(words)
 
 
 class Run:
@@ -78,6 +105,7 @@ class Run:
         self.rows, self.row, self.notes, self.data = [], {}, {}, None
         self.seconds, self.interrupted, self.handlers = 0.0, None, {}
         self.first_bad = torch.full((), torch.inf, device=self.device)  # the first step whose loss is not finite
+        self.code = checksums([*self.sources(), *sorted((ROOT / "plumbing").glob("*.py"))])
         self.wandb = self.lock = None
         if self.rank == 0:
             self.open_folder()
@@ -169,7 +197,7 @@ class Run:
             raise SystemExit(
                 f"{path} does not fit {self.file.name} any more ({reason}); restore the code, or pick another --name"
             ) from None
-        changed = [name for name, code in self.code().items() if saved.get("code", {}).get(name) != code]
+        changed = [name for name, code in self.code.items() if saved.get("code", {}).get(name) != code]
         self.notes = saved.get("notes", {})
         if changed:
             self.log(f"# the code has changed since the checkpoint ({', '.join(changed)}); the summary will say so")
@@ -178,9 +206,7 @@ class Run:
         if self.rank == 0:
             with disk.writing(self.folder, "metrics.csv"):  # rows after the checkpoint come again
                 if self.rows:
-                    disk.write_rows(
-                        self.folder / "metrics.csv", self.rows, list(dict.fromkeys(n for r in self.rows for n in r))
-                    )
+                    disk.write_rows(self.folder / "metrics.csv", self.rows)
                 else:
                     (self.folder / "metrics.csv").unlink(missing_ok=True)
         self.log(f"# resumed after step {step}")
@@ -196,11 +222,6 @@ class Run:
     def sources(self):
         """The files that decide what this run computes, beside those in plumbing/."""
         return [self.file, ROOT / "common.py"]
-
-    def code(self):
-        """A checksum of each source file; comments and layout do not count."""
-        files = [*self.sources(), *sorted((ROOT / "plumbing").glob("*.py"))]
-        return {f.name: zlib.crc32(ast.dump(ast.parse(f.read_bytes())).encode()) for f in files if f.exists()}
 
     # ------------------------------------------------------------ devices
 
@@ -221,11 +242,11 @@ class Run:
         if self.interrupted is not None:
             raise SystemExit(f"ended at once; --resume goes on from {self.checkpoint}")
         self.interrupted = number
-        print(f"# {signal.Signals(number).name}: saving after this step; once more ends at once", flush=True)
+        say(f"# {signal.Signals(number).name}: saving after this step; once more ends at once")
 
     def log(self, line):
         if self.rank == 0:
-            print(line, flush=True)
+            say(line)
             with disk.writing(self.folder, "log.txt"), open(self.folder / "log.txt", "a") as file:
                 file.write(line + "\n")
 
@@ -283,7 +304,7 @@ class Run:
                 "optimizers": [optimizer.state_dict() for optimizer in optimizers],
                 "rows": self.rows,
                 "data": self.data,
-                "code": self.code(),
+                "code": self.code,
                 "notes": self.notes,
             }
             with disk.writing(self.folder, "checkpoint.pt"):
@@ -357,7 +378,7 @@ def sum_gradients(model):
             g.copy_(part.view_as(g))
 
 
-# ---------------------------------------------------------------- machines and services
+# ---------------------------------------------------------------- machines
 
 
 def pick_device(name):
@@ -371,42 +392,3 @@ def pick_device(name):
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
         return torch.device("cuda", torch.cuda.current_device())
     return torch.device(name)
-
-
-def limited(function):
-    """Call this in a thread, and wait for it no longer than WANDB_SECONDS; errors are dropped."""
-
-    def safely():
-        with contextlib.suppress(Exception):
-            function()
-
-    thread = threading.Thread(target=safely, daemon=True)
-    thread.start()
-    thread.join(WANDB_SECONDS)
-
-
-def start_wandb(mode, folder, experiment, config, log=print, project="sudoku"):
-    """A W&B run, or None: asking for one never blocks, prompts or ends a run."""
-    if mode == "off":
-        return None
-    try:
-        import wandb
-
-        if mode == "online":
-            server = urllib.parse.urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai"))
-            address, answers = (server.hostname, server.port or {"http": 80}.get(server.scheme, 443)), []
-            limited(lambda: answers.append(socket.create_connection(address, WANDB_SECONDS).close()))
-            reason = "" if answers else f"{server.hostname} does not answer"
-            if answers and not (os.environ.get("WANDB_API_KEY") or wandb.api.api_key):
-                reason = "no API key (wandb login)"
-            if reason:
-                log(f"# W&B: {reason}; recording offline, `wandb sync` sends it later")
-                mode = "offline"
-        settings = wandb.Settings(init_timeout=WANDB_SECONDS, silent=True, console="off")
-        name = f"{experiment}-{Path(folder).name}"
-        return wandb.init(
-            project=project, name=name, id=name, resume="allow", mode=mode, dir=folder, config=config, settings=settings
-        )
-    except Exception as error:
-        log(f"# W&B is left out: {error}")
-        return None

@@ -1,5 +1,6 @@
 """Dropout: the fused CPU pass equals the reference, and each example's masks depend on its seed alone."""
 
+import contextlib
 import copy
 
 import pytest
@@ -102,13 +103,20 @@ def test_recomputed_iterations_have_the_same_masks_and_keep_less(seeds):
     torch.manual_seed(0)
     model = Iterated()
     loss, gradient = loss_and_gradient(model, seeds)
-    common.seed_dropout(model, seeds)
-    kept = loop.kept_bytes(model, lambda: list(model(torch.ones(16, 8), 4)))
+    kept = loop.kept_bytes(model, torch.ones(16, 8), 4, contextlib.nullcontext())
     loop.recompute(model)
     again, same = loss_and_gradient(model, seeds)
     assert torch.equal(loss, again) and torch.equal(gradient, same)
-    common.seed_dropout(model, seeds)
-    assert loop.kept_bytes(model, lambda: list(model(torch.ones(16, 8), 4))) < kept
+    assert loop.kept_bytes(model, torch.ones(16, 8), 4, contextlib.nullcontext()) < kept
+
+
+def test_iterations_are_recomputed_only_where_memory_does_not_suffice():
+    model = Iterated()
+    assert loop.fit(model, needed=80e9, count=16, free=100e9) is None and "iterate" not in vars(model)
+    assert "171 GB, 139 GB are free" in loop.fit(model, needed=171e9, count=16, free=139e9)
+    assert "iterate" in vars(model)
+    with pytest.raises(SystemExit, match=r"lower --batch"):
+        loop.fit(Iterated(), needed=171e9, count=16, free=8e9)
 
 
 def test_compiled_iterations_have_the_same_masks(seeds):

@@ -18,21 +18,25 @@ import common
 import exp_cosine_no_sam as experiment
 from data import generate
 from plumbing import disk
-from plumbing.run import limited, start_wandb
+from plumbing.run import checksums
+from plumbing.tracking import limited, start_wandb
 from tests.experiments import ROOT
 
 SMOKE = ["--preset", "smoke"]
 FOLDER = Path("runs/exp_cosine_no_sam/smoke-seed0")
 
 
-def run(*words, **options):
-    environment = os.environ | {
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
-    }
-    return subprocess.Popen(
-        [sys.executable, *map(str, words)], env=environment, text=True, stdout=-1, stderr=subprocess.STDOUT, **options
-    )
+ENVIRONMENT = os.environ | {
+    "OMP_NUM_THREADS": "1",
+    "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+}
+
+
+def run(*words):
+    """The process of a command, both its outputs as one."""
+    environment = ENVIRONMENT | {"SUDOKU_DATA": os.environ["SUDOKU_DATA"]}
+    command = [sys.executable, *map(str, words)]
+    return subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
 def test_ten_kills_change_nothing(tmp_path, cache):
@@ -210,15 +214,25 @@ def test_changed_code_is_said_in_log_and_summary(half):
     )
 
 
-def test_comments_are_no_change_of_code(half, tmp_path, monkeypatch):
-    run = common.Run(common.parse(experiment.Config, [*SMOKE, "--name", "other"]), experiment.__file__)
-    source = open(experiment.__file__).read()
-    run.file = tmp_path / "exp_cosine_no_sam.py"
-    sums = []
+def test_comments_are_no_change_of_code(tmp_path):
+    source, sums, path = Path(experiment.__file__).read_text(), [], tmp_path / "exp.py"
     for text in (source, source + "\n# a comment\n", source.replace("loss.backward()", "(2 * loss).backward()")):
-        run.file.write_text(text)
-        sums.append(run.code()["exp_cosine_no_sam.py"])
+        path.write_text(text)
+        sums.append(checksums([path]))
     assert sums[0] == sums[1] != sums[2]
+
+
+def test_a_closed_pipe_does_not_end_a_run(clean):
+    """python exp_x.py | head: the run goes on, and --help ends in silence."""
+    process = run(ROOT / "exp_cosine_no_sam.py", *SMOKE, "--steps", "40", "--evaluate-every", "99")
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.wait(60) == 0
+    assert json.loads((clean / FOLDER / "summary.json").read_text())["steps"] == 40
+    assert (clean / FOLDER / "log.txt").read_text().count("\nstep ") == 41
+    command = f"{sys.executable} {ROOT}/exp_cosine_no_sam.py --help | head -1"
+    shown = subprocess.run(["bash", "-c", command], capture_output=True, text=True, env=ENVIRONMENT)
+    assert shown.stderr == "" and shown.stdout.startswith("usage")
 
 
 def test_replaced_puzzles_are_noticed(clean, cache):
