@@ -157,6 +157,19 @@ def test_generated_has_one_number_of_clues_in_each_bucket(data, edges, expected)
     assert len(store.exclude(data.train, data.test)) == 10
 
 
+def test_minimal_tests_on_other_puzzles_than_it_trains_on():
+    data = sources.load(config(data="minimal", train_puzzles=60, test_per_bucket=30))
+    easy, hard = (data.test.subset(rows) for rows in data.rows_by_bucket(data.test))
+    assert len(data.train) == 60 and len(easy) == len(hard) == 30
+    assert set(clues(easy)) == {45} and max(clues(hard)) < 30 and max(clues(data.train)) < 30
+    assert len(store.exclude(data.train, data.test)) == 60
+
+
+def test_a_config_without_buckets():
+    with pytest.raises(SystemExit, match=r"--data kaggle: this experiment has no buckets .* use --data minimal"):
+        sources.load(SimpleNamespace(data="kaggle", train_puzzles=5, test_per_bucket=5))
+
+
 def test_generated_counts():
     limits = {"train_per_bucket": 4, "train_puzzles": 6, "test_per_bucket": 2}
     data = sources.load(config(data="generated:60-60", edges=(0, 1, 2), **limits))
@@ -166,13 +179,15 @@ def test_generated_counts():
 @pytest.mark.parametrize(
     "changes, expected",
     [
-        ({"data": "kagle"}, "--data kagle: expected generated, generated:50-58, kaggle, extreme, extreme-test or"),
+        ({"data": "kagle"}, "--data kagle: expected generated, generated:50-58, minimal, kaggle, extreme,"),
         ({"data": "kaggle", "test_per_bucket": 0}, "no row is left for training; give a lower --test-per-bucket"),
         ({"data": "kaggle", "train_per_bucket": 99}, "no row is left for the test; give a lower --train-puzzles or"),
         ({"data": "extreme-test", "train_puzzles": 400, "test_per_bucket": 0}, "no row is left for the test"),
         ({"data": "extreme-test", "train_puzzles": 500, "test_per_bucket": 0}, "no row is left for the test"),
         ({"data": "extreme-test", "test_per_bucket": 5}, "no row is left for the test; give a lower --train-puzzles"),
         ({"data": "generated", "test_per_bucket": 0}, "--data generated: expected a --test-per-bucket above 0"),
+        ({"data": "minimal", "train_puzzles": 0}, "--data minimal: expected --train-puzzles and --test-per-bucket"),
+        ({"data": "minimal", "train_puzzles": 5, "test_per_bucket": 0}, "--data minimal: expected --train-puzzles"),
         ({"data": "generated:58-50"}, "--data generated:58-50: expected the lower clue count first"),
         ({"data": "generated:50"}, "--data generated:50: expected two clue counts"),
         ({"data": "generated:"}, "--data generated:: expected two clue counts"),
