@@ -259,15 +259,14 @@ def _shares(count, buckets):
 
 def _compile(run):
     """Calls `run`, which compiles a kernel; meanwhile Ctrl-C kills the process: numba can lose a KeyboardInterrupt."""
-    main = threading.current_thread() is threading.main_thread()
-    if main and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        try:
-            run()
-        finally:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-    else:
+    handler = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or handler is not signal.default_int_handler:
+        return run()
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
         run()
+    finally:
+        signal.signal(signal.SIGINT, handler)
 
 
 def _make(count, seed, chunk_size, kernel, workers, advance):

@@ -84,10 +84,8 @@ def split(config):
             raise ValueError(f"{config.data}: no bucket of --edges holds five puzzles, so there is nothing to test on")
         held_out = np.setdiff1d(np.arange(len(whole)), store.exclude(whole, test))
     else:
-        raise ValueError(
-            f"--data {config.data}: expected generated, generated:50-58, minimal, kaggle, extreme, extreme-test or the "
-            "path of a .csv file"
-        )
+        known = "generated, generated:50-58, minimal, kaggle, extreme, extreme-test or the path of a .csv file"
+        raise ValueError(f"--data {config.data}: expected {known}")
     usable = np.ones(len(whole), bool)
     usable[np.asarray(held_out, int)] = False
     buckets = [rows[usable[rows]] for rows in rows_by_bucket(whole, edges)]
