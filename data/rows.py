@@ -6,8 +6,7 @@ The names in the header say which form a file has: that of sudoku-extreme (sourc
 Kaggle set of 3 million (id,puzzle,solution,clues,difficulty) or of 9 million (puzzle,solution: rating 0). Columns
 may come in any order, with others beside them; a blank is '.' or '0'. Empty lines are skipped.
 
-The csv module splits the lines: pandas.read_csv is not faster, reads a row with a missing or an extra field as
-if it were right, and does not tell the line number of a wrong row.
+The csv module splits the lines: pandas.read_csv is not faster and does not notice that fields are missing.
 """
 
 import csv
