@@ -4,14 +4,16 @@
     python data/generate.py --count 2000 --clues 30-40 --output mixed.npy
     python data/generate.py --count 500 --buckets 3,4 --output hard.npy
 
-What comes out depends on the arguments and VERSION alone, not on the machine or the number of workers: the
-work is cut into chunks, each with its own seed.
+The puzzles depend on the arguments and VERSION alone, not on the machine or the number of workers: the work is
+cut into chunks, each with its own seed.
 """
 
 import argparse
-import json
 import os
+import re
+import signal
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -19,30 +21,31 @@ from pathlib import Path
 
 import numpy as np
 from numba import njit
-from tqdm import tqdm
+from rich.console import Console
+from rich.progress import MofNCompleteColumn, Progress
 
 if __package__ in (None, ""):  # run as a script
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from data import store
+from data import sources, store
 from data.solver import place, propagate, search, workspace, write_solution
 
 VERSION = 1  # raise it when the same arguments give other puzzles, so that caches are made again
-EASY_CHUNK, HARD_CHUNK = 256, 64  # puzzles a chunk: a chunk is one thread's work, and about one climb
-EVER = 1_000_000  # more guesses than any puzzle needs
-IDLE = 8000  # moves without a new puzzle after which a pool is given up
+EASY_CHUNK, HARD_CHUNK = 256, 64  # puzzles in a chunk, the work of one thread; a hard one has one pool for its climb
+ANY_RATING = 1_000_000  # more guesses than any puzzle needs
+IDLE = 8000  # moves without a new puzzle after which a new pool is made
 FEWEST_CLUES = 20  # fewer would take minutes a puzzle
 
 
 @njit(cache=True, nogil=True)
 def _rate(puzzle, solution, work):
-    """The rating and the guesses in all, with a search for a second solution."""
-    return search(puzzle, np.int64(2), np.int64(-1), solution, work)[1:]  # int64(...): one compilation for all
+    """(the rating, all guesses including those of the search for a second solution)."""
+    return search(puzzle, np.int64(2), np.int64(-1), solution, work)[1:]  # int64: search compiles for one type only
 
 
 @njit(cache=True, nogil=True)
 def _random_grid(solution, work):
-    """Fills `solution` with a random full grid: random candidates for random cells, mending one step back."""
+    """Fills `solution` with a random full grid: random candidates for random cells; a contradiction undoes the last."""
     board, seen, open_cells, _, aside, _ = work
     while True:
         board[:] = (1 << 27) - 1
@@ -95,13 +98,16 @@ def _dig(puzzle, target, scratch, work):
 
 
 @njit(cache=True, nogil=True)
-def _dug_chunk(low, high, easiest, hardest, seed, puzzles, solutions, guesses):
-    """Puzzles with `low` to `high` clues, the number drawn for each (0, 0: minimal ones), rated in a range."""
+def _dug_chunk(low, high, easiest, hardest, stop, seed, puzzles, solutions, guesses):
+    """Puzzles with `low` to `high` clues, the number drawn for each (0, 0: minimal ones), rated in a range.
+
+    It ends early when stop[0] is set.
+    """
     np.random.seed(seed)
     work, scratch = workspace(), np.zeros((1, 81), np.uint8)
     for i in range(len(puzzles)):
         target = np.random.randint(low, high + 1)
-        while True:
+        while not stop[0]:
             _random_grid(solutions[i], work)
             puzzles[i] = solutions[i]
             if _dig(puzzles[i], target, scratch, work) > target > 0:
@@ -135,11 +141,11 @@ def _scramble(puzzle, scrambled):
 
 @njit(cache=True, nogil=True)
 def _neighbour(puzzle, wanted, found, work):
-    """Changes a minimal puzzle into another one near it, and found[0] into its solution; returns its guesses
-    in all, or -1 if it gave up.
+    """Changes a minimal puzzle into a similar one, and found[0] into its solution; returns all guesses that the
+    new puzzle needs, or -1 if none was found.
 
-    One clue goes, and all solutions of the rest are listed. A digit that just one of them has in a cell is a
-    clue that makes it the only solution. Up to twelve such clues are tried, until `wanted` guesses are needed.
+    One clue is taken out, and all solutions of the rest are listed. A digit that just one of them has in a cell
+    is a clue that makes it the only solution. Up to twelve such clues are tried, until `wanted` guesses are needed.
     """
     before, only = puzzle.copy(), found[:1]
     clues = np.flatnonzero(puzzle)
@@ -148,7 +154,7 @@ def _neighbour(puzzle, wanted, found, work):
         count = search(puzzle, len(found), np.int64(-1), found, work)[0]
         if count < len(found):
             break
-        cell = np.random.randint(81)  # too many to list: one more clue from one of them
+        cell = np.random.randint(81)  # too many to list: add one more clue, from one of them
         puzzle[cell] = found[np.random.randint(count), cell]
     times = np.zeros((81, 10), np.int32)
     for i in range(count):
@@ -175,12 +181,12 @@ def _neighbour(puzzle, wanted, found, work):
 
 
 @njit(cache=True, nogil=True)
-def _climbed_chunk(easiest, hardest, seed, puzzles, solutions, guesses):
-    """Hard puzzles, rated in a range: a pool of minimal puzzles climbs, through neighbours, from random ones.
+def _climbed_chunk(easiest, hardest, stop, seed, puzzles, solutions, guesses):
+    """Hard puzzles, rated in a range: a pool of random minimal puzzles is improved by moves to similar puzzles.
 
-    The climb goes by the guesses in all (to find the solution and prove it the only one), which depend less on
-    luck than the rating. A puzzle that has enough is taken if its solution differs in a third of the cells from
-    all those taken here; what is taken is a random equivalent of it whose own rating fits.
+    The moves are judged by all guesses (to find the solution and prove it the only one), which vary less than the
+    rating. A puzzle with enough of them is taken if its solution differs in a third of the cells from all those
+    taken here: a random equivalent of it whose own rating is in the range. It ends early when stop[0] is set.
     """
     np.random.seed(seed)
     work, found, enough = workspace(), np.zeros((200, 81), np.uint8), 1.2 * easiest
@@ -195,10 +201,12 @@ def _climbed_chunk(easiest, hardest, seed, puzzles, solutions, guesses):
             idle = 0
             for i in range(len(pool)):
                 totals[i] = 0
-                while totals[i] < 4:
+                while totals[i] < 4 and not stop[0]:
                     _random_grid(pool[i], work)
                     _dig(pool[i], np.int64(0), found, work)
                     totals[i] = _rate(pool[i], found[:1], work)[1]
+        if stop[0]:
+            return
         idle += 1
         first, second = np.random.randint(len(pool)), np.random.randint(len(pool))
         better = min(max(totals[first], totals[second]), enough)
@@ -241,38 +249,56 @@ def _targets(clues):
 
 
 def _shares(count, buckets):
-    """Bucket index -> how many puzzles."""
+    """Bucket index -> number of puzzles."""
     if not isinstance(buckets, dict):
         buckets = {b: count // len(buckets) + (i < count % len(buckets)) for i, b in enumerate(buckets)}
-    if set(buckets) - set(range(len(store.BUCKETS))) or sum(buckets.values()) != count:
+    if set(buckets) - set(range(len(sources.EXTREME_NAMES))) or sum(buckets.values()) != count:
         raise ValueError(f"buckets: expected indices 0 to 4 whose counts add up to {count}, found {buckets}")
     return buckets
 
 
-def _make(count, seed, chunk_size, run, workers, bar):
-    """Runs chunk after chunk until `count` different puzzles are there; repeated ones are replaced."""
+def _compile(run):
+    """Calls `run`, which compiles a kernel; meanwhile Ctrl-C kills the process: numba can lose a KeyboardInterrupt."""
+    handler = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or handler is not signal.default_int_handler:
+        return run()
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        run()
+    finally:
+        signal.signal(signal.SIGINT, handler)
 
-    def chunk(index):
-        puzzles, solutions = np.zeros((2, chunk_size, 81), np.uint8)
-        guesses = np.zeros(chunk_size, np.int32)
-        run(np.random.SeedSequence((*seed, index)).generate_state(1)[0], puzzles, solutions, guesses)
+
+def _make(count, seed, chunk_size, kernel, workers, advance):
+    """Runs chunk after chunk until there are `count` different puzzles; repeated ones are replaced."""
+    stop = np.zeros(1, np.uint8)
+
+    def chunk(index, size=chunk_size):
+        puzzles, solutions = np.zeros((2, size, 81), np.uint8)
+        guesses = np.zeros(size, np.int32)
+        kernel(stop, np.random.SeedSequence((*seed, index)).generate_state(1)[0], puzzles, solutions, guesses)
         return puzzles, solutions, guesses
 
+    _compile(lambda: chunk(0, size=0))
     known, parts, made, first = set(), [], 0, 0
     with ThreadPoolExecutor(workers) as pool:
-        while made < count:
-            last = first + -(-(count - made) // chunk_size)
-            for puzzles, solutions, guesses in pool.map(chunk, range(first, last)):
-                fresh = []
-                for i, puzzle in enumerate(puzzles):
-                    key = puzzle.tobytes()
-                    if key not in known and made < count:
-                        known.add(key)
-                        fresh.append(i)
-                        made += 1
-                parts.append((puzzles[fresh], solutions[fresh], guesses[fresh]))
-                bar.update(len(fresh))
-            first = last
+        try:
+            while made < count:
+                last = first + -(-(count - made) // chunk_size)
+                for puzzles, solutions, guesses in pool.map(chunk, range(first, last)):
+                    fresh = []
+                    for i, puzzle in enumerate(puzzles):
+                        key = puzzle.tobytes()
+                        if key not in known and made < count:
+                            known.add(key)
+                            fresh.append(i)
+                            made += 1
+                    parts.append((puzzles[fresh], solutions[fresh], guesses[fresh]))
+                    advance(len(fresh))
+                first = last
+        except BaseException:  # Ctrl-C, or a signal handler that raises: end the chunks that are running
+            stop[0] = 1
+            raise
     return parts
 
 
@@ -280,26 +306,31 @@ def generate(count, clues=45, seed=0, buckets=None, workers=None, progress=True)
     """`count` different puzzles with one solution each, as a PuzzleSet rated by data.solver's guesses.
 
     clues: a number, a (low, high) range drawn from uniformly, or "minimal" (no clue can go; about 24 on average).
-    buckets: puzzles by rating instead, whatever their clues: a list of indices into store.BUCKETS, in equal
-    shares, or a dict index -> count. They come shuffled.
+    buckets: puzzles by rating instead, with any number of clues: a list of indices of buckets of sources.EXTREME,
+    in equal shares, or a dict index -> count. They come shuffled.
     """
-    if count < 1:
-        raise ValueError(f"count: expected at least 1 puzzle, found {count}")
+    for name, value, lowest in (("count", count, 1), ("seed", seed, 0), ("workers", workers, 1)):
+        if value is not None and value < lowest:
+            raise ValueError(f"{name}: expected {lowest} or more, found {value}")
     if not workers:  # macOS cannot say which cores are ours
         workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    with tqdm(total=count, unit="puzzle", disable=not (progress and sys.stderr.isatty())) as bar:
+    columns = (*Progress.get_default_columns(), MofNCompleteColumn())
+    with Progress(*columns, console=Console(stderr=True), disable=not (progress and sys.stderr.isatty())) as bar:
+        bar.console.show_cursor()  # a signal that ends the process must not leave the cursor hidden
+        advance = partial(bar.advance, bar.add_task("puzzles", total=count))
         if buckets is None:
             low, high = _targets(clues)
             size = EASY_CHUNK if low == 0 or low > 22 else HARD_CHUNK
-            run = partial(_dug_chunk, low, high, 0, EVER)
-            parts = _make(count, (seed, low, high), size, run, workers, bar)
+            kernel = partial(_dug_chunk, low, high, 0, ANY_RATING)
+            parts = _make(count, (seed, low, high), size, kernel, workers, advance)
         else:
             parts = []
             for bucket, share in sorted(_shares(count, buckets).items()):
-                easiest, hardest = store.BUCKETS[bucket][0], min(store.BUCKETS[bucket][1], EVER)
+                easiest, above = sources.EXTREME[bucket : bucket + 2]
+                easiest, hardest = int(easiest), int(min(above - 1, ANY_RATING))
                 dug = partial(_dug_chunk, 0, 0, easiest, hardest)
-                run = dug if easiest < 11 else partial(_climbed_chunk, easiest, hardest)
-                parts += _make(share, (seed, 100, bucket), HARD_CHUNK, run, workers, bar)
+                kernel = dug if easiest < 11 else partial(_climbed_chunk, easiest, hardest)
+                parts += _make(share, (seed, 100, bucket), HARD_CHUNK, kernel, workers, advance)
     puzzles, solutions, guesses = (np.concatenate(part) for part in zip(*parts))
     order = np.random.default_rng(seed).permutation(count) if buckets is not None else np.arange(count)
     return store.from_arrays(puzzles[order], solutions[order], guesses[order])
@@ -308,24 +339,13 @@ def generate(count, clues=45, seed=0, buckets=None, workers=None, progress=True)
 def cached(count, clues, seed, buckets=None, workers=None, progress=True):
     """The same, made once and then kept in the cache folder (SUDOKU_DATA, or data/cache)."""
     made_by = {"generator": VERSION, "count": count, "clues": clues, "seed": seed, "buckets": buckets}
-    made_by = json.loads(json.dumps(made_by))  # as it will come back from the sidecar
     if buckets is not None:
         shares = _shares(count, buckets)
         name = "rated-" + "-".join(f"{bucket}x{shares[bucket]}" for bucket in sorted(shares))
     else:
         name = f"clues-{'-'.join(map(str, dict.fromkeys(_targets(clues)))) if clues != 'minimal' else clues}"
     path = store.cache_folder() / f"generated-{name}-count-{count}-seed-{seed}.npy"
-    if path.exists():
-        try:
-            puzzles = store.load(path)
-            if puzzles.meta.get("made_by") == made_by:
-                return puzzles
-            reason = f"{path}: made by another version or with other arguments"
-        except store.BrokenSet as error:
-            reason = str(error).rsplit(";", 1)[0]
-        print(f"{reason}; making it again", file=sys.stderr)
-    store.save(path, generate(count, clues, seed, buckets, workers, progress), made_by=made_by)
-    return store.load(path)
+    return store.load_or_make(path, made_by, lambda: generate(count, clues, seed, buckets, workers, progress))
 
 
 def main(argv=None):
@@ -339,21 +359,41 @@ def main(argv=None):
     parser.add_argument("--workers", type=int, help="threads (default: all cores we may use)")
     parser.add_argument("--output", required=True, help="the .npy file to write")
     options = parser.parse_args(argv)
+    if not re.fullmatch(r"minimal|\d+(-\d+)?", options.clues):
+        parser.error(f"--clues {options.clues}: expected a number, a range such as 30-40, or minimal")
+    clues = options.clues
+    if clues != "minimal":
+        clues = [int(number) for number in clues.split("-")]
+        clues = (clues[0], clues[-1])
+    buckets = options.buckets
+    if buckets is not None:
+        if not re.fullmatch(r"\d+(,\d+)*", buckets):
+            parser.error(f"--buckets {buckets}: expected bucket numbers from 0 to 4, such as 3,4")
+        buckets = [int(bucket) for bucket in buckets.split(",")]
+    output = Path(options.output)
     try:
-        clues = options.clues
-        if clues != "minimal":
-            numbers = [int(number) for number in clues.split("-")]
-            clues = numbers[0] if len(numbers) == 1 else tuple(numbers)
-        buckets = options.buckets and [int(bucket) for bucket in options.buckets.split(",")]
+        if output.suffix != ".npy" or output.is_dir():
+            raise OSError("it is not the path of an .npy file")
+        output.parent.mkdir(parents=True, exist_ok=True)
+        if not os.access(output.parent, os.W_OK):
+            raise OSError("no permission to write in its folder")
         start = time.perf_counter()
         puzzles = generate(options.count, clues, options.seed, buckets, options.workers)
+        seconds = time.perf_counter() - start
+        store.save(output, puzzles, made_by={"generator": VERSION, "command": " ".join(argv or sys.argv[1:])})
     except ValueError as error:
         parser.error(str(error))
-    seconds = time.perf_counter() - start
-    store.save(options.output, puzzles, made_by={"generator": VERSION, "command": " ".join(argv or sys.argv[1:])})
-    print(f"{options.output}: {len(puzzles):,} puzzles in {seconds:.1f} s, {len(puzzles) / seconds:,.0f} a second")
-    for name, number in zip(store.BUCKET_NAMES, np.bincount(store.bucket_of(puzzles.rating), minlength=5)):
-        print(f"rating {name:>5}: {number:,}")
+    except OSError as error:
+        raise SystemExit(
+            f"--output {output}: cannot be written ({error.strerror or error}); give another path"
+        ) from None
+    except KeyboardInterrupt:
+        print("interrupted; nothing was written", file=sys.stderr)
+        raise SystemExit(130) from None
+    lines = [f"{output}: {len(puzzles):,} puzzles in {seconds:.1f} s, {len(puzzles) / seconds:,.0f} a second"]
+    buckets = sources.rows_by_bucket(puzzles, sources.EXTREME)
+    lines += [f"rating {name:>5}: {len(rows):,}" for name, rows in zip(sources.EXTREME_NAMES, buckets)]
+    store.show("\n".join(lines))
 
 
 if __name__ == "__main__":

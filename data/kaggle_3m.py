@@ -1,7 +1,7 @@
 """Three million Sudoku puzzles with ratings, from Kaggle: fetched once, checked, and kept in binary form.
 
 python data/kaggle_3m.py
-python data/kaggle_3m.py --csv sudoku-3m.csv    # fetched by hand
+python data/kaggle_3m.py --csv sudoku-3m.csv    # downloaded by hand
 """
 
 import argparse
@@ -24,7 +24,7 @@ def load(csv=None):
 
 
 def load_from_kaggle(name, data_set, file, count, csv=None):
-    """The puzzles of a Kaggle data set that is one CSV file of `count` rows; `name` is its script's."""
+    """The puzzles of a Kaggle data set that is one CSV file of `count` rows; `name` is the name of its script."""
     remedy = (
         "run it again with a network (and, if Kaggle asks for an account, KAGGLE_USERNAME and KAGGLE_KEY), or download "
         f"{file} by hand from https://www.kaggle.com/datasets/{data_set} and run python data/{name}.py --csv PATH; "
@@ -39,19 +39,20 @@ def load_from_kaggle(name, data_set, file, count, csv=None):
     def make():
         return rows.parse(csv or rows.fetched(f"{data_set}, {file}", download, remedy), count)
 
-    made_by = {"data set": data_set, "file": file, "rows": count}
-    return rows.kept(store.cache_folder() / f"{name.replace('_', '-')}.npy", made_by, make, again=csv is not None)
+    made_by = {"reader": rows.VERSION, "data set": data_set, "file": file, "rows": count}
+    path = store.cache_folder() / f"{name.replace('_', '-')}.npy"
+    return store.load_or_make(path, made_by, make, again=csv is not None)
 
 
 def main(argv=None, description=__doc__, load=load):
     parser = argparse.ArgumentParser(description=description.split("\n\n")[0])
-    parser.add_argument("--csv", metavar="PATH", help="the data set's file, if it was fetched by hand")
+    parser.add_argument("--csv", metavar="PATH", help="the data set's file, if it was downloaded by hand")
     try:
         puzzles = load(parser.parse_args(argv).csv)
     except ValueError as error:
         raise SystemExit(str(error)) from None
     rating = puzzles.rating
-    print(f"{len(puzzles):,} puzzles, rated {rating.min():g} to {rating.max():g}")
+    store.show(f"{len(puzzles):,} puzzles, rated {rating.min():g} to {rating.max():g}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Nine million Sudoku puzzles without ratings, from Kaggle: fetched once, checked, and kept in binary form.
 
 python data/kaggle_9m.py
-python data/kaggle_9m.py --csv sudoku.csv    # fetched by hand
+python data/kaggle_9m.py --csv sudoku.csv    # downloaded by hand
 """
 
 import sys

@@ -2,66 +2,65 @@
 
     puzzles = rows.read_csv("my.csv")
 
-The header's names say which form a file has: sudoku-extreme's (source,question,answer,rating), that of the
+The names in the header say which form a file has: that of sudoku-extreme (source,question,answer,rating), of the
 Kaggle set of 3 million (id,puzzle,solution,clues,difficulty) or of 9 million (puzzle,solution: rating 0). Columns
-may come in any order and others beside them; a blank is '.' or '0'. An empty line is not a row.
+may come in any order, with others beside them; a blank is '.' or '0'. Empty lines are skipped.
+
+The csv module splits the lines: pandas.read_csv is not faster and does not notice that fields are missing.
 """
 
 import csv
-import json
+import os
+import re
 import sys
 import zlib
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
-from numba import njit
 
 from data import store
 
 VERSION = 1  # raise it when the same file gives another set, so that caches are made again
 FORMS = (("question", "answer", "rating"), ("puzzle", "solution", "difficulty"), ("puzzle", "solution"))
 EXPECTED = "source,question,answer,rating or id,puzzle,solution,clues,difficulty or puzzle,solution"
-SHOWN = 5  # wrong rows that an error names one by one
-QUOTE, COMMA, NEWLINE, RETURN, POINT, ZERO = 34, 44, 10, 13, 46, 48
-UNCLOSED, STRAY, FIELDS, LENGTH, CHARACTER, TWICE, CLUE, NUMBER = range(1, 9)  # what can be wrong with a row
+SHOWN = 5  # wrong rows that an error describes one by one
+BATCH = 500  # rows checked at once; larger batches leave the processor cache and are slower
+LONGEST = 131_072  # characters in a line; the csv module has the same limit for a field
+NUMBER = re.compile(r"(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
+
+DIGIT = np.full(256, 255, np.uint8)  # a character's code -> its digit (a blank: 0), or 255
+DIGIT[[ord(character) for character in ".0123456789"]] = [0, *range(10)]
+BIT = np.zeros(256, np.uint16)  # a digit -> the bit that stands for it
+BIT[1:10] = 1 << np.arange(1, 10)
+CELLS = np.arange(81).reshape(9, 9)
+BOXES = CELLS.reshape(3, 3, 3, 3).swapaxes(1, 2).reshape(9, 9)
+UNITS = np.concatenate([CELLS, CELLS.T, BOXES])  # the cells of each row, column and box
 
 
 class BadCsv(ValueError):
-    """A CSV file that is not what it should be; the message says where, and what to do."""
+    """A CSV file that cannot be read; the message says where, and what to do."""
 
 
 def read_csv(path):
     """The puzzles of a CSV file as a PuzzleSet; parsed again only when the file has changed."""
     path = _existing(path)
-    stat = path.stat()
     checksum = 0
-    with open(path, "rb") as file:
-        while block := file.read(1 << 24):
-            checksum = zlib.crc32(block, checksum)
-    made_by = {"csv": str(path.resolve()), "bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns, "crc32": checksum}
+    try:
+        stat = path.stat()
+        with open(path, "rb") as file:
+            while block := file.read(1 << 24):
+                checksum = zlib.crc32(block, checksum)
+    except OSError as error:
+        raise _unreadable(path, error) from None
+    made_by = {"reader": VERSION, "csv": str(path.resolve()), "bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+    made_by["crc32"] = checksum
     name = f"csv-{path.stem[:40]}-{zlib.crc32(made_by['csv'].encode()):08x}.npy"
-    return kept(store.cache_folder() / name, made_by, lambda: parse(path))
-
-
-def kept(path, made_by, make, again=False):
-    """The set at `path` in the cache, if it is whole and was made by the same; else makes it and puts it there."""
-    made_by = {"reader": VERSION, **made_by}
-    if path.exists() and not again:
-        try:
-            puzzles = store.load(path)
-            if puzzles.meta.get("made_by") == json.loads(json.dumps(made_by)):
-                return puzzles
-            reason = f"{path}: made from something else, or its source has changed"
-        except store.BrokenSet as error:
-            reason = str(error).rsplit(";", 1)[0]
-        print(f"{reason}; making it again", file=sys.stderr)
-    puzzles = make()
-    store.save(path, puzzles, made_by=made_by, **puzzles.meta)
-    return store.load(path)
+    return store.load_or_make(store.cache_folder() / name, made_by, lambda: parse(path))
 
 
 def fetched(what, download, remedy):
-    """The path that `download` returns. Whatever stops it ends the program with one line."""
+    """The path that `download` returns. Any failure ends the program with one line."""
     try:
         return Path(download())
     except Exception as error:  # no network, no account, a full disk, no client: each has a class of its own
@@ -71,70 +70,113 @@ def fetched(what, download, remedy):
 
 
 def parse(path, rows=None):
-    """The puzzles of a CSV file, which should have `rows` rows, straight from its bytes: nothing is cached."""
+    """The puzzles of a CSV file, which should have `rows` rows; nothing is cached."""
     path = _existing(path)
-    if not path.stat().st_size:
+    records = _records(path)
+    line, names = next(records, (1, None))
+    if names is None:
         raise BadCsv(f"{path}: the file is empty; expected a header ({EXPECTED}) and a line for each puzzle")
-    text = np.memmap(path, np.uint8, "r").view(np.ndarray)
-    names, start = _header(text)
-    chosen = _columns(path, names)
-    room = _lines(text) + 1
-    table, prints, faults = np.empty(room, store.ROW), np.empty(room, np.uint64), np.zeros((SHOWN, 7), np.int64)
-    columns = np.array([*map(names.index, chosen), -1][:3])
-    good, bad = _parse(text, start, columns, len(names), *(table[name] for name in store.ROW.names), prints, faults)
+    if isinstance(names, str):
+        raise BadCsv(f"{path}: line {line}: {names}; correct the header")
+    names = [name.strip().lower() for name in names]
+    chosen = _columns(path, line, names)
+    places = [names.index(name) for name in chosen]
+    tables, hashes, shown, total, bad = [], [], [], 0, 0
+    while batch := list(islice(records, BATCH)):
+        wrong, lines, values = {}, [], []
+        for line, fields in batch:
+            if isinstance(fields, str):
+                wrong[line] = fields
+            elif len(fields) != len(names):
+                wrong[line] = f"expected {len(names)} fields, found {len(fields)}"
+            else:
+                lines.append(line)
+                values.append([fields[place] for place in places])
+        if values:
+            table, faults = _check(chosen, *map(list, zip(*values)))
+            wrong |= {lines[row]: fault for row, fault in faults.items()}
+            tables.append(table)
+            hashes.append(np.array([hash(puzzle.replace(".", "0")) for puzzle, *_ in values]))
+        total += len(batch)
+        bad += len(wrong)
+        shown += [f"{path}: line {line}, {wrong[line]}" for line in sorted(wrong)[: SHOWN - len(shown)]]
     if bad:
-        shown = [f"{path}: {_describe(fault, text, chosen, len(names))}" for fault in faults[:bad]]
-        count = f"{bad:,} of {good + bad:,} rows {'is' if bad == 1 else 'are'} wrong"
-        if bad > SHOWN:
-            count += f", of which the first {SHOWN} are above"
+        count = f"{bad:,} of {total:,} rows {'is' if bad == 1 else 'are'} wrong"
+        count += f", of which the first {SHOWN} are above" if bad > SHOWN else ""
         shown.append(f"{path}: {count}; correct or delete what is wrong, then run the same command again")
         raise BadCsv("\n".join(shown))
-    if not good:
+    if not total:
         raise BadCsv(f"{path}: only a header; expected a line for each puzzle below it")
-    if rows not in (None, good):
+    if rows not in (None, total):
         raise BadCsv(
-            f"{path}: expected {rows:,} rows, found {good:,}: the file is cut short or another one; "
+            f"{path}: expected {rows:,} rows, found {total:,}: the file is cut short or another one; "
             "delete it and fetch it again"
         )
-    duplicates = good - len(np.unique(prints[:good]))
+    duplicates = total - len(np.unique(np.concatenate(hashes)))
     if duplicates:
         print(f"{path}: {duplicates:,} rows repeat the puzzle of another row; they are kept", file=sys.stderr)
-    return store.PuzzleSet(table[:good], {"duplicates": duplicates})
+    print(f"{path}: not checked: that each puzzle has a single solution; check with data.solver.solve", file=sys.stderr)
+    return store.PuzzleSet(np.concatenate(tables), {"duplicates": duplicates})
 
 
 def _existing(path):
-    path = Path(path).expanduser()
-    if not path.is_file():
-        raise BadCsv(
-            f"{path}: {'not a file' if path.exists() else 'there is no such file'}; expected a CSV file's path"
-        )
+    path = Path(os.path.expanduser(path))
+    if not os.path.isfile(path):
+        problem = "not a file" if os.path.exists(path) else "there is no such file"
+        raise BadCsv(f"{path}: {problem}; expected a CSV file's path")
     return path
 
 
-def _header(text):
-    """(the names in the first line, where the second line begins)."""
-    end = 0
-    while end < len(text) and not (found := np.flatnonzero(text[end : end + 4096] == NEWLINE)).size:
-        end += 4096
-    end = min(len(text), end + int(found[0]) if found.size else len(text))
-    line = text[:end].tobytes().decode("utf-8-sig", "replace").rstrip("\r")
-    return [name.strip().lower() for name in next(csv.reader([line]), [])], end + 1
+def _unreadable(path, error):
+    return BadCsv(f"{path}: cannot be read ({error.strerror or error}); check the file and its permissions")
 
 
-def _columns(path, names):
-    """The names of the columns that hold puzzle, solution and, but for the last form, rating."""
+def _records(path):
+    """(first line, fields) of each row; of a row that is not valid CSV, (first line, what is wrong)."""
+    try:
+        before = path.stat()
+        with open(path, encoding="utf-8-sig", errors="replace", newline="") as file:
+            reader = csv.reader(_lines(path, file), strict=True)
+            while True:
+                line = reader.line_num + 1
+                try:
+                    fields = next(reader)
+                except StopIteration:
+                    break
+                except csv.Error as error:
+                    fields = f"expected a quoted field to end with a quote and a comma or the end of the line ({error})"
+                if fields:
+                    yield line, fields
+        after = path.stat()
+    except OSError as error:
+        raise _unreadable(path, error) from None
+    if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+        raise BadCsv(f"{path}: the file changed while it was read; run the same command again when it is complete")
+
+
+def _lines(path, file):
+    number = 0
+    while line := file.readline(LONGEST + 1):
+        number += 1
+        if len(line) > LONGEST:
+            raise BadCsv(f"{path}: line {number}: expected at most {LONGEST:,} characters; is this a CSV file?")
+        yield line
+
+
+def _columns(path, line, names):
+    """The names of the columns that hold puzzle, solution and (except in the last form) rating."""
     for form in FORMS[:2]:
         if set(form) <= set(names) and all(names.count(name) == 1 for name in form):
             return form
-    if sorted(names) == sorted(FORMS[2]):  # nothing else beside them: a rating under another name would be lost
+    if sorted(names) == sorted(FORMS[2]):  # no other columns: a rating under another name would be lost
         return FORMS[2]
     form = max(FORMS[:2], key=lambda form: len(set(form) & set(names)))
     missing = [name for name in form if name not in names]
     problem = f"no column {' or '.join(missing)}" if missing else "a column comes twice"
     found = ",".join(names)
     raise BadCsv(
-        f"{path}: line 1: {problem}; expected the header {EXPECTED}, "
-        f"found {_quoted(found, 80)}; name the columns so in line 1"
+        f"{path}: line {line}: {problem}; expected the header {EXPECTED}, "
+        f"found {_quoted(found, 80)}; name the columns so in line {line}"
     )
 
 
@@ -142,179 +184,38 @@ def _quoted(text, longest=30):
     return repr(text if len(text) <= longest else text[: longest - 3] + "...")
 
 
-def _describe(fault, text, chosen, width):
-    """One line on a row that is wrong; `fault` is what _parse noted about it."""
-    line, code, column, start, end, first, second = map(int, fault)
-    value = _quoted(text[start : min(end, start + 200)].tobytes().decode("utf-8", "replace"))
-    where = f"line {line}, column {chosen[column]}" if column >= 0 else f"line {line}"
-    if code == UNCLOSED:
-        return f"{where}: expected a second quote that ends field {first}, found the end of the file"
-    if code == STRAY:
-        return f"{where}: expected a comma or the end of the line after the quoted field {first}, found more text"
-    if code == FIELDS:
-        return f"{where}: expected {width} fields, found {first}"
-    if code == LENGTH:
-        return f"{where}: expected 81 characters, found {end - start}: {value}"
-    if code == CHARACTER:
-        expected = "1 to 9 or a blank, '.' or '0'," if column == 0 else "1 to 9"
-        found = text[start + first : start + first + 4].tobytes().decode("utf-8", "replace")[:1]
-        return f"{where}: expected {expected} as character {first + 1}, found {found!r}"
-    if code == TWICE:
-        unit = f"{('row', 'column', 'box')[first // 9]} {first % 9 + 1}"
-        return f"{where}: expected each digit once in {unit}, found {second} twice"
-    if code == CLUE:
-        clue, found = second // 10, second % 10
-        return f"{where}: expected the puzzle's clue {clue} as character {first + 1}, found {found}"
-    return f"{where}: expected a number, 0 or more, found {value}"
+def _check(columns, puzzles, solutions, ratings=()):
+    """(a table of these rows, {row: the first fault in it}); the table is None if there are faults."""
+    faults, boards = {}, []
+
+    def note(row, column, fault):
+        faults.setdefault(row, f"column {column}: {fault}")
+
+    for column, texts, lowest in zip(columns, (puzzles, solutions), (0, 1)):
+        for row, text in enumerate(texts):
+            if len(text) != 81:
+                note(row, column, f"expected 81 characters, found {len(text)}: {_quoted(text)}")
+                texts[row] = "1" * 81  # stands in for the text in the checks that follow
+        characters = "".join(texts).encode("ascii", "replace")  # one byte for each character
+        board = DIGIT[np.frombuffer(characters, np.uint8)].reshape(-1, 81)
+        expected = "1 to 9" if lowest else "1 to 9 or a blank, '.' or '0',"
+        for row, cell in _first((board < lowest) | (board > 9)):
+            note(row, column, f"expected {expected} as character {cell + 1}, found {texts[row][cell]!r}")
+        boards.append(board)
+    puzzle, solution = boards
+    for row, unit in _first(np.bitwise_or.reduce(BIT[solution][:, UNITS], axis=2) != BIT.sum()):
+        name = f"{('row', 'column', 'box')[unit // 9]} {unit % 9 + 1}"
+        digit = np.bincount(solution[row, UNITS[unit]]).argmax()
+        note(row, columns[1], f"expected each digit once in {name}, found {digit} twice")
+    for row, cell in _first((puzzle != 0) & (puzzle != solution)):
+        expected, found = puzzle[row, cell], solution[row, cell]
+        note(row, columns[1], f"expected the puzzle's clue {expected} as character {cell + 1}, found {found}")
+    rating = np.array([float(text) if NUMBER.fullmatch(text) else -1 for text in ratings] or [0] * len(puzzle))
+    for row in np.flatnonzero((rating < 0) | (rating > 3e38)):  # float32 ends at 3.4e38
+        note(row, columns[2], f"expected a number, 0 or more, found {_quoted(ratings[row])}")
+    return (None if faults else store.from_arrays(puzzle, solution, rating).table), faults
 
 
-@njit(cache=True, nogil=True)
-def _lines(text):
-    count = 0
-    for character in text:
-        count += character == NEWLINE
-    return count
-
-
-@njit(cache=True, nogil=True)
-def _parse(text, position, columns, width, solution, clues, rating, prints, faults):
-    """Fills the columns of a table from `position` on; returns how many rows are good, and how many are not.
-
-    `prints` gets a hash of each puzzle. `faults` gets the first rows that are not good: line, what is wrong,
-    column, the field's start and end, and two numbers for the message.
-    """
-    size, line, good, bad = len(text), 1, 0, 0
-    bounds, digits, fault = np.zeros((3, 2), np.int64), np.zeros(81, np.uint8), np.zeros(7, np.int64)
-    while position < size:
-        line += 1
-        fault[:] = 0
-        fault[0], fault[2] = line, -1
-        fields, ended, begin = 0, False, position
-        while not ended:
-            if position < size and text[position] == QUOTE:
-                position += 1
-                start = position
-                while position < size:
-                    if text[position] == QUOTE:
-                        if position + 1 == size or text[position + 1] != QUOTE:
-                            break
-                        position += 1  # two quotes stand for one
-                    elif text[position] == NEWLINE:
-                        line += 1
-                    position += 1
-                end = position
-                if position >= size:
-                    fault[1], fault[5] = UNCLOSED, fields + 1
-                position += 1
-                if position < size and text[position] == RETURN:
-                    position += 1
-                while position < size and text[position] != COMMA and text[position] != NEWLINE:
-                    fault[1], fault[5] = STRAY, fields + 1
-                    position += 1
-            else:
-                start = position
-                while position < size and text[position] != COMMA and text[position] != NEWLINE:
-                    position += 1
-                end = position
-                if end > start and text[end - 1] == RETURN and (end == size or text[end] == NEWLINE):
-                    end -= 1
-            for i in range(3):
-                if columns[i] == fields:
-                    bounds[i, 0], bounds[i, 1] = start, end
-            fields += 1
-            ended = position >= size or text[position] == NEWLINE
-            position += 1
-        if fields == 1 and start == end and start == begin:
-            continue  # an empty line
-        if fault[1] == 0 and fields != width:
-            fault[1], fault[5] = FIELDS, fields
-        if fault[1] == 0:
-            _read(text, bounds, columns, digits, solution[good], clues[good], rating[good : good + 1], fault)
-        if fault[1]:
-            if bad < len(faults):
-                faults[bad] = fault
-            bad += 1
-            continue
-        print_ = np.uint64(0xCBF29CE484222325)
-        for cell in range(81):
-            print_ = (print_ ^ np.uint64(digits[cell])) * np.uint64(0x100000001B3)
-        prints[good] = print_
-        good += 1
-    return good, bad
-
-
-@njit(cache=True, nogil=True)
-def _read(text, bounds, columns, digits, solution, clues, rating, fault):
-    """Checks one row and writes it to its place in the table; `digits` gets the puzzle."""
-    for i in range(2):
-        start, end = bounds[i]
-        fault[2], fault[3], fault[4] = i, start, end
-        if end - start != 81:
-            fault[1] = LENGTH
-            return
-        for cell in range(81):
-            character = text[start + cell]
-            digit = character - ZERO if character != POINT else 0
-            if digit < i or digit > 9 or (i == 1 and character == POINT):
-                fault[1], fault[5] = CHARACTER, cell
-                return
-            if i:
-                solution[cell] = digit
-            else:
-                digits[cell] = digit
-    units = np.zeros(27, np.int64)
-    clues[:] = 0
-    for cell in range(81):
-        row, column, digit = cell // 9, cell % 9, np.int64(solution[cell])
-        for unit in (row, 9 + column, 18 + row // 3 * 3 + column // 3):
-            if units[unit] >> digit & 1:
-                fault[1], fault[5], fault[6] = TWICE, unit, digit
-                return
-            units[unit] |= 1 << digit
-        if digits[cell]:
-            if digits[cell] != digit:
-                fault[1], fault[5], fault[6] = CLUE, cell, 10 * digits[cell] + digit
-                return
-            clues[cell // 8] |= 128 >> cell % 8
-    value = 0.0
-    if columns[2] >= 0:
-        fault[2], fault[3], fault[4] = 2, bounds[2, 0], bounds[2, 1]
-        value = _number(text[bounds[2, 0] : bounds[2, 1]])
-        if not 0 <= value < 3e38:  # float32 ends there
-            fault[1] = NUMBER
-            return
-    rating[0] = value
-
-
-@njit(cache=True, nogil=True)
-def _number(text):
-    """The decimal number that is written here, such as 12, 3.5 or 1e3; -1 if it is none, or below 0."""
-    value, place, digits, at = 0.0, 0, 0, 0
-    point = False
-    while at < len(text) and text[at] | 32 != 101:  # e or E
-        if text[at] == POINT and not point:
-            point = True
-        elif ZERO <= text[at] <= ZERO + 9:
-            value = 10 * value + (text[at] - ZERO)
-            digits += 1
-            place += point
-        else:
-            return -1.0
-        at += 1
-    if digits == 0:
-        return -1.0
-    exponent, sign = 0, 1
-    if at < len(text):
-        at += 1
-        if at < len(text) and (text[at] == 43 or text[at] == 45):  # + or -
-            sign = 44 - np.int64(text[at])
-            at += 1
-        if at == len(text):
-            return -1.0
-        while at < len(text):
-            if not ZERO <= text[at] <= ZERO + 9:
-                return -1.0
-            exponent = min(10 * exponent + np.int64(text[at] - ZERO), 1000)
-            at += 1
-    exponent = sign * exponent - place
-    return value * 10.0**exponent if exponent >= 0 else value / 10.0**-exponent
+def _first(wrong):
+    """(row, place) of the first True in each row that has one."""
+    return [(row, wrong[row].argmax()) for row in np.flatnonzero(wrong.any(1))]

@@ -5,17 +5,17 @@
 
 A board is 27 words of 27 bits: for each digit and each band (three rows), the cells of that band where the
 digit is still possible. Bit 9 * row + column of a word is a cell; three neighbouring bits of one row and one
-box are a minirow. Whole rules then cost a few operations:
+box are a minirow. Each rule then takes a few operations:
 
 - locked candidates: in a band, a digit takes one minirow of every row and of every box. Which of the nine
   minirows are part of such a choice is one lookup among 512. Columns in a stack work the same way.
 - hidden singles: a box where a digit has one minirow and one column left has that digit's cell.
 - naked singles: bitwise counters over the nine digits find the cells with one candidate.
 
-When nothing moves, the search guesses a candidate and keeps the board without that candidate for later.
+When no rule applies, the search guesses a candidate and keeps the board without that candidate for later.
 
 A puzzle's rating is the number of guesses made until its solution is found, wrong ones included (0: the
-rules above are enough). It is deterministic, but it belongs to this solver: it is not sudoku-extreme's scale,
+rules above are enough). It is deterministic, but specific to this solver: it is not the scale of sudoku-extreme,
 and an equivalent puzzle (rows swapped, digits renamed) may get another number.
 """
 
@@ -24,7 +24,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from numba import njit
 
-DE_BRUIJN = 0x077CB531  # its 32 windows of five bits all differ, so 2 ** k times it tells k
+DE_BRUIJN = 0x077CB531  # its 32 windows of five bits all differ, so the product with 2 ** k gives k
 FULL = (1 << 27) - 1  # all cells of a band
 BOX = 0o007007007  # the first box of a band
 COLUMN = 1 | 1 << 9 | 1 << 18  # the first column of a band; times a set of columns, all their cells
@@ -55,7 +55,7 @@ def _tables():
     bit_index = np.zeros(32, np.int32)
     for k in range(27):
         bit_index[(DE_BRUIJN << k & 0xFFFFFFFF) >> 27] = k
-    peers = np.zeros(27, np.int32)  # a cell of a band -> the cells of that band it sees, and itself
+    peers = np.zeros(27, np.int32)  # a cell of a band -> its peers in that band, and itself
     for cell in range(27):
         row, column = divmod(cell, 9)
         box = 7 << column // 3 * 3
@@ -83,7 +83,7 @@ def _index(bit):
 
 @njit(cache=True, nogil=True)
 def place(board, digit, band, bit):
-    """Takes a digit out of the cells that see the cell `bit` (the other digits there are the caller's)."""
+    """Removes a digit from the peers of the cell `bit`; the caller removes the other digits from the cell."""
     index = _index(bit)
     column = ~(COLUMN << (index % 9))
     for other in range(3):
@@ -93,7 +93,7 @@ def place(board, digit, band, bit):
 
 @njit(cache=True, nogil=True)
 def propagate(board, seen, open_cells):
-    """Applies the rules until nothing moves; False on a contradiction. `seen` is the last board looked at."""
+    """Applies the rules until nothing changes; False on a contradiction. `seen` is the board of the last pass."""
     while True:
         moved = False
         for digit in range(9):
@@ -177,7 +177,7 @@ def _choose(board, open_cells, pairs):
         count = _count_bits(pairs[band])
         if count > most:
             most, crowded = count, band
-    # Best is a cell with two candidates that many such cells in sight share: a wrong guess ends soon.
+    # Best is a cell with two candidates and many peers of that kind: a wrong guess then soon fails.
     best, best_count, best_digit = np.int64(0), -1, 0
     left = pairs[crowded]
     while left:
@@ -238,7 +238,7 @@ def workspace():
 def search(puzzle, limit, banned, solutions, work):
     """Returns (solutions found, at most `limit`; guesses until the first was found; guesses in all).
 
-    They go to the rows of `solutions`, those beyond its end to the last row. If `banned` >= 0, cell
+    The solutions go to the rows of `solutions`, those beyond its end to the last row. If `banned` >= 0, cell
     banned // 9 may not hold the digit banned % 9 + 1.
     """
     board, seen, open_cells, pairs, stack, guessed = work

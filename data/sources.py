@@ -1,4 +1,4 @@
-"""Which puzzles a config means: the training and test set of each source, cut into buckets of difficulty."""
+"""Which puzzles a config asks for: the training and test set of each source, in buckets of difficulty."""
 
 import math
 from dataclasses import dataclass, field
@@ -7,13 +7,13 @@ import numpy as np
 
 from data import store
 
-EASIEST = (0.0, 0.1)
-KAGGLE = (0.0, 1.0, 2.0, 3.0, 4.0, 10.0)  # edges of the Kaggle set's difficulty buckets
-EXTREME = (0.0, 1.0, 3.0, 11.0, 51.0, math.inf)  # edges of the buckets 0, 1-2, 3-10, 11-50, 51+
-GENERATED = (59, 67)  # clues of generated puzzles, the hardest bucket and the easiest; generated:50-58 asks for others
-
-
-EVERYTHING = 50_000  # how many generated puzzles stand for all of a real set
+KAGGLE = (0.0, 1.0, 2.0, 3.0, 4.0, 10.0)  # edges of the difficulty buckets of the Kaggle set
+EASIEST = (0.0, 0.1)  # its lowest difficulty: exactly 0.0
+EXTREME = (0.0, 1.0, 3.0, 11.0, 51.0, math.inf)  # edges of the rating buckets of sudoku-extreme and generate.py
+EXTREME_NAMES = ("0", "1-2", "3-10", "11-50", "51+")
+GENERATED = (59, 67)  # clues of generated puzzles in the hardest bucket and in the easiest
+DEFAULT_COUNT = 50_000  # generated training puzzles when the config sets no limit
+TEST_SEED = 0  # for the choice of random test rows
 
 
 @dataclass
@@ -21,9 +21,8 @@ class Data:
     train: store.PuzzleSet
     test: store.PuzzleSet
     edges: tuple  # bucket i holds the ratings in [edges[i], edges[i + 1])
-    bucket_shares: list | None = None  # each bucket's share of the source's whole test file
-
-    pools: dict = field(default_factory=dict)
+    bucket_shares: list | None = None  # each bucket's share of all the rows that the test rows were drawn from
+    pools: dict = field(default_factory=dict)  # kept here by common: the training rows of a phase of the curriculum
 
     def rows_by_bucket(self, puzzles):
         return rows_by_bucket(puzzles, self.edges)
@@ -34,60 +33,89 @@ def rows_by_bucket(puzzles, edges):
     return [np.flatnonzero((ratings >= low) & (ratings < below)) for low, below in zip(edges, edges[1:])]
 
 
-def draw(rows, count, seed):
-    """`count` of these rows in a fixed random order of their own; all of them when count is 0 or larger."""
-    return rows if not 0 < count < len(rows) else np.sort(np.random.default_rng(seed).permutation(rows)[:count])
-
-
 def load(config):
-    """The training and test puzzles that a config asks for: fetched or generated once, then mapped from disk."""
+    """The training and test puzzles of a config: fetched or generated once, then mapped from disk."""
     try:
-        return minimal(config) if config.data == "minimal" else load_source(config, config.edges)
-    except ValueError as error:  # a file that is not what it should be: the message says which, and what to do
+        return minimal(config) if config.data == "minimal" else split(config)
+    except ValueError as error:  # a wrong file or number: the message says which, and what to do
         raise SystemExit(str(error)) from None
 
 
-def load_source(config, edges):
-    natural = None
-    if config.data.split(":")[0] == "generated":
-        train, test = generated(config)
+def split(config):
+    """Training takes rows in file order: up to train_per_bucket of each bucket, up to train_puzzles in all.
+
+    The test has up to test_per_bucket rows of each bucket. For all three, 0 means no limit.
+    """
+    if not hasattr(config, "edges"):
+        raise ValueError(f"--data {config.data}: this experiment has no buckets of difficulty; use --data minimal")
+    edges, limit, shares = config.edges, config.test_per_bucket, None
+    if len(edges) < 2:
+        raise ValueError(f"--edges {' '.join(map(str, edges))}: expected the limits of at least one bucket, as in 0 10")
+    if config.data.partition(":")[0] == "generated":
+        whole, test = generated(config)
+        held_out = []  # rows of `whole` that training may not use
     elif config.data == "kaggle":
         from data import kaggle_3m
 
-        whole = kaggle_3m.load()
-        buckets = rows_by_bucket(whole, edges)
-        tails = np.concatenate([rows[max(0, len(rows) - config.test_per_bucket) :] for rows in buckets])
-        test = whole.subset(tails)  # the log's split: the last of each bucket
-        train = whole.subset(np.setdiff1d(np.concatenate(buckets), tails))
-    elif config.data == "extreme":
+        whole, first = kaggle_3m.load(), config.train_per_bucket
+        # The rows that follow the training rows of the bucket, or the last ones; rows[-0:] is all rows.
+        rows = [rows[first:][: limit or None] if first else rows[-limit:] for rows in rows_by_bucket(whole, edges)]
+        held_out = np.sort(np.concatenate(rows))
+        test = whole.subset(held_out)
+    elif config.data in ("extreme", "extreme-test"):
         from data import sudoku_extreme
 
-        train, whole = sudoku_extreme.load(train=True), sudoku_extreme.load(train=False)
-        buckets = rows_by_bucket(whole, edges)
-        natural = [len(rows) / len(whole) for rows in buckets]
-        test = whole.subset(store.balanced_test(whole, config.test_per_bucket, seed=sudoku_extreme.SEED))
+        test_file = sudoku_extreme.load(train=False)
+        if config.data == "extreme":
+            whole, first, held_out = sudoku_extreme.load(train=True), 0, []
+        else:  # the first rows of the test file are for training, its other rows for the test
+            whole, first = test_file, config.train_puzzles or len(test_file)
+            held_out = range(first, len(whole))
+        buckets = [rows[rows >= first] for rows in rows_by_bucket(test_file, edges)]
+        shares = [len(rows) / max(1, sum(map(len, buckets))) for rows in buckets]
+        test = draw(test_file, buckets, [limit or len(rows) for rows in buckets])
     elif config.data.endswith(".csv"):
-        whole = store.read_csv(config.data)
+        from data.rows import read_csv
+
+        whole = read_csv(config.data)
         buckets = rows_by_bucket(whole, edges)
-        count = [min(config.test_per_bucket, len(rows) // 5) for rows in buckets]  # a fifth at most
-        rows = [draw(rows, n, seed=0) if n else rows[:0] for rows, n in zip(buckets, count)]
-        if not sum(map(len, rows)):
+        test = draw(whole, buckets, [min(limit or len(rows), len(rows) // 5) for rows in buckets])  # a fifth at most
+        if not len(test):
             raise ValueError(f"{config.data}: no bucket of --edges holds five puzzles, so there is nothing to test on")
-        test = whole.subset(np.concatenate(rows))
-        train = whole.subset(store.exclude(whole, test))
+        held_out = np.setdiff1d(np.arange(len(whole)), store.exclude(whole, test))
     else:
-        raise SystemExit(
-            f"--data {config.data}: expected generated, generated:50-58, kaggle, extreme or the path of a .csv file"
-        )
-    buckets = [draw(rows, config.train_per_bucket, seed=1) for rows in rows_by_bucket(train, edges)]
-    return Data(train.subset(draw(np.concatenate(buckets), config.train_puzzles, seed=2)), test, edges, natural)
+        known = "generated, generated:50-58, minimal, kaggle, extreme, extreme-test or the path of a .csv file"
+        raise ValueError(f"--data {config.data}: expected {known}")
+    usable = np.ones(len(whole), bool)
+    usable[np.asarray(held_out, int)] = False
+    buckets = [rows[usable[rows]] for rows in rows_by_bucket(whole, edges)]
+    rows = np.sort(np.concatenate([rows[: config.train_per_bucket or None] for rows in buckets]))
+    train = whole.subset(rows[: config.train_puzzles or None])
+    for part, name, flags in (
+        (train, "training", "--test-per-bucket"),
+        (test, "the test", "--train-puzzles or --train-per-bucket"),
+    ):
+        if not len(part):
+            raise ValueError(
+                f"--data {config.data}: no row is left for {name}; give a lower {flags}, not 0, or other --edges"
+            )
+    return Data(train, test, edges, shares)
+
+
+def draw(puzzles, buckets, counts):
+    """A set with random rows of each bucket, at most `counts`: always the same ones."""
+    random = np.random.default_rng(TEST_SEED)
+    rows = [random.permutation(rows)[:count] for rows, count in zip(buckets, counts)]
+    return puzzles.subset(np.sort(np.concatenate(rows)))
 
 
 def minimal(config):
-    """Minimal puzzles to learn from; unseen ones in two buckets to test on: 0 has 45 clues, 1 is minimal."""
+    """Trains on generated minimal puzzles; the test has puzzles of 45 clues (bucket 0) and other minimal ones (1)."""
     from data import generate
 
     n = config.test_per_bucket
+    if not n or not config.train_puzzles:
+        raise ValueError("--data minimal: expected --train-puzzles and --test-per-bucket above 0: how many to generate")
     puzzles = generate.cached(config.train_puzzles + n, clues="minimal", seed=1)
     parts = [generate.cached(n, clues=45, seed=2).rows(np.arange(n)), puzzles.rows(np.arange(n))]
     test = store.from_arrays(*(np.concatenate(part) for part in zip(*parts)), np.repeat([0, 1], n))
@@ -95,35 +123,48 @@ def minimal(config):
 
 
 def generated(config):
-    """One clue count stands for each bucket; its puzzles carry the bucket's lower edge as their rating."""
+    """Each bucket has one number of clues; its puzzles carry the bucket's lower edge as their rating."""
     from data import generate
 
     try:
         low, high = map(int, config.data.split(":")[1].split("-")) if ":" in config.data else GENERATED
     except ValueError:
-        raise SystemExit(f"--data {config.data}: expected two clue counts, as in generated:50-58") from None
+        raise ValueError(f"--data {config.data}: expected two clue counts, as in generated:50-58") from None
+    if low > high:
+        raise ValueError(f"--data {config.data}: expected the lower clue count first, as in generated:50-58")
+    test_count = config.test_per_bucket
+    if not test_count:
+        raise ValueError(f"--data {config.data}: expected a --test-per-bucket above 0: how many puzzles to generate")
     buckets = len(config.edges) - 1
     clues = [round(high - (high - low) * (i + 0.5 * (buckets == 1)) / max(1, buckets - 1)) for i in range(buckets)]
-    wanted = config.train_per_bucket or math.ceil((config.train_puzzles or EVERYTHING) / len(clues))
+    in_all = math.ceil((config.train_puzzles or DEFAULT_COUNT) / buckets)
+    train_count = config.train_per_bucket or in_all
+    if config.train_puzzles:
+        train_count = min(train_count, in_all)
     train, test = [], []
-    for count, rating in zip(clues, config.edges):
-        puzzles = generate.cached(wanted + config.test_per_bucket, clues=count, seed=1)
-        for part, rows in (
-            (test, slice(config.test_per_bucket)),
-            (train, slice(config.test_per_bucket, None)),
-        ):
-            puzzle, solution = puzzles.rows(np.arange(len(puzzles))[rows])
-            part.append((puzzle, solution, np.full(len(puzzle), rating, np.float32)))
+    for number, rating in zip(clues, config.edges):
+        puzzles = generate.cached(test_count + train_count, clues=number, seed=1)
+        puzzle, solution = puzzles.rows(np.arange(len(puzzles)))
+        ratings = np.full(len(puzzles), rating, np.float32)
+        test.append((puzzle[:test_count], solution[:test_count], ratings[:test_count]))
+        train.append((puzzle[test_count:], solution[test_count:], ratings[test_count:]))
     return [store.from_arrays(*(np.concatenate(column) for column in zip(*part))) for part in (train, test)]
 
 
 def symmetries(puzzle, solution, random):
-    """Each row's puzzle and solution under a random symmetry of Sudoku: digits, bands, lines, transposition."""
+    """Each row's puzzle and solution under a random symmetry of Sudoku: bands, lines, transposition, digits."""
     n = len(puzzle)
-    lines = [random.random((n, 3)).argsort(1)[:, :, None] * 3 + random.random((n, 3, 3)).argsort(2) for _ in "rc"]
-    rows, columns = (line.reshape(n, 9) for line in lines)
+    rows, columns = line_orders(n, random), line_orders(n, random)
     cells = rows[:, :, None] * 9 + columns[:, None, :]
-    cells = np.where(random.random(n)[:, None, None] < 0.5, cells, cells.transpose(0, 2, 1)).reshape(n, 81)
+    transposed = random.random(n)[:, None, None] >= 0.5
+    cells = np.where(transposed, cells.transpose(0, 2, 1), cells).reshape(n, 81)
     digits = np.concatenate([np.zeros((n, 1), int), random.random((n, 9)).argsort(1) + 1], 1).astype(puzzle.dtype)
-    move = lambda board: np.take_along_axis(digits, np.take_along_axis(board, cells, 1).astype(int), 1)  # noqa: E731
-    return move(puzzle), move(solution)
+    moved = [np.take_along_axis(board, cells, 1).astype(int) for board in (puzzle, solution)]
+    return [np.take_along_axis(digits, board, 1) for board in moved]
+
+
+def line_orders(n, random):
+    """[n, 9]: random orders of nine rows or columns that keep the lines of a band together."""
+    bands = random.random((n, 3)).argsort(1)
+    within = random.random((n, 3, 3)).argsort(2)
+    return (3 * bands[:, :, None] + within).reshape(n, 9)

@@ -1,22 +1,23 @@
-"""Sets of solved puzzles: stored at 96 bytes a row and checked when opened, split, and read from any CSV.
+"""Sets of solved puzzles: stored at 96 bytes a row, checked when opened, compared with each other.
 
-A row is the solution (81 digits), a bit for each cell that is a clue (11 bytes) and the rating (float32). A set
-is an .npy file and beside it a .json file that says how it was made, its rows and its checksum.
+A row is the solution (81 digits), one bit for each cell that is a clue (11 bytes) and the rating (float32). A set
+is an .npy file and beside it a .json file (the sidecar) with its origin, its number of rows and its checksum.
 """
 
 import json
-import math
 import os
+import sys
 import zlib
 from pathlib import Path
 
 import numpy as np
 from numba import njit
 
+from plumbing import disk
+
 FORMAT = 1  # version of the layout on disk; raise it when ROW or the sidecar changes
 ROW = np.dtype([("solution", "u1", 81), ("clues", "u1", 11), ("rating", "<f4")])
-BUCKETS = ((0, 0), (1, 2), (3, 10), (11, 50), (51, math.inf))  # lowest and highest rating
-BUCKET_NAMES = ("0", "1-2", "3-10", "11-50", "51+")
+REMEDY = "; delete it and make it again"
 
 
 class PuzzleSet:
@@ -41,11 +42,6 @@ class PuzzleSet:
         return PuzzleSet(self.table[indices], self.meta)
 
 
-def bucket_of(rating):
-    """The index in BUCKETS of each rating; one between two buckets (0.5) belongs to the lower."""
-    return np.searchsorted([low for low, _ in BUCKETS[1:]], rating, side="right")
-
-
 def from_arrays(puzzle, solution, rating):
     """Puzzles and solutions as [n, 81] arrays, ratings as [n]."""
     puzzle, solution = np.asarray(puzzle), np.asarray(solution)
@@ -66,79 +62,95 @@ def cache_folder():
 
 
 def save(path, puzzle_set, **meta):
-    """Writes path (.npy) and its sidecar, each under a temporary name first: a reader never sees half a file."""
+    """Writes path (.npy) and its sidecar; both writes are atomic."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     table = np.ascontiguousarray(puzzle_set.table)
     meta = {"format": FORMAT, "rows": len(table), "crc32": zlib.crc32(table.view(np.uint8)), **meta}
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            np.save(file, table)
-        os.replace(temporary, path)
-        temporary.write_text(json.dumps(meta, indent=1) + "\n")
-        os.replace(temporary, path.with_suffix(".json"))
-    finally:
-        temporary.unlink(missing_ok=True)
+    disk.replace(path, lambda file: np.save(file, table))
+    disk.write_json(path.with_suffix(".json"), meta)
 
 
 class BrokenSet(ValueError):
-    """A set on disk that is not what its sidecar says."""
+    """A set on disk that does not match its sidecar, or cannot be read."""
 
 
-def load(path, remedy="delete it and make it again"):
-    """Maps a set from disk after checking its size and checksum; `remedy` ends the message of an error."""
+def load(path):
+    """Maps a set from disk after checking its size and checksum."""
     path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"{path}: there is no such file; {remedy}")
+    sidecar = path.with_suffix(".json")
+    if not os.path.exists(path):  # unlike path.exists(), no error in a folder that cannot be read
+        raise FileNotFoundError(f"{path}: there is no such file{REMEDY}")
 
     def broken(reason):
-        return BrokenSet(f"{path}: {reason}; {remedy}")
+        return BrokenSet(f"{path}: {reason}{REMEDY}")
 
+    if not os.path.exists(sidecar):
+        raise broken(f"its sidecar {sidecar.name} is missing")
     try:
-        meta = json.loads(path.with_suffix(".json").read_text())
-        version, rows, checksum = meta["format"], meta["rows"], meta["crc32"]
-    except FileNotFoundError:
-        raise broken(f"its sidecar {path.with_suffix('.json').name} is missing") from None
-    except (ValueError, KeyError, TypeError):
-        raise broken(f"its sidecar {path.with_suffix('.json').name} is not readable") from None
+        meta = json.loads(sidecar.read_bytes())
+        version, rows, checksum = meta["format"], int(meta["rows"]), int(meta["crc32"])
+    except Exception:  # damaged content can cause any error
+        raise broken(f"its sidecar {sidecar.name} is not readable") from None
     if version != FORMAT:
         raise broken(f"expected format version {FORMAT}, found {version}")
     try:
         table = np.load(path, mmap_mode="r" if rows else None)
-    except (ValueError, EOFError, OSError):
-        raise broken(f"truncated or not an .npy file ({path.stat().st_size:,} bytes for {rows:,} rows)") from None
-    if table.dtype != ROW or table.shape != (rows,):
-        raise broken(f"expected {rows:,} rows of 96 bytes, found {table.shape} of {table.dtype.itemsize}")
+        shape, dtype = table.shape, table.dtype
+    except PermissionError:
+        raise broken("no permission to read it") from None
+    except Exception:  # a damaged header can cause any error
+        size = os.path.getsize(path)
+        raise broken(f"truncated or not an .npy file ({size:,} bytes for {rows:,} rows)") from None
+    if dtype != ROW or shape != (rows,):
+        raise broken(f"expected {rows:,} rows of 96 bytes, found {shape} of {dtype.itemsize}")
     if zlib.crc32(table.view(np.uint8)) != checksum:
         raise broken(f"the content does not match its checksum {checksum:08x}")
     return PuzzleSet(table, meta)
 
 
-def balanced_test(puzzle_set, per_bucket, seed):
-    """Sorted indices of up to `per_bucket` random puzzles from each rating bucket."""
-    random = np.random.default_rng(seed)
-    bucket = bucket_of(puzzle_set.rating)
-    rows = [random.permutation(np.flatnonzero(bucket == i))[:per_bucket] for i in range(len(BUCKETS))]
-    return np.sort(np.concatenate(rows))
+def load_or_make(path, made_by, make, again=False):
+    """The set at `path` if it is undamaged and was made by the same (`made_by`); otherwise made and kept there."""
+    made_by = json.loads(json.dumps(made_by))  # as the sidecar returns it
+    if os.path.exists(path) and not again:
+        try:
+            puzzles = load(path)
+            if puzzles.meta.get("made_by") == made_by:
+                return puzzles
+            reason = f"{path}: made by another version or with other arguments, or its source has changed"
+        except BrokenSet as error:
+            reason = str(error).removesuffix(REMEDY)
+        print(f"{reason}; making it again", file=sys.stderr)
+    puzzles = make()
+    try:
+        save(path, puzzles, made_by=made_by, **puzzles.meta)
+        return load(path)
+    except (OSError, BrokenSet) as error:
+        reason = getattr(error, "strerror", None) or error
+        remedy = "let SUDOKU_DATA name a folder that can be written, with free space"
+        print(f"{path}: the puzzles cannot be kept for the next run ({reason}); {remedy}", file=sys.stderr)
+        return puzzles
 
 
-def natural_test(puzzle_set, n, seed):
-    """Sorted indices of `n` random puzzles (all, if there are fewer): the set's own mix of ratings."""
-    return np.sort(np.random.default_rng(seed).permutation(len(puzzle_set))[:n])
+def show(text):
+    """Prints text. That its reader has closed the pipe, as head does, is not an error."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the flush at exit would fail again
 
 
 def exclude(puzzle_set, test_set):
     """Indices of the rows that are not in `test_set`, neither exactly nor as an equivalent puzzle.
 
-    Compares fingerprints that no symmetry of Sudoku changes. Two puzzles that differ may share one; then a
-    training row too many is left out, never one too few.
+    Compares fingerprints that no symmetry of Sudoku changes. Two puzzles that differ may have the same one; then
+    a training row is left out without need, but an equivalent puzzle is never kept.
     """
     return np.flatnonzero(~np.isin(fingerprints(puzzle_set), fingerprints(test_set)))
 
 
 def fingerprints(puzzle_set):
-    """uint64 [n]: the same number for puzzles that a symmetry (lines, digits, transposition) makes equal."""
+    """uint64 [n]: the same number for puzzles that are equal under a symmetry (lines, digits, transposition)."""
     result = np.empty(len(puzzle_set), np.uint64)
     for start in range(0, len(puzzle_set), 100_000):
         rows = np.arange(start, min(start + 100_000, len(puzzle_set)))
@@ -148,7 +160,7 @@ def fingerprints(puzzle_set):
 
 @njit(cache=True, nogil=True)
 def _mix(value):
-    """A 64-bit scrambling (splitmix64), so that sums of such numbers hardly ever agree by chance."""
+    """A 64-bit hash (splitmix64): sums of such numbers are practically never equal by chance."""
     value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return value ^ (value >> np.uint64(31))
@@ -156,9 +168,9 @@ def _mix(value):
 
 @njit(cache=True, nogil=True)
 def _fingerprint(puzzle, solution, result):
-    """Colours every cell by clue or blank, then twice by the colours in its row, column, box and digit.
+    """Gives every cell a colour: first clue or blank, then twice a hash of the colours in its units and digit.
 
-    Sums forget order, and rows are treated as columns are, so nothing here depends on a symmetry.
+    Sums do not depend on the order, and rows and columns are treated alike, so no symmetry changes the result.
     """
     colour, unit = np.empty(81, np.uint64), np.empty((4, 9), np.uint64)
     for i in range(len(puzzle)):
@@ -183,10 +195,3 @@ def _fingerprint(puzzle, solution, result):
         for cell in range(81):
             total += _mix(colour[cell])
         result[i] = total
-
-
-def read_csv(path):
-    """The puzzles of any CSV with question and answer, or puzzle and solution; every row is checked."""
-    from data import rows  # here: that module builds on this one
-
-    return rows.read_csv(path)

@@ -1,12 +1,13 @@
-"""The fetchers, with stand-ins for the hub's clients, and data.sources on top of them."""
+"""The fetchers of the real sets, with stand-ins for the clients of their hubs, and without a network."""
 
+import socket
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
 
-import exp_extreme_baseline
 from data import kaggle_3m, kaggle_9m, rows, sources, store, sudoku_extreme
 from tests.data.puzzles import lines, make, write_extreme, write_kaggle
 from tests.experiments import ROOT
@@ -29,11 +30,13 @@ def extreme(clean, monkeypatch):
     write_extreme(clean / "train.csv", train)
     asked = []
 
-    def download(repo_id, filename, repo_type):
+    def download(repo_id, filename, repo_type, etag_timeout):
         assert (repo_id, repo_type) == ("sapientinc/sudoku-extreme", "dataset")
         asked.append(filename)
         return str(clean / filename)
 
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda **_: None)
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", lambda *_, **__: None)
     monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
     monkeypatch.setattr(sudoku_extreme, "ROWS", {"train": 1003, "test": 400})
     return asked
@@ -54,10 +57,6 @@ def kaggle(clean, monkeypatch):
     return asked
 
 
-def config(**changes):
-    return exp_extreme_baseline.Config(**changes)
-
-
 def unplugged(*_, **__):
     raise ConnectionError("no route\nto the hub")
 
@@ -68,15 +67,6 @@ def test_extreme_is_fetched_and_converted_once(extreme):
     assert len(store.exclude(train, test)) == 1000
     assert extreme == ["test.csv", "train.csv"]
     assert isinstance(sudoku_extreme.load(train=True).table, np.memmap) and len(extreme) == 2
-
-
-def test_extremes_test_sets_are_frozen(extreme, monkeypatch):
-    monkeypatch.setattr(sudoku_extreme, "PER_BUCKET", 50)
-    monkeypatch.setattr(sudoku_extreme, "NATURAL", 100)
-    balanced, natural = sudoku_extreme.test_sets()
-    assert np.bincount(store.bucket_of(balanced.rating)).tolist() == [50, 50, 40, 40, 40] and len(natural) == 100
-    for first, second in zip((balanced, natural), sudoku_extreme.test_sets()):
-        assert np.array_equal(first.table, second.table)
 
 
 def test_extreme_from_files_fetched_by_hand(extreme, clean, monkeypatch, capsys):
@@ -97,7 +87,7 @@ def test_a_new_test_file_makes_the_training_set_again(extreme, clean, capsys):
 
 
 def test_a_download_that_fails_is_one_line(monkeypatch):
-    monkeypatch.setattr("huggingface_hub.hf_hub_download", unplugged)
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", unplugged)
     monkeypatch.setattr("kagglehub.dataset_download", unplugged)
     expected = {
         lambda: sudoku_extreme.load(train=True): ("sapientinc/sudoku-extreme, test.csv", "--test-csv PATH"),
@@ -111,6 +101,42 @@ def test_a_download_that_fails_is_one_line(monkeypatch):
         assert message.startswith(what) and remedy in message and "\n" not in message
         assert "the download failed (ConnectionError: no route to the hub); run it again" in message
         assert "--data file.csv" in message
+
+
+@pytest.fixture
+def no_network(clean, monkeypatch):
+    """All requests go to a proxy at a port that refuses connections."""
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))  # bound, but it does not listen
+        for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+            monkeypatch.setenv(name, f"http://127.0.0.1:{unused.getsockname()[1]}")
+        for name in ("no_proxy", "NO_PROXY"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv("HF_HOME", str(clean / "hub"))
+        monkeypatch.setenv("KAGGLEHUB_CACHE", str(clean / "kaggle"))
+        yield
+
+
+def test_extreme_without_a_network(no_network):
+    """A new process, because huggingface_hub reads its settings on import; its own retries take 23 s."""
+    start = time.perf_counter()
+    result = subprocess.run([sys.executable, ROOT / "data" / "sudoku_extreme.py"], capture_output=True, text=True)
+    assert time.perf_counter() - start < 12  # most of it is importing
+    assert result.returncode == 1 and result.stderr.count("\n") == 1 and "Traceback" not in result.stderr
+    assert "the download failed" in result.stderr and "--test-csv PATH" in result.stderr
+
+
+def test_kaggle_without_a_network(no_network):
+    start = time.perf_counter()
+    with pytest.raises(SystemExit, match=r"the download failed .* --csv PATH"):
+        kaggle_3m.load()
+    assert time.perf_counter() - start < 6
+
+
+def test_a_file_that_the_hub_client_has_needs_no_network(extreme, clean, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", unplugged)
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda **_: str(clean / "test.csv"))
+    assert len(sudoku_extreme.load(train=False)) == 400
 
 
 def test_a_client_that_is_not_installed(monkeypatch):
@@ -131,13 +157,15 @@ def test_a_file_with_another_number_of_rows(extreme, kaggle, monkeypatch, clean)
 
 def test_a_wrong_file_by_hand_is_an_error_without_a_traceback(clean):
     write_extreme(clean / "test.csv", make(3))
-    for script, flags, expected in (
-        ("sudoku_extreme.py", ["--test-csv", "test.csv"], "expected 422,786 rows, found 3"),
-        ("kaggle_9m.py", ["--csv", "gone.csv"], "gone.csv: there is no such file"),
-    ):
-        command = [sys.executable, ROOT / "data" / script, *flags]
-        result = subprocess.run(command, capture_output=True, text=True)
-        assert result.returncode == 1 and expected in result.stderr and result.stderr.count("\n") == 1
+    with pytest.raises(SystemExit, match="expected 422,786 rows, found 3"):
+        sudoku_extreme.main(["--test-csv", "test.csv"])
+    command = [sys.executable, ROOT / "data" / "kaggle_9m.py", "--csv", "gone.csv"]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (
+        1,
+        "gone.csv: there is no such file; expected a CSV file's path\n",
+    )
+    assert not (clean / "cache").exists()
 
 
 def test_kaggle_is_fetched_and_converted_once(kaggle, clean):
@@ -152,28 +180,3 @@ def test_kaggles_nine_million(clean, monkeypatch, capsys):
     kaggle_3m.main(["--csv", "nine.csv"], kaggle_9m.__doc__, kaggle_9m.load)
     assert capsys.readouterr().out == "30 puzzles, rated 0 to 0\n"
     assert len(kaggle_9m.load()) == 30
-
-
-def test_sources_extreme(extreme):
-    data = sources.load(config(data="extreme", test_per_bucket=30, train_puzzles=600))
-    assert data.natural == pytest.approx([0.5, 0.2, 0.1, 0.1, 0.1]) and data.edges == sources.EXTREME
-    assert [len(part) for part in data.rows_by_bucket(data.test)] == [30] * 5
-    assert len(data.train) == 600 and len(store.exclude(data.train, data.test)) == 600
-    again = sources.load(config(data="extreme", test_per_bucket=30, train_puzzles=600))
-    assert np.array_equal(again.test.table, data.test.table) and np.array_equal(again.train.table, data.train.table)
-
-
-def test_sources_kaggle(kaggle):
-    data = sources.load(config(data="kaggle", edges=sources.KAGGLE, test_per_bucket=50, train_puzzles=0))
-    whole = kaggle_3m.load()
-    buckets = sources.rows_by_bucket(whole, sources.KAGGLE)
-    assert np.array_equal(data.test.table, whole.table[np.concatenate([part[-50:] for part in buckets])])
-    assert len(data.train) == 1750 and len(store.exclude(data.train, data.test)) == 1750 and data.natural is None
-
-
-def test_sources_csv(clean):
-    write_extreme(clean / "x.csv", make(1000, ratings=RATINGS))
-    data = sources.load(config(data="x.csv", test_per_bucket=30, train_per_bucket=60, train_puzzles=0))
-    assert [len(part) for part in data.rows_by_bucket(data.test)] == [30, 30, 20, 20, 20]  # a fifth at most
-    assert [len(part) for part in data.rows_by_bucket(data.train)] == [60] * 5
-    assert len(store.exclude(data.train, data.test)) == 300

@@ -1,6 +1,8 @@
-"""data/store.py: sets on disk survive a round trip, and a damaged one is named; samples and exclusion."""
+"""data/store.py: sets on disk survive a round trip, and a damaged one is named; the cache; exclusion."""
 
 import json
+import os
+import sys
 import time
 
 import numpy as np
@@ -49,8 +51,8 @@ def test_saving_again_replaces_and_leaves_nothing_else(saved, clean):
 def test_a_cut_file(saved, clean, kept):
     path = clean / "set.npy"
     path.write_bytes(path.read_bytes()[:kept])
-    with pytest.raises(store.BrokenSet, match=rf"set\.npy: truncated .*{kept:,} bytes for 1,000 rows.*; fetch it"):
-        store.load(path, "fetch it")
+    with pytest.raises(store.BrokenSet, match=rf"set\.npy: truncated .*{kept:,} bytes for 1,000 rows.*; delete it"):
+        store.load(path)
 
 
 def test_a_flipped_byte(saved, clean):
@@ -59,6 +61,26 @@ def test_a_flipped_byte(saved, clean):
     (clean / "set.npy").write_bytes(content)
     with pytest.raises(store.BrokenSet, match="does not match its checksum"):
         store.load("set.npy")
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("rows", [0, 1000])
+def test_any_damage_to_the_header(saved, clean, rows):
+    store.save("set.npy", saved.subset(np.arange(rows)))
+    content = (clean / "set.npy").read_bytes()
+    starts = [b"PK\3\4", b"\x80\4.", b"\0" * 128, b"\x93NUMPY\xff\xff"]
+    damaged = [start + content[len(start) :] for start in starts]
+    for place in range(128):
+        damaged += [content[:place] + bytes([byte]) + content[place + 1 :] for byte in (40, 57, 255)]
+    found = 0
+    for changed in damaged:
+        (clean / "set.npy").write_bytes(changed)
+        try:
+            assert np.array_equal(store.load("set.npy").table, saved.table[:rows])  # a space in the header changed
+        except store.BrokenSet as error:
+            assert str(error).startswith("set.npy: ") and "\n" not in str(error)
+            found += 1
+    assert found > 200
 
 
 def test_another_format_version(saved, clean):
@@ -75,11 +97,23 @@ def test_the_sidecar_is_of_another_set(saved, clean):
         store.load("set.npy")
 
 
-@pytest.mark.parametrize("text", [None, "{", "[]", "{}"])
-def test_the_sidecar_is_missing_or_not_one(saved, clean, text):
+@pytest.mark.parametrize(
+    "content",
+    [
+        None,
+        b"{",
+        b"[]",
+        b"{}",
+        b"\xff\0",
+        b"[" * 100_000,
+        b'{"format": 1, "rows": "x", "crc32": 5}',
+        b'{"format": 1, "rows": Infinity, "crc32": []}',
+    ],
+)
+def test_the_sidecar_is_missing_or_not_one(saved, clean, content):
     (clean / "set.json").unlink()
-    if text is not None:
-        (clean / "set.json").write_text(text)
+    if content is not None:
+        (clean / "set.json").write_bytes(content)
     with pytest.raises(store.BrokenSet, match=r"sidecar set\.json is (missing|not readable)"):
         store.load("set.npy")
 
@@ -104,18 +138,65 @@ def test_from_arrays_refuses_what_does_not_fit():
         store.from_arrays(puzzle, solution, [0, 0])
 
 
-def test_balanced_and_natural():
-    puzzles = make(4000, ratings=(0, 0, 0, 0, 0, 2, 2, 5, 20, 99))
-    rows = store.balanced_test(puzzles, 500, seed=3)
-    counts = np.bincount(store.bucket_of(puzzles.rating[rows]), minlength=5)
-    assert counts.tolist() == [500, 500, 400, 400, 400]  # as many as there are
-    assert len(np.unique(rows)) == len(rows) and np.array_equal(rows, store.balanced_test(puzzles, 500, seed=3))
-    assert not np.array_equal(rows, store.balanced_test(puzzles, 500, seed=4))
-    natural = store.natural_test(puzzles, 1000, seed=3)
-    assert len(np.unique(natural)) == 1000
-    shares = np.bincount(store.bucket_of(puzzles.rating[natural]), minlength=5) / 1000
-    assert np.abs(shares - [0.5, 0.2, 0.1, 0.1, 0.1]).max() < 0.05
-    assert len(store.natural_test(puzzles, 10_000, seed=3)) == 4000
+def load_or_make(path, count=5, again=False):
+    asked = []
+    puzzles = store.load_or_make(path, {"count": count}, lambda: asked.append(1) or make(count), again)
+    assert_same(puzzles, make(count))
+    return len(asked)
+
+
+def test_a_set_is_made_once(clean, capsys):
+    assert [load_or_make("cache/x.npy") for _ in range(2)] == [1, 0]
+    assert load_or_make("cache/x.npy", again=True) == 1 and capsys.readouterr().err == ""
+    assert load_or_make("cache/x.npy", count=6) == 1
+    assert "x.npy: made by another version or with other arguments, or its source" in capsys.readouterr().err
+    (clean / "cache/x.json").write_text("{")
+    assert [load_or_make("cache/x.npy", count=6) for _ in range(2)] == [1, 0]
+    assert capsys.readouterr().err == "cache/x.npy: its sidecar x.json is not readable; making it again\n"
+
+
+def test_a_cache_that_cannot_be_written(clean, capsys):
+    (clean / "file").write_text("")
+    (clean / "folder.npy").mkdir()
+    for path in ("file/x.npy", "folder.npy"):
+        assert load_or_make(path) == 1
+        error = capsys.readouterr().err
+        assert f"{path}: the puzzles cannot be kept for the next run (" in error and "SUDOKU_DATA" in error
+    assert not list(clean.glob("**/*.tmp"))
+
+
+def test_a_cache_that_cannot_be_read(saved, monkeypatch, capsys):
+    load_or_make("x.npy")
+
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "load", refuse)
+        assert load_or_make("x.npy") == 1
+    assert "x.npy: no permission to read it; making it again" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_a_save_that_fails_leaves_the_old_set(saved, clean, monkeypatch, error):
+    def half(file, table):
+        file.write(b"half")
+        raise error
+
+    monkeypatch.setattr(np, "save", half)
+    with pytest.raises(type(error)):
+        store.save("set.npy", make(3))
+    assert_same(store.load("set.npy"), saved)
+    assert sorted(path.name for path in clean.iterdir()) == ["set.json", "set.npy"]
+
+
+def test_a_closed_pipe_is_no_error(monkeypatch):
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as pipe, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", pipe)
+        store.show("first line")
+        store.show("second line")
 
 
 def test_exclude_finds_equivalent_puzzles():
