@@ -16,7 +16,8 @@ import sys
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
+from rich.console import Console
+from rich.progress import track
 
 from addition.data import carry_pairs
 from plumbing import disk
@@ -80,9 +81,14 @@ def build(path, module):
         ) from error
 
 
+def progress(steps, title):
+    """These steps with a progress bar, on a terminal only."""
+    return track(steps, title, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
+
+
 def one_by_one(path, module, model, pairs, title):
     answers = []
-    for a, b in tqdm(pairs, title, unit=" sums", disable=None, leave=False):
+    for a, b in progress(pairs, title):
         try:
             answers.append(operator.index(module.add(model, a, b)))
         except Exception as error:
@@ -92,7 +98,7 @@ def one_by_one(path, module, model, pairs, title):
 
 def in_batches(path, module, model, pairs, title):
     answers = []
-    for start in tqdm(range(0, len(pairs), AT_ONCE), title, unit="k sums", disable=None, leave=False):
+    for start in progress(range(0, len(pairs), AT_ONCE), title):
         a, b = (list(numbers) for numbers in zip(*pairs[start : start + AT_ONCE]))
         try:
             batch = [operator.index(answer) for answer in module.add_batch(model, a, b)]

@@ -12,7 +12,6 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
-import torch
 
 
 @contextlib.contextmanager
@@ -45,11 +44,15 @@ def replace(path, write):
 
 
 def save_checkpoint(path, state):
+    import torch  # here: the commands of data/ use this module and do without
+
     replace(path, lambda file: torch.save(state, file))
 
 
 def load_checkpoint(path, device="cpu"):
     """A checkpoint of ours, its checksums verified; anything else is an error that names the file."""
+    import torch
+
     path = Path(path)
     if path.is_dir():
         raise SystemExit(f"{path} is a folder; give the path of a checkpoint.pt")
@@ -112,6 +115,8 @@ def write_rows(path, rows, columns=None):
 
 def describe(device):
     """The hardware and versions, in one line."""
+    import torch
+
     if device.type == "cuda":
         chip = torch.cuda.get_device_name(device)
     else:
