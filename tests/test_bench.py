@@ -21,11 +21,11 @@ def test_table_of_a_small_step(clean, capsys):
 
 def test_flops_are_those_that_torch_counts():
     config = common.with_preset(experiment.Config(), "smoke")
-    model = experiment.Model(config)
+    model = experiment.Model(config).eval()
     puzzle = torch.randint(0, 10, (4, 81))
     target = torch.where(puzzle == 0, 1, common.IGNORED)
     batch = common.Batch(puzzle, target, None, int((puzzle == 0).sum()))
     with FlopCounterMode(display=False) as counter:
-        experiment.forward_loss(model, batch, None, config)[0].backward()
+        experiment.forward_loss(model, batch, config)[0].backward()
     counted = counter.get_total_flops()
     assert abs(bench.flops(config, 4, config.iterations) / counted - 1) < 0.05
