@@ -253,7 +253,7 @@ def _make(count, seed, chunk_size, kernel, workers, advance):
         kernel(stop, np.random.SeedSequence((*seed, index)).generate_state(1)[0], puzzles, solutions, guesses)
         return puzzles, solutions, guesses
 
-    columns, parts, rows = _compile(lambda: chunk(0, size=0)), [], []
+    columns, parts, rows = _compile(lambda: chunk(0, size=0)), [], []  # empty, for a count of 0
     with ThreadPoolExecutor(workers) as pool:
         try:
             while len(rows) < count:

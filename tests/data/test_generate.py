@@ -67,6 +67,7 @@ def test_dug_buckets():
     puzzle, solution = everything(puzzles)
     solved, count, guesses = solve(puzzle)
     assert (count == 1).all() and (solved == solution).all() and (guesses == puzzles.rating).all()
+    assert bucket_sizes(generate.generate(2, buckets=[0, 1, 2], seed=1)) == [1, 1, 0, 0, 0]
 
 
 def test_climbed_bucket_is_right_and_varied(monkeypatch):
