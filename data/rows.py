@@ -161,10 +161,9 @@ def _columns(path, line, names):
     form = max(FORMS[:2], key=lambda form: len(set(form) & set(names)))
     missing = [name for name in form if name not in names]
     problem = f"no column {' or '.join(missing)}" if missing else "a column comes twice"
-    found = ",".join(names)
     raise ValueError(
         f"{path}: line {line}: {problem}; expected the header {EXPECTED}, "
-        f"found {_quoted(found, 80)}; name the columns so in line {line}"
+        f"found {_quoted(','.join(names), 80)}; name the columns so in line {line}"
     )
 
 
