@@ -150,9 +150,9 @@ def _neighbour(puzzle, wanted, found, work):
             break
         cell = np.random.randint(81)  # too many to list: add one more clue, from one of them
         puzzle[cell] = found[np.random.randint(count), cell]
-    first = 10 * np.arange(81)
-    times = np.bincount((first + found[:count]).ravel(), minlength=810)  # at 10 * cell + digit
-    times[first + before] = 0
+    offsets = 10 * np.arange(81)
+    times = np.bincount((offsets + found[:count]).ravel(), minlength=810)  # place 10 * cell + digit
+    times[offsets + before] = 0  # not the clue that was there
     options = np.flatnonzero(times == 1)
     for left in range(len(options), max(len(options) - 12, 0), -1):
         choice = np.random.randint(left)
@@ -222,15 +222,6 @@ def _targets(clues):
     return int(low), int(high)
 
 
-def _shares(count, buckets):
-    """Bucket index -> number of puzzles."""
-    if not isinstance(buckets, dict):
-        buckets = {b: count // len(buckets) + (i < count % len(buckets)) for i, b in enumerate(buckets)}
-    if set(buckets) - set(range(len(sources.EXTREME_NAMES))) or sum(buckets.values()) != count:
-        raise ValueError(f"buckets: expected indices 0 to 4 whose counts add up to {count}, found {buckets}")
-    return buckets
-
-
 def _compile(run):
     """Calls `run`, which compiles a kernel; meanwhile Ctrl-C kills the process: numba can lose a KeyboardInterrupt."""
     handler = signal.getsignal(signal.SIGINT)
@@ -291,8 +282,12 @@ def generate(count, clues=45, seed=0, buckets=None, workers=None, progress=True)
             kernel = partial(_dug_chunk, low, high, 0, ANY_RATING)
             parts = [_make(count, (seed, low, high), size, kernel, workers, advance)]
         else:
+            if not isinstance(buckets, dict):
+                buckets = {b: count // len(buckets) + (i < count % len(buckets)) for i, b in enumerate(buckets)}
+            if set(buckets) - set(range(len(sources.EXTREME_NAMES))) or sum(buckets.values()) != count:
+                raise ValueError(f"buckets: expected indices 0 to 4 whose counts add up to {count}, found {buckets}")
             parts = []
-            for bucket, share in sorted(_shares(count, buckets).items()):
+            for bucket, share in sorted(buckets.items()):
                 easiest, above = sources.EXTREME[bucket : bucket + 2]
                 easiest, hardest = int(easiest), int(min(above - 1, ANY_RATING))
                 dug = partial(_dug_chunk, 0, 0, easiest, hardest)
@@ -311,9 +306,8 @@ def cached(count, clues, seed, progress=True):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    formatter = argparse.ArgumentDefaultsHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0], formatter_class=formatter)
     parser.add_argument("--count", type=int, default=10_000, help="puzzles to make")
     parser.add_argument("--clues", default="45", help="a number, a range such as 30-40, or minimal")
     parser.add_argument("--buckets", help="rating buckets instead of clues, in equal shares: 0,1,2,3,4")

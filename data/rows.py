@@ -55,8 +55,7 @@ def fetched(what, download, remedy):
     try:
         return Path(download())
     except Exception as error:  # no network, no account, a full disk, no client: each has a class of its own
-        reason = " ".join(str(error).split())
-        reason = reason if len(reason) <= 160 else reason[:157] + "..."
+        reason = _shortened(" ".join(str(error).split()), 160)
         raise SystemExit(f"{what}: the download failed ({type(error).__name__}: {reason}); {remedy}") from None
 
 
@@ -112,7 +111,7 @@ def parse(path, rows=None):
 
 @contextmanager
 def _opened(path, **options):
-    """The open file; what keeps us from reading it is an error that says what to do."""
+    """The open file; one that cannot be read is an error of one line."""
     if not os.path.isfile(path):
         problem = "not a file" if os.path.exists(path) else "there is no such file"
         raise ValueError(f"{path}: {problem}; expected a CSV file's path")
@@ -163,12 +162,12 @@ def _columns(path, line, names):
     problem = f"no column {' or '.join(missing)}" if missing else "a column comes twice"
     raise ValueError(
         f"{path}: line {line}: {problem}; expected the header {EXPECTED}, "
-        f"found {_quoted(','.join(names), 80)}; name the columns so in line {line}"
+        f"found {_shortened(','.join(names), 80)!r}; name the columns so in line {line}"
     )
 
 
-def _quoted(text, longest=30):
-    return repr(text if len(text) <= longest else text[: longest - 3] + "...")
+def _shortened(text, longest=30):
+    return text if len(text) <= longest else text[: longest - 3] + "..."
 
 
 def _check(columns, puzzles, solutions, ratings=()):
@@ -181,7 +180,7 @@ def _check(columns, puzzles, solutions, ratings=()):
     for column, texts, lowest in zip(columns, (puzzles, solutions), (0, 1)):
         for row, text in enumerate(texts):
             if len(text) != 81:
-                note(row, column, f"expected 81 characters, found {len(text)}: {_quoted(text)}")
+                note(row, column, f"expected 81 characters, found {len(text)}: {_shortened(text)!r}")
                 texts[row] = "1" * 81  # stands in for the text in the checks that follow
         characters = "".join(texts).encode("ascii", "replace")  # one byte for each character
         board = DIGIT[np.frombuffer(characters, np.uint8)].reshape(-1, 81)
@@ -199,7 +198,7 @@ def _check(columns, puzzles, solutions, ratings=()):
         note(row, columns[1], f"expected the puzzle's clue {expected} as character {cell + 1}, found {found}")
     rating = np.array([float(text) if NUMBER.fullmatch(text) else -1 for text in ratings] or [0] * len(puzzle))
     for row in np.flatnonzero((rating < 0) | (rating > 3e38)):  # float32 ends at 3.4e38
-        note(row, columns[2], f"expected a number, 0 or more, found {_quoted(ratings[row])}")
+        note(row, columns[2], f"expected a number, 0 or more, found {_shortened(ratings[row])!r}")
     return (None if faults else store.from_arrays(puzzle, solution, rating).table), faults
 
 

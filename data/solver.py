@@ -79,7 +79,7 @@ def _index(bit):
 
 @njit(cache=True, nogil=True)
 def place(board, open_cells, digit, band, bit):
-    """Removes the other digits from the cell `bit`, and the digit from its peers."""
+    """Closes the cell `bit` with a digit: removes the other digits from it, and this one from its peers."""
     index = _index(bit)
     column = ~(COLUMN << (index % 9))
     for other in range(9):
@@ -292,8 +292,8 @@ def solve(puzzles, limit=2, threads=1):
         raise ValueError(f"puzzle {row}, cell {cell}: expected 0 (blank) to 9, found {puzzles[row, cell]}")
     if not 1 <= limit <= 127:
         raise ValueError(f"limit: expected 1 to 127 solutions to look for, found {limit}")
-    solutions, counts = np.zeros_like(puzzles), np.zeros(len(puzzles), np.int8)
-    guesses = np.zeros(len(puzzles), np.int32)
+    solutions = np.zeros_like(puzzles)
+    counts, guesses = np.zeros(len(puzzles), np.int8), np.zeros(len(puzzles), np.int32)
     parts = [slice(start, start + 1000) for start in range(0, len(puzzles), 1000)]
     with ThreadPoolExecutor(threads) as pool:
         list(pool.map(lambda p: _search_all(puzzles[p], limit, solutions[p], counts[p], guesses[p]), parts))
