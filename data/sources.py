@@ -114,9 +114,9 @@ def minimal(config):
     if not n or not config.train_puzzles:
         raise ValueError("--data minimal: expected --train-puzzles and --test-per-bucket above 0: how many to generate")
     puzzles = generate.cached(config.train_puzzles + n, clues="minimal", seed=1)
-    test = np.concatenate([generate.cached(n, clues=45, seed=2).table, puzzles.table[:n]])
-    test["rating"] = np.repeat([0, 1], n)
-    return Data(puzzles.subset(np.arange(n, len(puzzles))), store.PuzzleSet(test), edges=(0, 1, 2))
+    test = store.PuzzleSet(np.concatenate([generate.cached(n, clues=45, seed=2).table, puzzles.table[:n]]))
+    test.table["rating"] = np.repeat([0, 1], n)
+    return Data(puzzles.subset(np.arange(n, len(puzzles))), test, edges=(0, 1, 2))
 
 
 def generated(config):
