@@ -62,11 +62,7 @@ def _random_grid(solution, work):
                 continue
             aside[0, :27] = board
             aside[0, 27:] = open_cells
-            for other in range(9):
-                if other != digit:
-                    board[3 * other + band] &= ~bit
-            place(board, digit, band, bit)
-            open_cells[band] &= ~bit
+            place(board, open_cells, digit, band, bit)
             if not propagate(board, seen, open_cells):
                 board[:] = aside[0, :27]
                 open_cells[:] = aside[0, 27:]
@@ -81,9 +77,7 @@ def _random_grid(solution, work):
 @njit(cache=True, nogil=True)
 def _dig(puzzle, target, scratch, work):
     """Takes clues out in random order, keeping one solution, until `target` are left; returns how many are."""
-    left = 0
-    for cell in range(81):
-        left += puzzle[cell] > 0
+    left = np.count_nonzero(puzzle)
     for cell in np.random.permutation(81):
         if left <= target:
             break
@@ -156,22 +150,14 @@ def _neighbour(puzzle, wanted, found, work):
             break
         cell = np.random.randint(81)  # too many to list: add one more clue, from one of them
         puzzle[cell] = found[np.random.randint(count), cell]
-    times = np.zeros((81, 10), np.int32)
-    for i in range(count):
-        for cell in range(81):
-            times[cell, found[i, cell]] += 1
-    options = np.empty(810, np.int32)
-    left = 0
-    for cell in range(81):
-        for digit in range(1, 10):
-            if times[cell, digit] == 1 and before[cell] != digit:
-                options[left] = 10 * cell + digit
-                left += 1
-    for _ in range(min(left, 12)):
+    offsets = 10 * np.arange(81)
+    times = np.bincount((offsets + found[:count]).ravel(), minlength=810)  # place 10 * cell + digit
+    times[offsets + before] = 0  # not the clue that was there
+    options = np.flatnonzero(times == 1)
+    for left in range(len(options), max(len(options) - 12, 0), -1):
         choice = np.random.randint(left)
-        cell, digit = options[choice] // 10, options[choice] % 10
-        left -= 1
-        options[choice] = options[left]
+        cell, digit = divmod(options[choice], 10)
+        options[choice] = options[left - 1]
         replaced, puzzle[cell] = puzzle[cell], digit
         if _rate(puzzle, only, work)[1] >= wanted:
             _dig(puzzle, np.int64(0), only, work)
@@ -190,11 +176,7 @@ def _climbed_chunk(easiest, hardest, stop, seed, puzzles, solutions, guesses):
     """
     np.random.seed(seed)
     work, found, enough = workspace(), np.zeros((200, 81), np.uint8), 1.2 * easiest
-    pool, totals, taken = (
-        np.zeros((64, 81), np.uint8),
-        np.zeros(64, np.int64),
-        np.zeros(puzzles.shape, np.uint8),
-    )
+    pool, totals, taken = np.zeros((64, 81), np.uint8), np.zeros(64, np.int64), np.zeros_like(puzzles)
     puzzle, made, idle = np.zeros(81, np.uint8), 0, IDLE
     while made < len(puzzles):
         if idle == IDLE:  # at the start, or stuck: a new pool
@@ -218,7 +200,7 @@ def _climbed_chunk(easiest, hardest, stop, seed, puzzles, solutions, guesses):
         worse = first if totals[first] < totals[second] else second
         if total >= min(totals[worse], enough):
             pool[worse], totals[worse] = puzzle, total
-        if total < enough or not _is_far(found[0], taken[:made]):
+        if total < enough or np.any((taken[:made] != found[0]).sum(axis=1) < 27):
             continue
         taken[made] = found[0]
         for _ in range(8):
@@ -228,14 +210,6 @@ def _climbed_chunk(easiest, hardest, stop, seed, puzzles, solutions, guesses):
                 made += 1
                 idle = 0
                 break
-
-
-@njit(cache=True, nogil=True)
-def _is_far(solution, taken):
-    for other in taken:  # noqa: SIM110 (numba has no all() of a generator)
-        if np.sum(solution != other) < 27:
-            return False
-    return True
 
 
 def _targets(clues):
@@ -248,15 +222,6 @@ def _targets(clues):
     return int(low), int(high)
 
 
-def _shares(count, buckets):
-    """Bucket index -> number of puzzles."""
-    if not isinstance(buckets, dict):
-        buckets = {b: count // len(buckets) + (i < count % len(buckets)) for i, b in enumerate(buckets)}
-    if set(buckets) - set(range(len(sources.EXTREME_NAMES))) or sum(buckets.values()) != count:
-        raise ValueError(f"buckets: expected indices 0 to 4 whose counts add up to {count}, found {buckets}")
-    return buckets
-
-
 def _compile(run):
     """Calls `run`, which compiles a kernel; meanwhile Ctrl-C kills the process: numba can lose a KeyboardInterrupt."""
     handler = signal.getsignal(signal.SIGINT)
@@ -264,13 +229,13 @@ def _compile(run):
         return run()
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
-        run()
+        return run()
     finally:
         signal.signal(signal.SIGINT, handler)
 
 
 def _make(count, seed, chunk_size, kernel, workers, advance):
-    """Runs chunk after chunk until there are `count` different puzzles; repeated ones are replaced."""
+    """(puzzles, solutions, guesses): the first `count` different puzzles of as many chunks as that takes."""
     stop = np.zeros(1, np.uint8)
 
     def chunk(index, size=chunk_size):
@@ -279,27 +244,20 @@ def _make(count, seed, chunk_size, kernel, workers, advance):
         kernel(stop, np.random.SeedSequence((*seed, index)).generate_state(1)[0], puzzles, solutions, guesses)
         return puzzles, solutions, guesses
 
-    _compile(lambda: chunk(0, size=0))
-    known, parts, made, first = set(), [], 0, 0
+    columns, parts, rows = _compile(lambda: chunk(0, size=0)), [], []  # empty, for a count of 0
     with ThreadPoolExecutor(workers) as pool:
         try:
-            while made < count:
-                last = first + -(-(count - made) // chunk_size)
-                for puzzles, solutions, guesses in pool.map(chunk, range(first, last)):
-                    fresh = []
-                    for i, puzzle in enumerate(puzzles):
-                        key = puzzle.tobytes()
-                        if key not in known and made < count:
-                            known.add(key)
-                            fresh.append(i)
-                            made += 1
-                    parts.append((puzzles[fresh], solutions[fresh], guesses[fresh]))
-                    advance(len(fresh))
-                first = last
+            while len(rows) < count:
+                chunks = -(-(count - len(rows)) // chunk_size)
+                for part in pool.map(chunk, range(len(parts), len(parts) + chunks)):
+                    advance(np.clip(count - chunk_size * len(parts), 0, chunk_size))  # not what is beyond `count`
+                    parts.append(part)
+                columns = [np.concatenate(column) for column in zip(*parts)]
+                rows = np.sort(np.unique(columns[0].view("V81"), return_index=True)[1])[:count]
         except BaseException:  # Ctrl-C, or a signal handler that raises: end the chunks that are running
             stop[0] = 1
             raise
-    return parts
+    return [column[rows] for column in columns]
 
 
 def generate(count, clues=45, seed=0, buckets=None, workers=None, progress=True):
@@ -322,36 +280,34 @@ def generate(count, clues=45, seed=0, buckets=None, workers=None, progress=True)
             low, high = _targets(clues)
             size = EASY_CHUNK if low == 0 or low > 22 else HARD_CHUNK
             kernel = partial(_dug_chunk, low, high, 0, ANY_RATING)
-            parts = _make(count, (seed, low, high), size, kernel, workers, advance)
+            parts = [_make(count, (seed, low, high), size, kernel, workers, advance)]
         else:
+            if not isinstance(buckets, dict):
+                buckets = {b: count // len(buckets) + (i < count % len(buckets)) for i, b in enumerate(buckets)}
+            if set(buckets) - set(range(len(sources.EXTREME_NAMES))) or sum(buckets.values()) != count:
+                raise ValueError(f"buckets: expected indices 0 to 4 whose counts add up to {count}, found {buckets}")
             parts = []
-            for bucket, share in sorted(_shares(count, buckets).items()):
+            for bucket, share in sorted(buckets.items()):
                 easiest, above = sources.EXTREME[bucket : bucket + 2]
                 easiest, hardest = int(easiest), int(min(above - 1, ANY_RATING))
                 dug = partial(_dug_chunk, 0, 0, easiest, hardest)
                 kernel = dug if easiest < 11 else partial(_climbed_chunk, easiest, hardest)
-                parts += _make(share, (seed, 100, bucket), HARD_CHUNK, kernel, workers, advance)
-    puzzles, solutions, guesses = (np.concatenate(part) for part in zip(*parts))
-    order = np.random.default_rng(seed).permutation(count) if buckets is not None else np.arange(count)
-    return store.from_arrays(puzzles[order], solutions[order], guesses[order])
+                parts.append(_make(share, (seed, 100, bucket), HARD_CHUNK, kernel, workers, advance))
+    puzzles = store.from_arrays(*(np.concatenate(column) for column in zip(*parts)))
+    return puzzles if buckets is None else puzzles.subset(np.random.default_rng(seed).permutation(count))
 
 
-def cached(count, clues, seed, buckets=None, workers=None, progress=True):
-    """The same, made once and then kept in the cache folder (SUDOKU_DATA, or data/cache)."""
-    made_by = {"generator": VERSION, "count": count, "clues": clues, "seed": seed, "buckets": buckets}
-    if buckets is not None:
-        shares = _shares(count, buckets)
-        name = "rated-" + "-".join(f"{bucket}x{shares[bucket]}" for bucket in sorted(shares))
-    else:
-        name = f"clues-{'-'.join(map(str, dict.fromkeys(_targets(clues)))) if clues != 'minimal' else clues}"
-    path = store.cache_folder() / f"generated-{name}-count-{count}-seed-{seed}.npy"
-    return store.load_or_make(path, made_by, lambda: generate(count, clues, seed, buckets, workers, progress))
+def cached(count, clues, seed, progress=True):
+    """The puzzles of generate(count, clues, seed), kept in the cache folder (SUDOKU_DATA, or data/cache)."""
+    made_by = {"generator": VERSION, "count": count, "clues": clues, "seed": seed}
+    name = clues if clues == "minimal" else "-".join(map(str, dict.fromkeys(_targets(clues))))
+    path = store.cache_folder() / f"generated-clues-{name}-count-{count}-seed-{seed}.npy"
+    return store.load_or_make(path, made_by, lambda: generate(count, clues, seed, progress=progress))
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    formatter = argparse.ArgumentDefaultsHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0], formatter_class=formatter)
     parser.add_argument("--count", type=int, default=10_000, help="puzzles to make")
     parser.add_argument("--clues", default="45", help="a number, a range such as 30-40, or minimal")
     parser.add_argument("--buckets", help="rating buckets instead of clues, in equal shares: 0,1,2,3,4")
@@ -361,36 +317,32 @@ def main(argv=None):
     options = parser.parse_args(argv)
     if not re.fullmatch(r"minimal|\d+(-\d+)?", options.clues):
         parser.error(f"--clues {options.clues}: expected a number, a range such as 30-40, or minimal")
-    clues = options.clues
-    if clues != "minimal":
-        clues = [int(number) for number in clues.split("-")]
-        clues = (clues[0], clues[-1])
+    low, _, high = options.clues.partition("-")
+    clues = low if low == "minimal" else (int(low), int(high or low))
     buckets = options.buckets
     if buckets is not None:
         if not re.fullmatch(r"\d+(,\d+)*", buckets):
             parser.error(f"--buckets {buckets}: expected bucket numbers from 0 to 4, such as 3,4")
         buckets = [int(bucket) for bucket in buckets.split(",")]
-    output = Path(options.output)
+    path = Path(options.output)
     try:
-        if output.suffix != ".npy" or output.is_dir():
+        if path.suffix != ".npy" or path.is_dir():
             raise OSError("it is not the path of an .npy file")
-        output.parent.mkdir(parents=True, exist_ok=True)
-        if not os.access(output.parent, os.W_OK):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not os.access(path.parent, os.W_OK):
             raise OSError("no permission to write in its folder")
         start = time.perf_counter()
         puzzles = generate(options.count, clues, options.seed, buckets, options.workers)
         seconds = time.perf_counter() - start
-        store.save(output, puzzles, made_by={"generator": VERSION, "command": " ".join(argv or sys.argv[1:])})
+        store.save(path, puzzles, made_by={"generator": VERSION, "command": " ".join(argv or sys.argv[1:])})
     except ValueError as error:
         parser.error(str(error))
     except OSError as error:
-        raise SystemExit(
-            f"--output {output}: cannot be written ({error.strerror or error}); give another path"
-        ) from None
+        raise SystemExit(f"--output {path}: cannot be written ({error.strerror or error}); give another path") from None
     except KeyboardInterrupt:
         print("interrupted; nothing was written", file=sys.stderr)
         raise SystemExit(130) from None
-    lines = [f"{output}: {len(puzzles):,} puzzles in {seconds:.1f} s, {len(puzzles) / seconds:,.0f} a second"]
+    lines = [f"{path}: {len(puzzles):,} puzzles in {seconds:.1f} s, {len(puzzles) / seconds:,.0f} a second"]
     buckets = sources.rows_by_bucket(puzzles, sources.EXTREME)
     lines += [f"rating {name:>5}: {len(rows):,}" for name, rows in zip(sources.EXTREME_NAMES, buckets)]
     store.show("\n".join(lines))

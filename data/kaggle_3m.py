@@ -51,8 +51,7 @@ def main(argv=None, description=__doc__, load=load):
         puzzles = load(parser.parse_args(argv).csv)
     except ValueError as error:
         raise SystemExit(str(error)) from None
-    rating = puzzles.rating
-    store.show(f"{len(puzzles):,} puzzles, rated {rating.min():g} to {rating.max():g}")
+    store.show(f"{len(puzzles):,} puzzles, rated {puzzles.rating.min():g} to {puzzles.rating.max():g}")
 
 
 if __name__ == "__main__":

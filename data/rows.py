@@ -10,10 +10,12 @@ The csv module splits the lines: pandas.read_csv is not faster and does not noti
 """
 
 import csv
+import hashlib
 import os
 import re
 import sys
 import zlib
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 
@@ -38,23 +40,12 @@ BOXES = CELLS.reshape(3, 3, 3, 3).swapaxes(1, 2).reshape(9, 9)
 UNITS = np.concatenate([CELLS, CELLS.T, BOXES])  # the cells of each row, column and box
 
 
-class BadCsv(ValueError):
-    """A CSV file that cannot be read; the message says where, and what to do."""
-
-
 def read_csv(path):
     """The puzzles of a CSV file as a PuzzleSet; parsed again only when the file has changed."""
-    path = _existing(path)
-    checksum = 0
-    try:
-        stat = path.stat()
-        with open(path, "rb") as file:
-            while block := file.read(1 << 24):
-                checksum = zlib.crc32(block, checksum)
-    except OSError as error:
-        raise _unreadable(path, error) from None
-    made_by = {"reader": VERSION, "csv": str(path.resolve()), "bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
-    made_by["crc32"] = checksum
+    path = Path(os.path.expanduser(path))
+    with _opened(path, mode="rb") as file:
+        checksum = hashlib.file_digest(file, "sha256").hexdigest()
+    made_by = {"reader": VERSION, "csv": str(path.resolve()), "sha256": checksum}
     name = f"csv-{path.stem[:40]}-{zlib.crc32(made_by['csv'].encode()):08x}.npy"
     return store.load_or_make(store.cache_folder() / name, made_by, lambda: parse(path))
 
@@ -64,20 +55,19 @@ def fetched(what, download, remedy):
     try:
         return Path(download())
     except Exception as error:  # no network, no account, a full disk, no client: each has a class of its own
-        reason = " ".join(str(error).split())
-        reason = reason if len(reason) <= 160 else reason[:157] + "..."
+        reason = _shortened(" ".join(str(error).split()), 160)
         raise SystemExit(f"{what}: the download failed ({type(error).__name__}: {reason}); {remedy}") from None
 
 
 def parse(path, rows=None):
     """The puzzles of a CSV file, which should have `rows` rows; nothing is cached."""
-    path = _existing(path)
+    path = Path(os.path.expanduser(path))
     records = _records(path)
     line, names = next(records, (1, None))
     if names is None:
-        raise BadCsv(f"{path}: the file is empty; expected a header ({EXPECTED}) and a line for each puzzle")
+        raise ValueError(f"{path}: the file is empty; expected a header ({EXPECTED}) and a line for each puzzle")
     if isinstance(names, str):
-        raise BadCsv(f"{path}: line {line}: {names}; correct the header")
+        raise ValueError(f"{path}: line {line}: {names}; correct the header")
     names = [name.strip().lower() for name in names]
     chosen = _columns(path, line, names)
     places = [names.index(name) for name in chosen]
@@ -104,11 +94,11 @@ def parse(path, rows=None):
         count = f"{bad:,} of {total:,} rows {'is' if bad == 1 else 'are'} wrong"
         count += f", of which the first {SHOWN} are above" if bad > SHOWN else ""
         shown.append(f"{path}: {count}; correct or delete what is wrong, then run the same command again")
-        raise BadCsv("\n".join(shown))
+        raise ValueError("\n".join(shown))
     if not total:
-        raise BadCsv(f"{path}: only a header; expected a line for each puzzle below it")
+        raise ValueError(f"{path}: only a header; expected a line for each puzzle below it")
     if rows not in (None, total):
-        raise BadCsv(
+        raise ValueError(
             f"{path}: expected {rows:,} rows, found {total:,}: the file is cut short or another one; "
             "delete it and fetch it again"
         )
@@ -119,47 +109,44 @@ def parse(path, rows=None):
     return store.PuzzleSet(np.concatenate(tables), {"duplicates": duplicates})
 
 
-def _existing(path):
-    path = Path(os.path.expanduser(path))
+@contextmanager
+def _opened(path, **options):
+    """The open file; one that cannot be read is an error of one line."""
     if not os.path.isfile(path):
         problem = "not a file" if os.path.exists(path) else "there is no such file"
-        raise BadCsv(f"{path}: {problem}; expected a CSV file's path")
-    return path
-
-
-def _unreadable(path, error):
-    return BadCsv(f"{path}: cannot be read ({error.strerror or error}); check the file and its permissions")
+        raise ValueError(f"{path}: {problem}; expected a CSV file's path")
+    try:
+        with open(path, **options) as file:
+            yield file
+    except OSError as error:
+        reason = error.strerror or error
+        raise ValueError(f"{path}: cannot be read ({reason}); check the file and its permissions") from None
 
 
 def _records(path):
     """(first line, fields) of each row; of a row that is not valid CSV, (first line, what is wrong)."""
-    try:
-        before = path.stat()
-        with open(path, encoding="utf-8-sig", errors="replace", newline="") as file:
-            reader = csv.reader(_lines(path, file), strict=True)
-            while True:
-                line = reader.line_num + 1
-                try:
-                    fields = next(reader)
-                except StopIteration:
-                    break
-                except csv.Error as error:
-                    fields = f"expected a quoted field to end with a quote and a comma or the end of the line ({error})"
-                if fields:
-                    yield line, fields
+    with _opened(path, encoding="utf-8-sig", errors="replace", newline="") as file:
+        before = os.fstat(file.fileno())
+        reader = csv.reader(_lines(path, file), strict=True)
+        while True:
+            line = reader.line_num + 1
+            try:
+                fields = next(reader)
+            except StopIteration:
+                break
+            except csv.Error as error:
+                fields = f"expected a quoted field to end with a quote and a comma or the end of the line ({error})"
+            if fields:
+                yield line, fields
         after = path.stat()
-    except OSError as error:
-        raise _unreadable(path, error) from None
     if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
-        raise BadCsv(f"{path}: the file changed while it was read; run the same command again when it is complete")
+        raise ValueError(f"{path}: the file changed while it was read; run the same command again when it is complete")
 
 
 def _lines(path, file):
-    number = 0
-    while line := file.readline(LONGEST + 1):
-        number += 1
+    for number, line in enumerate(iter(lambda: file.readline(LONGEST + 1), ""), 1):
         if len(line) > LONGEST:
-            raise BadCsv(f"{path}: line {number}: expected at most {LONGEST:,} characters; is this a CSV file?")
+            raise ValueError(f"{path}: line {number}: expected at most {LONGEST:,} characters; is this a CSV file?")
         yield line
 
 
@@ -173,15 +160,14 @@ def _columns(path, line, names):
     form = max(FORMS[:2], key=lambda form: len(set(form) & set(names)))
     missing = [name for name in form if name not in names]
     problem = f"no column {' or '.join(missing)}" if missing else "a column comes twice"
-    found = ",".join(names)
-    raise BadCsv(
+    raise ValueError(
         f"{path}: line {line}: {problem}; expected the header {EXPECTED}, "
-        f"found {_quoted(found, 80)}; name the columns so in line {line}"
+        f"found {_shortened(','.join(names), 80)!r}; name the columns so in line {line}"
     )
 
 
-def _quoted(text, longest=30):
-    return repr(text if len(text) <= longest else text[: longest - 3] + "...")
+def _shortened(text, longest=30):
+    return text if len(text) <= longest else text[: longest - 3] + "..."
 
 
 def _check(columns, puzzles, solutions, ratings=()):
@@ -194,7 +180,7 @@ def _check(columns, puzzles, solutions, ratings=()):
     for column, texts, lowest in zip(columns, (puzzles, solutions), (0, 1)):
         for row, text in enumerate(texts):
             if len(text) != 81:
-                note(row, column, f"expected 81 characters, found {len(text)}: {_quoted(text)}")
+                note(row, column, f"expected 81 characters, found {len(text)}: {_shortened(text)!r}")
                 texts[row] = "1" * 81  # stands in for the text in the checks that follow
         characters = "".join(texts).encode("ascii", "replace")  # one byte for each character
         board = DIGIT[np.frombuffer(characters, np.uint8)].reshape(-1, 81)
@@ -212,7 +198,7 @@ def _check(columns, puzzles, solutions, ratings=()):
         note(row, columns[1], f"expected the puzzle's clue {expected} as character {cell + 1}, found {found}")
     rating = np.array([float(text) if NUMBER.fullmatch(text) else -1 for text in ratings] or [0] * len(puzzle))
     for row in np.flatnonzero((rating < 0) | (rating > 3e38)):  # float32 ends at 3.4e38
-        note(row, columns[2], f"expected a number, 0 or more, found {_quoted(ratings[row])}")
+        note(row, columns[2], f"expected a number, 0 or more, found {_shortened(ratings[row])!r}")
     return (None if faults else store.from_arrays(puzzle, solution, rating).table), faults
 
 

@@ -46,12 +46,8 @@ def _tables():
         columns_alone[pattern] = sum(groups[i] << 3 * i for i in range(3) if groups[i] in (1, 2, 4)) * COLUMN
         keep[pattern] = np.bitwise_or.reduce([p for p in permutations if p & pattern == p] or [0])
         kept = int(keep[pattern])
-        for minirow in range(9):
-            if kept >> minirow & 1:
-                cells = 7 << 3 * minirow
-                rows_keep[pattern] |= cells
-                if kept & 0o111 << minirow % 3 == 1 << minirow:
-                    rows_alone[pattern] |= cells
+        rows_keep[pattern] = sum(7 << 3 * i for i in range(9) if kept >> i & 1)
+        rows_alone[pattern] = sum(7 << 3 * i for i in range(9) if kept & 0o111 << i % 3 == 1 << i)
     bit_index = np.zeros(32, np.int32)
     for k in range(27):
         bit_index[(DE_BRUIJN << k & 0xFFFFFFFF) >> 27] = k
@@ -82,13 +78,16 @@ def _index(bit):
 
 
 @njit(cache=True, nogil=True)
-def place(board, digit, band, bit):
-    """Removes a digit from the peers of the cell `bit`; the caller removes the other digits from the cell."""
+def place(board, open_cells, digit, band, bit):
+    """Closes the cell `bit` with a digit: removes the other digits from it, and this one from its peers."""
     index = _index(bit)
     column = ~(COLUMN << (index % 9))
+    for other in range(9):
+        board[3 * other + band] &= ~bit
     for other in range(3):
         board[3 * digit + other] &= column
     board[3 * digit + band] = board[3 * digit + band] & ~PEERS[index] | bit
+    open_cells[band] &= ~bit
 
 
 @njit(cache=True, nogil=True)
@@ -142,13 +141,12 @@ def propagate(board, seen, open_cells):
             naked = once & ~twice & open_cells[band]
             if naked:
                 moved = True
-                open_cells[band] &= ~naked
                 for digit in range(9):
                     cells = naked & board[3 * digit + band]
                     while cells:
                         bit = cells & -cells
                         cells ^= bit
-                        place(board, digit, band, bit)
+                        place(board, open_cells, digit, band, bit)
         if not moved:
             return True
 
@@ -224,14 +222,8 @@ def write_solution(board, solution):
 def workspace():
     """Room for a search: board, last board seen, open cells, pairs, boards put aside, their guesses."""
     board, seen, open_cells = np.empty(27, np.int32), np.empty(27, np.int32), np.empty(3, np.int32)
-    return (
-        board,
-        seen,
-        open_cells,
-        np.empty(3, np.int64),
-        np.empty((81, 30), np.int32),
-        np.empty((81, 3), np.int32),
-    )
+    pairs, stack, guessed = np.empty(3, np.int64), np.empty((81, 30), np.int32), np.empty((81, 3), np.int32)
+    return board, seen, open_cells, pairs, stack, guessed
 
 
 @njit(cache=True, nogil=True)
@@ -245,19 +237,12 @@ def search(puzzle, limit, banned, solutions, work):
     board[:] = FULL
     seen[:] = 0
     open_cells[:] = FULL
-    given = stack[0]  # nothing is put aside yet
-    given[:] = 0
     for cell in range(81):
         if puzzle[cell]:
             digit, band, bit = np.int64(puzzle[cell]) - 1, cell // 27, np.int64(1) << (cell % 27)
             if not board[3 * digit + band] & bit:
                 return 0, 0, 0
-            place(board, digit, band, bit)
-            open_cells[band] &= ~bit
-            given[3 * digit + band] |= bit
-    for band in range(3):
-        for digit in range(9):
-            board[3 * digit + band] &= open_cells[band] | given[3 * digit + band]
+            place(board, open_cells, digit, band, bit)
     if banned >= 0:
         board[banned % 9 * 3 + banned // 243] &= ~(1 << banned // 9 % 27)
     found = depth = guesses = until_first = 0
@@ -266,17 +251,11 @@ def search(puzzle, limit, banned, solutions, work):
             if open_cells[0] | open_cells[1] | open_cells[2]:
                 digit, band, bit = _choose(board, open_cells, pairs)
                 guesses += 1
-                for i in range(27):
-                    stack[depth, i] = board[i]
-                for i in range(3):
-                    stack[depth, 27 + i] = open_cells[i]
+                stack[depth, :27] = board
+                stack[depth, 27:] = open_cells
                 guessed[depth, 0], guessed[depth, 1], guessed[depth, 2] = digit, band, bit
                 depth += 1
-                for other in range(9):
-                    if other != digit:
-                        board[3 * other + band] &= ~bit
-                place(board, digit, band, bit)
-                open_cells[band] &= ~bit
+                place(board, open_cells, digit, band, bit)
                 continue
             found += 1
             write_solution(board, solutions[min(found, len(solutions)) - 1])
@@ -287,10 +266,9 @@ def search(puzzle, limit, banned, solutions, work):
         if depth == 0:
             break
         depth -= 1
-        for i in range(27):
-            board[i] = seen[i] = stack[depth, i]
-        for i in range(3):
-            open_cells[i] = stack[depth, 27 + i]
+        board[:] = stack[depth, :27]
+        seen[:] = board
+        open_cells[:] = stack[depth, 27:]
         board[3 * guessed[depth, 0] + guessed[depth, 1]] &= ~guessed[depth, 2]
     return found, until_first if found else guesses, guesses
 
@@ -305,49 +283,18 @@ def _search_all(puzzles, limit, solutions, counts, guesses):
 def solve(puzzles, limit=2, threads=1):
     """Returns a solution of each puzzle (uint8 [N, 81], zeros if there is none), the number of solutions
     (int8 [N], counted up to `limit`) and the guesses made until the first was found (int32 [N])."""
-    puzzles = _boards(puzzles)
+    puzzles = np.asarray(puzzles)
+    if puzzles.ndim != 2 or puzzles.shape[1] != 81:
+        raise ValueError(f"expected boards as an array [N, 81], found {list(puzzles.shape)}")
+    puzzles = np.ascontiguousarray(puzzles, np.uint8)
     if puzzles.max(initial=0) > 9:
         row, cell = np.argwhere(puzzles > 9)[0]
         raise ValueError(f"puzzle {row}, cell {cell}: expected 0 (blank) to 9, found {puzzles[row, cell]}")
     if not 1 <= limit <= 127:
         raise ValueError(f"limit: expected 1 to 127 solutions to look for, found {limit}")
-    solutions, counts = np.zeros_like(puzzles), np.zeros(len(puzzles), np.int8)
-    guesses = np.zeros(len(puzzles), np.int32)
+    solutions = np.zeros_like(puzzles)
+    counts, guesses = np.zeros(len(puzzles), np.int8), np.zeros(len(puzzles), np.int32)
     parts = [slice(start, start + 1000) for start in range(0, len(puzzles), 1000)]
     with ThreadPoolExecutor(threads) as pool:
         list(pool.map(lambda p: _search_all(puzzles[p], limit, solutions[p], counts[p], guesses[p]), parts))
     return solutions, counts, guesses
-
-
-@njit(cache=True, nogil=True)
-def follows_rules(puzzle, solution):
-    """True if a full grid has every digit once in each row, column and box, and agrees with the clues."""
-    units = np.zeros(27, np.int32)
-    for cell in range(81):
-        row, column = cell // 9, cell % 9
-        if puzzle[cell] and puzzle[cell] != solution[cell]:
-            return False
-        units[row] |= 1 << solution[cell]
-        units[9 + column] |= 1 << solution[cell]
-        units[18 + row // 3 * 3 + column // 3] |= 1 << solution[cell]
-    return np.all(units == 0b1111111110)
-
-
-@njit(cache=True, nogil=True)
-def _follow_rules(puzzles, solutions):
-    result = np.empty(len(puzzles), np.bool_)
-    for i in range(len(puzzles)):
-        result[i] = follows_rules(puzzles[i], solutions[i])
-    return result
-
-
-def is_valid_solution(puzzle, solution):
-    """Bool [N]: does each full grid obey the rules and agree with the clues of its puzzle?"""
-    return _follow_rules(_boards(puzzle), np.minimum(_boards(solution), 10))
-
-
-def _boards(values):
-    values = np.asarray(values)
-    if values.ndim != 2 or values.shape[1] != 81:
-        raise ValueError(f"expected boards as an array [N, 81], found {list(values.shape)}")
-    return np.ascontiguousarray(values, np.uint8)

@@ -91,14 +91,11 @@ def split(config):
     buckets = [rows[usable[rows]] for rows in rows_by_bucket(whole, edges)]
     rows = np.sort(np.concatenate([rows[: config.train_per_bucket or None] for rows in buckets]))
     train = whole.subset(rows[: config.train_puzzles or None])
-    for part, name, flags in (
-        (train, "training", "--test-per-bucket"),
-        (test, "the test", "--train-puzzles or --train-per-bucket"),
-    ):
-        if not len(part):
-            raise ValueError(
-                f"--data {config.data}: no row is left for {name}; give a lower {flags}, not 0, or other --edges"
-            )
+    if not (len(train) and len(test)):
+        empty = "the test; give a lower --train-puzzles or --train-per-bucket"
+        if not len(train):
+            empty = "training; give a lower --test-per-bucket"
+        raise ValueError(f"--data {config.data}: no row is left for {empty}, not 0, or other --edges")
     return Data(train, test, edges, shares)
 
 
@@ -117,8 +114,8 @@ def minimal(config):
     if not n or not config.train_puzzles:
         raise ValueError("--data minimal: expected --train-puzzles and --test-per-bucket above 0: how many to generate")
     puzzles = generate.cached(config.train_puzzles + n, clues="minimal", seed=1)
-    parts = [generate.cached(n, clues=45, seed=2).rows(np.arange(n)), puzzles.rows(np.arange(n))]
-    test = store.from_arrays(*(np.concatenate(part) for part in zip(*parts)), np.repeat([0, 1], n))
+    test = store.PuzzleSet(np.concatenate([generate.cached(n, clues=45, seed=2).table, puzzles.table[:n]]))
+    test.table["rating"] = np.repeat([0, 1], n)
     return Data(puzzles.subset(np.arange(n, len(puzzles))), test, edges=(0, 1, 2))
 
 
@@ -137,18 +134,15 @@ def generated(config):
         raise ValueError(f"--data {config.data}: expected a --test-per-bucket above 0: how many puzzles to generate")
     buckets = len(config.edges) - 1
     clues = [round(high - (high - low) * (i + 0.5 * (buckets == 1)) / max(1, buckets - 1)) for i in range(buckets)]
-    in_all = math.ceil((config.train_puzzles or DEFAULT_COUNT) / buckets)
-    train_count = config.train_per_bucket or in_all
-    if config.train_puzzles:
-        train_count = min(train_count, in_all)
+    limits = [config.train_per_bucket, math.ceil(config.train_puzzles / buckets)]  # 0: no limit
+    train_count = min(filter(None, limits), default=math.ceil(DEFAULT_COUNT / buckets))
     train, test = [], []
     for number, rating in zip(clues, config.edges):
-        puzzles = generate.cached(test_count + train_count, clues=number, seed=1)
-        puzzle, solution = puzzles.rows(np.arange(len(puzzles)))
-        ratings = np.full(len(puzzles), rating, np.float32)
-        test.append((puzzle[:test_count], solution[:test_count], ratings[:test_count]))
-        train.append((puzzle[test_count:], solution[test_count:], ratings[test_count:]))
-    return [store.from_arrays(*(np.concatenate(column) for column in zip(*part))) for part in (train, test)]
+        table = np.array(generate.cached(test_count + train_count, clues=number, seed=1).table)
+        table["rating"] = rating
+        test.append(table[:test_count])
+        train.append(table[test_count:])
+    return [store.PuzzleSet(np.concatenate(tables)) for tables in (train, test)]
 
 
 def symmetries(puzzle, solution, random):

@@ -100,8 +100,7 @@ def load(path):
     except PermissionError:
         raise broken("no permission to read it") from None
     except Exception:  # a damaged header can cause any error
-        size = os.path.getsize(path)
-        raise broken(f"truncated or not an .npy file ({size:,} bytes for {rows:,} rows)") from None
+        raise broken(f"truncated or not an .npy file ({os.path.getsize(path):,} bytes for {rows:,} rows)") from None
     if dtype != ROW or shape != (rows,):
         raise broken(f"expected {rows:,} rows of 96 bytes, found {shape} of {dtype.itemsize}")
     if zlib.crc32(table.view(np.uint8)) != checksum:
@@ -172,10 +171,9 @@ def _fingerprint(puzzle, solution, result):
 
     Sums do not depend on the order, and rows and columns are treated alike, so no symmetry changes the result.
     """
-    colour, unit = np.empty(81, np.uint64), np.empty((4, 9), np.uint64)
+    unit = np.empty((4, 9), np.uint64)
     for i in range(len(puzzle)):
-        for cell in range(81):
-            colour[cell] = np.uint64(0x9E3779B97F4A7C15) if puzzle[i, cell] else np.uint64(0x3C6EF372FE94F82A)
+        colour = np.where(puzzle[i] > 0, np.uint64(0x9E3779B97F4A7C15), np.uint64(0x3C6EF372FE94F82A))
         for _ in range(2):
             unit[:] = 0
             for cell in range(81):
@@ -191,7 +189,4 @@ def _fingerprint(puzzle, solution, result):
                 box = _mix(unit[2, row // 3 * 3 + column // 3] + np.uint64(1))
                 digit = _mix(unit[3, solution[i, cell] - 1] + np.uint64(2))
                 colour[cell] = _mix(colour[cell]) + _mix(lines) + np.uint64(3) * box + np.uint64(5) * digit
-        total = np.uint64(0)
-        for cell in range(81):
-            total += _mix(colour[cell])
-        result[i] = total
+        result[i] = _mix(colour).sum()

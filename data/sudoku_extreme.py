@@ -25,30 +25,27 @@ REMEDY = (
 )
 
 
-def fetch(name):
+def download(name):
     """The path of a file of the data set; a download that was cut off is resumed."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
 
-    def download():
-        from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
-
-        file = {"repo_id": REPOSITORY, "repo_type": "dataset", "filename": name}
-        if not isinstance(try_to_load_from_cache(**file), str):
-            get_hf_file_metadata(hf_hub_url(**file), timeout=TIMEOUT)  # one attempt; hf_hub_download makes seven
-        return hf_hub_download(**file, etag_timeout=TIMEOUT)
-
-    return rows.fetched(f"{REPOSITORY}, {name}", download, REMEDY)
+    file = {"repo_id": REPOSITORY, "repo_type": "dataset", "filename": name}
+    if not isinstance(try_to_load_from_cache(**file), str):
+        get_hf_file_metadata(hf_hub_url(**file), timeout=TIMEOUT)  # one attempt; hf_hub_download makes seven
+    return hf_hub_download(**file, etag_timeout=TIMEOUT)
 
 
 def load(train, csv=None):
     """The training rows (those not in the test file) or the test rows; `csv` replaces the download."""
     name = "train" if train else "test"
-    made_by = {"reader": rows.VERSION, "repository": REPOSITORY, "file": f"{name}.csv", "rows": ROWS[name]}
-    test = load(train=False) if train else None
+    file, count = f"{name}.csv", ROWS[name]
+    made_by = {"reader": rows.VERSION, "repository": REPOSITORY, "file": file, "rows": count}
     if train:
+        test = load(train=False)
         made_by["without"] = test.meta["crc32"]
 
     def make():
-        whole = rows.parse(csv or fetch(f"{name}.csv"), ROWS[name])
+        whole = rows.parse(csv or rows.fetched(f"{REPOSITORY}, {file}", lambda: download(file), REMEDY), count)
         if not train:
             return whole
         left = whole.table[store.exclude(whole, test)]

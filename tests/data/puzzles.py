@@ -16,6 +16,14 @@ def make(count, seed=0, clues=45, ratings=(0,)):
     return store.from_arrays(puzzle, solution, np.resize(np.array(ratings, np.float32), count))
 
 
+def is_valid_solution(puzzle, solution):
+    """Bool [n]: does each full grid obey the rules and agree with the clues of its puzzle?"""
+    grid = solution.reshape(-1, 9, 9)
+    boxes = grid.reshape(-1, 3, 3, 3, 3).swapaxes(2, 3).reshape(-1, 9, 9)
+    units = np.concatenate([grid, grid.swapaxes(1, 2), boxes], axis=1)
+    return (np.sort(units) == np.arange(1, 10)).all((1, 2)) & ((puzzle == 0) | (puzzle == solution)).all(1)
+
+
 def lines(puzzles, blank="."):
     """Each row as (puzzle, solution, rating), all text."""
     boards, solutions = puzzles.rows(np.arange(len(puzzles)))

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from data import generate, sources, store
-from data.solver import is_valid_solution, solve
+from data.solver import solve
+from tests.data.puzzles import is_valid_solution
 from tests.experiments import ROOT
 
 
@@ -56,8 +57,8 @@ def test_repeated_puzzles_are_replaced():
     def kernel(stop, seed, puzzles, solutions, guesses):
         puzzles[:] = np.random.default_rng(seed).integers(5, size=(len(puzzles), 1))
 
-    parts = generate._make(5, (0,), 4, kernel, 2, lambda _: None)
-    assert sorted(np.concatenate([puzzles for puzzles, _, _ in parts])[:, 0]) == [0, 1, 2, 3, 4]
+    puzzles, _, _ = generate._make(5, (0,), 4, kernel, 2, lambda _: None)
+    assert sorted(puzzles[:, 0]) == [0, 1, 2, 3, 4]
 
 
 def test_dug_buckets():
@@ -66,6 +67,7 @@ def test_dug_buckets():
     puzzle, solution = everything(puzzles)
     solved, count, guesses = solve(puzzle)
     assert (count == 1).all() and (solved == solution).all() and (guesses == puzzles.rating).all()
+    assert bucket_sizes(generate.generate(2, buckets=[0, 1, 2], seed=1)) == [1, 1, 0, 0, 0]
 
 
 def test_climbed_bucket_is_right_and_varied(monkeypatch):

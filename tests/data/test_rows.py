@@ -211,7 +211,7 @@ def test_a_file_that_cannot_be_read(monkeypatch):
 
     monkeypatch.setattr("builtins.open", refuse)
     for function in (rows.read_csv, rows.parse):
-        with pytest.raises(rows.BadCsv, match=r"my\.csv: cannot be read \(Permission denied\); check"):
+        with pytest.raises(ValueError, match=r"my\.csv: cannot be read \(Permission denied\); check"):
             function("my.csv")
 
 

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from data.generate import generate
-from data.solver import is_valid_solution, solve
+from data.solver import solve
+from tests.data.puzzles import is_valid_solution
 
 FAMOUS = {
     "Golden Nugget": ".......39.....1..5..3.5.8....8.9...6.7...2...1..4.......9.8..5..2....6..4..7.....",
