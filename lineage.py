@@ -22,6 +22,8 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from plumbing import disk
+
 ROOT = Path(__file__).resolve().parent
 PATTERNS = [folder + name for folder in ("", "pos_embedding/") for name in ("sudoku", "exp_", "train_", "ablation_")]
 FIELDS = ("Parent", "Change", "Hypothesis", "Log")
@@ -76,12 +78,9 @@ def module(name):
 
 def docstring(source, path="<string>"):
     try:
-        return ast.get_docstring(ast.parse(source)) or ""
+        return ast.get_docstring(ast.parse(source, path)) or ""
     except (SyntaxError, ValueError) as error:  # ValueError: the file has a null byte
-        place = f"{path}:{getattr(error, 'lineno', None) or 1}"
-        raise SystemExit(
-            f"{place}: not valid Python ({getattr(error, 'msg', error)}); correct the file first"
-        ) from None
+        raise SystemExit(f"{path}: not valid Python ({error}); correct the file first") from None
 
 
 def read_fields(text):
@@ -254,13 +253,11 @@ def merge(parent, old, new, child, root):
     """git's three-way merge of a parent's change into its child. -> (the child's new text, number of conflicts)"""
     texts = (child.source, *(in_place_of(parent, text, child, root) for text in (old, new)))
     with tempfile.TemporaryDirectory() as folder:
-        paths = [Path(folder) / name for name in ("child", "before", "after")]
-        for path, text in zip(paths, texts):
-            path.write_bytes(text.encode())
-        labels = (child.path.name, f"{parent.path.name} before", f"{parent.path.name} after")
-        names = [option for label in labels for option in ("-L", label)]
+        names = (child.path.name, f"{parent.path.name} before", f"{parent.path.name} after")  # as in the markers
+        for name, text in zip(names, texts):
+            Path(folder, name).write_bytes(text.encode())
         # zdiff3 also shows the common ancestor: without it, a deletion against a modification looks like an addition.
-        done = subprocess.run(["git", "merge-file", "-p", "--zdiff3", *names, *map(str, paths)], capture_output=True)
+        done = subprocess.run(["git", "merge-file", "-p", "--zdiff3", *names], cwd=folder, capture_output=True)
     if not 0 <= done.returncode < 128:
         raise SystemExit(f"git merge-file failed on {child.path.name}: {done.stderr.decode().strip()}")
     return done.stdout.decode(), done.returncode
@@ -271,8 +268,6 @@ def propagate(name, root=ROOT, base="HEAD", dry_run=False, force=False):
 
     Title and fields of the docstrings stay each file's own. Conflicts leave markers and end that branch.
     """
-    from plumbing import disk  # here: it imports torch, which takes seconds that tree and diff do not need
-
     family = find(root)
     source = pick(family, name)
     walk(family)  # ends here if a parent is missing
@@ -285,31 +280,25 @@ def propagate(name, root=ROOT, base="HEAD", dry_run=False, force=False):
     if "\n<<<<<<< " in source.source:
         raise SystemExit(f"{source.path.name} still has conflict markers; resolve them, then propagate it")
     heads = {experiment.path: committed(root, experiment.path) for experiment in below}
-    dirty = [experiment.path.name for experiment in below if heads[experiment.path] != experiment.source]
+    dirty = ", ".join(child.path.name for child in below if heads[child.path] != child.source)
     if dirty and not force:
-        raise SystemExit(
-            f"not committed: {', '.join(dirty)}; commit them first, or give --force to merge into them as they are"
-        )
+        raise SystemExit(f"not committed: {dirty}; commit them first, or give --force to merge into them as they are")
 
-    merged, conflicts, queue = {}, {}, [(source, before, source.source)]
-    while queue:
-        parent, old, new = queue.pop(0)
-        for child in children(family, parent.path):
-            text, count = merge(parent, old, new, child, root)
+    changed, merged, conflicts = {source.path: (before, source.source)}, {}, {}
+    for child in below:
+        if child.parent in changed:
+            text, count = merge(family[child.parent], *changed[child.parent], child, root)
+            own = heads[child.path] or child.source
             if text != child.source:
                 merged[child.path] = text
             if count:
                 conflicts[child.path] = count
-                continue
-            own = heads[child.path] if heads[child.path] is not None else child.source
-            if text != own:
-                queue.append((child, own, text))
-    for path, text in {} if dry_run else merged.items():
-        disk.replace(path, lambda file, text=text: file.write(text.encode()))
-
-    for path in merged:
-        state = f"conflicts: {conflicts[path]}" if path in conflicts else "merged"
-        print(f"{path.relative_to(root)}: {state}")
+            elif text != own:
+                changed[child.path] = own, text
+    for path, text in merged.items():
+        if not dry_run:
+            disk.replace(path, lambda file, text=text: file.write(text.encode()))
+        print(f"{path.relative_to(root)}: {f'conflicts: {conflicts[path]}' if path in conflicts else 'merged'}")
     print(f"{len(merged)} of {len(below)} descendants {'would change' if dry_run else 'changed'}")
     for path in conflicts:
         count = len(descendants(family, path))
