@@ -340,13 +340,14 @@ def main(argv=None, root=ROOT):
 
 
 def run_command(main):
-    """Run a command and exit; a closed pipe (`| head`) and a file that cannot be used end it without a traceback."""
+    """Run a command and exit: no traceback after Ctrl-C, a closed pipe (`| head`) or a file that cannot be used."""
     try:
-        code = main()
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes stdout again at its exit
-        code = 1
+        try:
+            code = main()
+        finally:
+            sys.stdout.flush()
+    except (KeyboardInterrupt, BrokenPipeError):
+        os._exit(130)  # Python's own exit would write to the closed pipe again
     except OSError as error:
         code = f"{error}; check that the file is there and that it may be read or written"
     sys.exit(code)

@@ -23,6 +23,9 @@ from dataclasses import asdict
 from pathlib import Path, PurePosixPath
 from types import SimpleNamespace
 
+import lineage
+from plumbing import disk
+
 ROOT = Path(__file__).resolve().parent.parent
 
 # Each of these can be set for one command: SUDOKU_MODAL_GPU=H100 modal run exp_cosine.py
@@ -82,7 +85,7 @@ def settings(environment=os.environ):
 
 def check(file, flags, config):
     """The job for these flags; whatever is wrong with it ends the command here, before a GPU is rented."""
-    from plumbing import disk, run  # not at the top: Modal's own process in the container does not need torch
+    from plumbing import run  # not at the top: Modal's own process in the container does not need torch
 
     path, machine = f"{PurePosixPath(file).stem}/{run.run_name(config)}", settings()
     folder = Path(config.runs) / path
@@ -98,7 +101,7 @@ def check(file, flags, config):
     if config.device == "cpu":
         machine["gpu"] = None  # a GPU that is not used would still be charged
     device = ["--device", "cuda"] if config.device == "auto" else []  # CUDA or an error, for the same reason
-    seconds = max(machine["timeout"] // 2, machine["timeout"] - MARGIN)
+    seconds = machine["timeout"] - MARGIN
     return SimpleNamespace(
         config=config,
         machine=machine,
@@ -244,11 +247,10 @@ def train(file, flags, folder, seconds, commit):
                     commit_volumes()
     finally:
         child.terminate()  # then a run saves and ends after its step; Modal allows about 30 seconds for that
-        try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
             child.wait(20)
-        except subprocess.TimeoutExpired:
-            child.kill()
-            child.wait()
+        child.kill()  # no effect if it has ended
+        child.wait()
         commit_volumes()
     ended = summary.exists() and read_summary(summary.read_bytes())
     if child.returncode and saved() != before and not ended:
@@ -271,8 +273,7 @@ def read_summary(content):
     """The content of a run's summary.json, {} unless it is whole; "solved" is null in that of a diverged run."""
     with contextlib.suppress(ValueError):
         summary = json.loads(content)
-        if isinstance(summary, dict) and "solved" in summary:
-            return summary
+        return summary if isinstance(summary, dict) and "solved" in summary else {}
     return {}
 
 
@@ -348,8 +349,6 @@ def fetch(path, target, volume):
 
 def fan(names, flags):
     """Start every run on its own GPU, wait for all of them, download each. -> exit status"""
-    import lineage
-
     family, jobs = lineage.find(), {}
     for name in names:
         experiment = lineage.pick(family, name)
@@ -390,9 +389,6 @@ def fan(names, flags):
     return 1 if failed else 0
 
 
-# ---------------------------------------------------------------- command line
-
-
 class Parser(argparse.ArgumentParser):
     def error(self, message):
         self.exit(2, f"{message}; expected: fan FILES -- FLAGS, or fetch EXPERIMENT NAME [--runs FOLDER]\n")
@@ -400,7 +396,7 @@ class Parser(argparse.ArgumentParser):
 
 def main(argv=None):
     argv = sys.argv[1:] if argv is None else list(argv)
-    split = argv.index("--") if "--" in argv else len(argv)
+    split = argv.index("--") if argv[:1] == ["fan"] and "--" in argv else len(argv)
     parser = Parser("python -m plumbing.remote", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     one = commands.add_parser("fetch", help="download a run from Modal")
@@ -412,8 +408,6 @@ def main(argv=None):
     asked = parser.parse_args(argv[:split])
     if asked.command == "fan":
         return fan(asked.experiments, argv[split + 1 :])
-    if argv[split:]:
-        parser.error("fetch takes no flags after --")
     experiment = PurePosixPath(asked.experiment).stem
     if "/" in asked.name or {experiment, asked.name} & {"", ".", ".."}:
         parser.error(f"{asked.experiment} {asked.name}: expected the names of an experiment and of one of its runs")
@@ -422,10 +416,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    try:
-        try:
-            sys.exit(main())
-        finally:
-            sys.stdout.flush()
-    except (KeyboardInterrupt, BrokenPipeError):
-        os._exit(130)  # without a traceback, and without a second attempt to write to a closed pipe
+    lineage.run_command(main)
