@@ -307,9 +307,6 @@ def propagate(name, root=ROOT, base="HEAD", dry_run=False, force=False):
     return 1 if conflicts else 0
 
 
-# ---------------------------------------------------------------- command line
-
-
 def main(argv=None, root=ROOT):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)

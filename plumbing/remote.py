@@ -349,11 +349,10 @@ def fetch(path, target, volume):
 
 def fan(names, flags):
     """Start every run on its own GPU, wait for all of them, download each. -> exit status"""
-    family, jobs = lineage.find(), {}
+    jobs = {}
     for name in names:
-        experiment = lineage.pick(family, name)
-        module = lineage.module(experiment.name)
-        file = experiment.path.relative_to(ROOT).as_posix()
+        module = lineage.module(name)
+        file = Path(module.__file__).relative_to(ROOT).as_posix()
         job = check(file, flags, module.common.parse(module.Config, flags))
         if finished(job):
             print(f"# {job.folder} is finished already", flush=True)
