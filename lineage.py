@@ -108,29 +108,22 @@ def pick(family, name):
     return names[stem]
 
 
-def children(family, path):
-    return [experiment for experiment in family.values() if experiment.parent == path]
-
-
-def descendants(family, path):
-    return [found for child in children(family, path) for found in (child, *descendants(family, child.path))]
+def descendants(family, path, indent=""):
+    """(branches of the tree as text, experiment) of all that descend from this path, parents before children."""
+    siblings = [experiment for experiment in family.values() if experiment.parent == path]
+    for experiment in siblings:
+        last = experiment is siblings[-1]
+        yield indent + ("└ " if last else "├ ") if path else "", experiment
+        yield from descendants(family, experiment.path, indent + ("  " if last else "│ ") if path else "")
 
 
 def walk(family):
-    """(branches of the tree as text, experiment), parents before children; a missing parent or a cycle is an error."""
+    """The descendants of no parent, which are all experiments; a missing parent or a cycle is an error."""
     for experiment in family.values():
         if experiment.parent and experiment.parent not in family:
             wanted = experiment.fields["Parent"] or "(empty)"
             raise SystemExit(f"{experiment.path.name}: its parent {wanted} is not an experiment here")
-
-    def below(parent, indent):
-        siblings = children(family, parent)
-        for experiment in siblings:
-            last = experiment is siblings[-1]
-            yield indent + ("└ " if last else "├ ") if parent else "", experiment
-            yield from below(experiment.path, indent + ("  " if last else "│ ") if parent else "")
-
-    rows = list(below(None, ""))
+    rows = list(descendants(family, None))
     if len(rows) < len(family):
         lost = sorted(set(family) - {experiment.path for _, experiment in rows})
         raise SystemExit(f"these descend from each other in a circle: {', '.join(path.name for path in lost)}")
@@ -271,7 +264,7 @@ def propagate(name, root=ROOT, base="HEAD", dry_run=False, force=False):
     family = find(root)
     source = pick(family, name)
     walk(family)  # ends here if a parent is missing
-    below = descendants(family, source.path)
+    below = [child for _, child in descendants(family, source.path)]
     before = committed(root, source.path, base)
     if before is None:
         raise SystemExit(f"git has no {source.path.name} in {base}; commit it before you correct it, or give --base")
@@ -301,7 +294,7 @@ def propagate(name, root=ROOT, base="HEAD", dry_run=False, force=False):
         print(f"{path.relative_to(root)}: {f'conflicts: {conflicts[path]}' if path in conflicts else 'merged'}")
     print(f"{len(merged)} of {len(below)} descendants {'would change' if dry_run else 'changed'}")
     for path in conflicts:
-        count = len(descendants(family, path))
+        count = len(list(descendants(family, path)))
         onward = f", then python lineage.py propagate {path.stem} (its {count} descendants wait)" if count else ""
         print(f"conflict: resolve the <<<<<<< in {path.relative_to(root)}{onward}")
     return 1 if conflicts else 0
@@ -332,8 +325,17 @@ def main(argv=None, root=ROOT):
     else:
         import report  # here: it imports torch and matplotlib, which take seconds
 
-        report.plot_tree(Path(asked.output), root)
+        report.plot_tree(picture_path("--output", asked.output), root)
     return 0
+
+
+def picture_path(flag, given):
+    """The file to draw into; what is wrong with it is said before any work."""
+    path = Path(given if Path(given).suffix or os.path.isdir(given) else f"{given}.png")
+    writable = os.access(path if path.exists() else path.parent, os.W_OK)
+    if path.is_dir() or path.suffix.lower() not in (".png", ".svg", ".pdf") or not writable:
+        raise SystemExit(f"{flag} {given}: expected a .png, .svg or .pdf file in a folder that can be written to")
+    return path
 
 
 def run_command(main):

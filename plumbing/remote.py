@@ -69,7 +69,7 @@ def settings(environment=os.environ):
     gpu = (environment.get("SUDOKU_MODAL_GPU") or GPU).upper()
     if gpu not in GPUS:
         raise SystemExit(f"SUDOKU_MODAL_GPU={gpu}: a run takes one GPU, any of {', '.join(GPUS)}")
-    secrets = [name for name in re.split(r"[,\s]+", environment.get("SUDOKU_MODAL_SECRETS") or SECRETS) if name]
+    secrets = re.findall(r"[^,\s]+", environment.get("SUDOKU_MODAL_SECRETS") or SECRETS)
     for name in secrets:
         if not re.fullmatch(r"[\w.-]{1,64}", name, re.ASCII):
             raise SystemExit(f"SUDOKU_MODAL_SECRETS: {name} cannot be a secret's name; see `modal secret list`")
@@ -179,8 +179,7 @@ def entry(file, parse):
     """
     module = next((module for module in list(sys.modules.values()) if getattr(module, "__file__", "") == file), None)
     file = Path(file).resolve().relative_to(ROOT).as_posix()
-    flags = flags_of(file, sys.argv)
-    if flags is None:
+    if (flags := flags_of(file, sys.argv)) is None:
         return None
     argv, sys.argv = sys.argv, [f"modal run {file}", *flags]  # --help shows this name
     try:
@@ -327,18 +326,17 @@ def fetch(path, target, volume):
             raise SystemExit(f"there is no run {path} on the volume {VOLUMES[RUNS]}; runs of this experiment: {others}")
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
-            temporary = Path(folder)
             for file in files:
-                with open(temporary / file, "wb") as out:
+                with open(Path(folder, file), "wb") as out:
                     size = sum(out.write(part) for part in volume.read_file(f"{path}/{file}"))
                 if size != sizes[file]:
                     raise OSError(f"{file} has {size} bytes, expected {sizes[file]}; the run may have saved meanwhile")
-            summary = read_summary((temporary / "summary.json").read_bytes()) if "summary.json" in files else {}
+            summary = read_summary(Path(folder, "summary.json").read_bytes()) if "summary.json" in files else {}
             files = files if summary else [file for file in files if file != "summary.json"]
             target.mkdir(exist_ok=True)
             (target / "summary.json").unlink(missing_ok=True)  # an unfinished run must not keep an older summary
             for file in files:
-                os.replace(temporary / file, target / file)
+                os.replace(Path(folder, file), target / file)
     except Exception as error:  # of Modal, of the network or of this disk
         raise SystemExit(f"{path} was not downloaded ({first_line(error)}); run the same command again") from None
     diverged = summary.get("diverged_at")
