@@ -99,7 +99,7 @@ def mini():
     rows = []
     for experiment in of_the_log():
         change, log = (" ".join(experiment.fields[name].split()) for name in ("Change", "Log"))
-        runs = frame(experiment.name).query("group == 'mini'")
+        runs = frame(experiment.name).query("preset == 'mini' and group == 'mini'")
         figures = ["not run", "", "", "", ""]
         if len(runs):
             figures = [spread(runs[column]) for column in ("solved", "cells", "peak_solved")]
@@ -144,7 +144,7 @@ def speed():
 
 def kill():
     """The last line of each kept run of tests/kill.py."""
-    runs = (json.loads(path.read_text()) for path in sorted((ROOT / "results" / "kill").glob("*.json")))
+    runs = [json.loads(path.read_text()) for path in sorted((ROOT / "results" / "kill").glob("*.json"))]
     return [f"- {run['said']} ({run['hardware'].split(';')[0]}; `{run['command']}`)" for run in runs] or ["Not run."]
 
 
@@ -205,7 +205,7 @@ def plot():
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
     for name in ("sudoku", "train_mixed", "exp_recur_add", "exp_warmup", "exp_cosine", "exp_cosine_no_sam"):
-        runs = frame(name).query("group == 'mini'").dropna(subset="solved")["run"]
+        runs = frame(name).query("preset == 'mini' and group == 'mini'").dropna(subset="solved")["run"]
         if len(runs):
             metrics = pd.concat(pd.read_csv(ROOT / "results" / name / run / "metrics.csv") for run in runs)
             accuracy = 100 * metrics.groupby("step")["accuracy"].mean()
