@@ -35,7 +35,7 @@ class Config(common.RunConfig):
     warmup: int = 2_000  # steps to the full rate, as in nano-trm (exp_warmup)
     weight_decay: float = 0.01  # AdamW's default
     precision: common.Precision = "bf16"  # autocast on CUDA, TF32 elsewhere; a CPU stays at fp32 (sudoku_bs512)
-    data: str = "extreme"  # trained on its train split, tested on its test split (exp_extreme_baseline)
+    data: str = "extreme"  # its train and test splits; or kaggle, generated, a .csv file (exp_extreme_baseline)
     edges: tuple[float, ...] = common.EXTREME  # 0, 1-2, 3-10, 11-50, 51+ guesses (exp_extreme_curriculum)
     phases: common.Phases = (  # 14k steps each, then all from 42k (exp_extreme_baseline)
         (14_000, 51.0, math.inf),

@@ -163,9 +163,8 @@ class Run:
         self.log(f"# {self.parameters:,} parameters")
         step = self.load(model, optimizers) if self.checkpoint.exists() else 0
         if self.rank == 0 and not ended:
-            self.wandb = start_wandb(
-                self.config.wandb, self.folder, self.experiment, dataclasses.asdict(self.config), self.log, self.project
-            )
+            config = dataclasses.asdict(self.config)
+            self.wandb = start_wandb(config["wandb"], self.folder, self.experiment, config, self.log, self.project)
         for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
             with contextlib.suppress(ValueError):  # only the main thread may set handlers
                 self.handlers[number] = signal.signal(number, self.interrupt)
@@ -173,33 +172,25 @@ class Run:
         return step
 
     def load(self, model, optimizers):
-        path, saved = self.checkpoint, disk.load_checkpoint(self.checkpoint, self.device)
+        saved = disk.load_checkpoint(self.checkpoint, self.device)
         if missing := {"experiment", "step", "seconds", "config", "model", "optimizers", "rows"} - set(saved):
-            raise SystemExit(
-                f"{path} holds no {', '.join(sorted(missing))}: not a run's checkpoint; restore or delete it"
-            )
+            self.refuse(f"holds no {', '.join(sorted(missing))}: it is not a run's checkpoint")
         if saved["experiment"] != self.experiment:
-            raise SystemExit(f"{path} is of {saved['experiment']}, not of {self.experiment}; pick another --name")
+            self.refuse(f"is of {saved['experiment']}, not of {self.experiment}")
         self.compare(saved["config"])
         step = saved["step"]
         if not isinstance(step, int) or not 0 <= step <= self.config.steps:
-            raise SystemExit(f"{path} is of step {step}, outside 0 to {self.config.steps}; restore it or delete it")
+            self.refuse(f"is of step {step}, outside 0 to {self.config.steps}")
         if saved.get("data") != self.data:
-            raise SystemExit(
-                f"{path} was made from other puzzles than --data gives now; restore them, or pick another --name"
-            )
+            self.refuse("was made from other puzzles than --data gives now")
         try:
             model.load_state_dict(saved["model"])
             for optimizer, state in zip(optimizers, saved["optimizers"], strict=True):
                 optimizer.load_state_dict(state)
         except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise SystemExit(
-                f"{path} does not fit {self.file.name} any more ({reason}); restore the code, or pick another --name"
-            ) from None
-        changed = [name for name, code in self.code.items() if saved.get("code", {}).get(name) != code]
+            self.refuse(f"does not fit {self.file.name} any more ({' '.join(str(error).split())[:200]})")
         self.notes = saved.get("notes", {})
-        if changed:
+        if changed := [name for name, code in self.code.items() if saved.get("code", {}).get(name) != code]:
             self.log(f"# the code has changed since the checkpoint ({', '.join(changed)}); the summary will say so")
             self.notes = self.notes | {"code_changed": sorted({*self.notes.get("code_changed", []), *changed})}
         self.seconds, self.rows = saved["seconds"], saved["rows"]
@@ -211,6 +202,9 @@ class Run:
                     (self.folder / "metrics.csv").unlink(missing_ok=True)
         self.log(f"# resumed after step {step}")
         return step
+
+    def refuse(self, reason):
+        raise SystemExit(f"{self.checkpoint} {reason}; restore what it was made with, or pick another --name")
 
     def compare(self, then):
         """A run goes on with the config that it was begun with."""

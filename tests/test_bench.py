@@ -21,7 +21,7 @@ def test_table_of_a_small_step(clean, capsys):
 
 def test_flops_are_those_that_torch_counts():
     config = common.with_preset(experiment.Config(), "smoke")
-    model = experiment.Model(config)
+    model = experiment.Model(config).eval()
     puzzle = torch.randint(0, 10, (4, 81))
     target = torch.where(puzzle == 0, 1, common.IGNORED)
     batch = common.Batch(puzzle, target, None, int((puzzle == 0).sum()))
