@@ -10,7 +10,7 @@ python bench.py --device cuda --batch 4096 --compile
 python bench.py --output results/bench/cpu.json
 """
 
-import json
+import functools
 import statistics
 import time
 from collections import defaultdict
@@ -76,16 +76,6 @@ def copy_weights(model, plain):
     model.load_state_dict(state)
 
 
-def set_dropout(model, rate):
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = rate
-        elif isinstance(module, nn.MultiheadAttention):
-            module.dropout = rate
-        elif isinstance(module, common.Dropout):
-            module.rate = rate
-
-
 def flops(config, batch, iterations):
     """Multiplications and additions of the matrix products of one step: forward, and twice that backward."""
     d = config.width
@@ -101,13 +91,18 @@ def matrix_rate(device, size=2048):
 
 
 def timed(work, device):
-    if device.type == "cuda":
-        torch.cuda.synchronize()
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    wait()
     start = time.perf_counter()
     work()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
+    wait()
     return time.perf_counter() - start
+
+
+def step(loss, optimizer):
+    optimizer.zero_grad()
+    loss().backward()
+    optimizer.step()
 
 
 def breakdown(work):
@@ -130,7 +125,7 @@ def main(argv=None):
     device = pick_device(arguments.device)
     torch.manual_seed(0)
     torch.set_float32_matmul_precision("high")
-    config = experiment.Config()
+    config = experiment.Config(iterations=arguments.iterations)
     plain, model = Plain(config).to(device), experiment.Model(config).to(device)
     copy_weights(model, plain)
     puzzle = torch.randint(1, 10, (arguments.batch, 81), device=device)
@@ -139,7 +134,6 @@ def main(argv=None):
     puzzle = puzzle.masked_fill(blank, 0)
     seeds = torch.randint(-(2**31), 2**31 - 1, (arguments.batch,), dtype=torch.int32, device=device)
     batch = common.Batch(puzzle, target, seeds, int(blank.sum()))
-    config.iterations = arguments.iterations
     precision = torch.autocast("cuda", torch.bfloat16, enabled=device.type == "cuda")
 
     def plain_loss():
@@ -152,7 +146,7 @@ def main(argv=None):
         with precision:
             return experiment.forward_loss(model, batch, config)[0]
 
-    set_dropout(plain, 0.0), set_dropout(model, 0.0)
+    plain.eval(), model.eval()  # without dropout
     losses = plain_loss(), our_loss()
     for loss in losses:
         loss.backward()
@@ -161,54 +155,44 @@ def main(argv=None):
         "loss": abs(1 - losses[1].item() / losses[0].item()),
         "gradient": float((ours - theirs).norm() / theirs.norm()),
     }
-    set_dropout(plain, config.dropout), set_dropout(model, config.dropout)
+    plain.train(), model.train()
     if arguments.compile:
         loop.replace(model, torch.compile(experiment.Model.iterate))
 
-    plain_optimizer = torch.optim.AdamW(plain.parameters(), lr=1e-4)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-
-    def plain_step():
-        plain_optimizer.zero_grad()
-        plain_loss().backward()
-        plain_optimizer.step()
-
-    def our_step():
-        optimizer.zero_grad()
-        our_loss().backward()
-        optimizer.step()
-
-    plain_step(), our_step()
-    rates, seconds = [], {"plain": [], "ours": []}
+    steps = {
+        "plain": functools.partial(step, plain_loss, torch.optim.AdamW(plain.parameters(), lr=1e-4)),
+        "ours": functools.partial(step, our_loss, torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)),
+    }
+    for work in steps.values():
+        work()
+    rates, seconds = [], {name: [] for name in steps}
     for _ in range(arguments.repeats):
         rates.append(matrix_rate(device))
-        seconds["plain"].append(timed(plain_step, device))
-        seconds["ours"].append(timed(our_step, device))
+        for name, work in steps.items():
+            seconds[name].append(timed(work, device))
     rates.append(matrix_rate(device))
-    work, rate = flops(config, arguments.batch, config.iterations), statistics.median(rates)
+    total, rate = flops(config, arguments.batch, config.iterations), statistics.median(rates)
     median = {name: statistics.median(values) for name, values in seconds.items()}
     report = {
         "arguments": asdict(arguments),
         "hardware": disk.describe(device),
         "commit": disk.commit(),
-        "gflop_a_step": work / 1e9,
+        "gflop_a_step": total / 1e9,
         "matrix_gflops": rate / 1e9,
-        "floor_seconds": work / rate,
+        "floor_seconds": total / rate,
         "seconds": seconds,
         "median_seconds": median,
-        "speedup": median["plain"] / median["ours"],
-        "puzzles_per_second": arguments.batch / median["ours"],
-        "share_of_matrix_rate": {name: work / rate / value for name, value in median.items()},
+        "share_of_matrix_rate": {name: total / rate / value for name, value in median.items()},
         "agreement_without_dropout": agreement,
     }
     if device.type == "cpu":
-        report["breakdown_seconds"] = {"plain": breakdown(plain_step), "ours": breakdown(our_step)}
+        report["breakdown_seconds"] = {name: breakdown(work) for name, work in steps.items()}
     if device.type == "cuda":
         report["peak_gigabytes"] = torch.cuda.max_memory_allocated() / 1e9
     print(table(report))
     if arguments.output:
         Path(arguments.output).parent.mkdir(parents=True, exist_ok=True)
-        disk.write_json(arguments.output, json.loads(json.dumps(report)))
+        disk.write_json(arguments.output, report)
     return report
 
 

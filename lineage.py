@@ -22,6 +22,8 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from plumbing import disk
+
 ROOT = Path(__file__).resolve().parent
 PATTERNS = [folder + name for folder in ("", "pos_embedding/") for name in ("sudoku", "exp_", "train_", "ablation_")]
 FIELDS = ("Parent", "Change", "Hypothesis", "Log")
@@ -76,12 +78,9 @@ def module(name):
 
 def docstring(source, path="<string>"):
     try:
-        return ast.get_docstring(ast.parse(source)) or ""
+        return ast.get_docstring(ast.parse(source, path)) or ""
     except (SyntaxError, ValueError) as error:  # ValueError: the file has a null byte
-        place = f"{path}:{getattr(error, 'lineno', None) or 1}"
-        raise SystemExit(
-            f"{place}: not valid Python ({getattr(error, 'msg', error)}); correct the file first"
-        ) from None
+        raise SystemExit(f"{path}: not valid Python ({error}); correct the file first") from None
 
 
 def read_fields(text):
@@ -109,29 +108,22 @@ def pick(family, name):
     return names[stem]
 
 
-def children(family, path):
-    return [experiment for experiment in family.values() if experiment.parent == path]
-
-
-def descendants(family, path):
-    return [found for child in children(family, path) for found in (child, *descendants(family, child.path))]
+def descendants(family, path, indent=""):
+    """(branches of the tree as text, experiment) of all that descend from this path, parents before children."""
+    siblings = [experiment for experiment in family.values() if experiment.parent == path]
+    for experiment in siblings:
+        last = experiment is siblings[-1]
+        yield indent + ("└ " if last else "├ ") if path else "", experiment
+        yield from descendants(family, experiment.path, indent + ("  " if last else "│ ") if path else "")
 
 
 def walk(family):
-    """(branches of the tree as text, experiment), parents before children; a missing parent or a cycle is an error."""
+    """The descendants of no parent, which are all experiments; a missing parent or a cycle is an error."""
     for experiment in family.values():
         if experiment.parent and experiment.parent not in family:
             wanted = experiment.fields["Parent"] or "(empty)"
             raise SystemExit(f"{experiment.path.name}: its parent {wanted} is not an experiment here")
-
-    def below(parent, indent):
-        siblings = children(family, parent)
-        for experiment in siblings:
-            last = experiment is siblings[-1]
-            yield indent + ("└ " if last else "├ ") if parent else "", experiment
-            yield from below(experiment.path, indent + ("  " if last else "│ ") if parent else "")
-
-    rows = list(below(None, ""))
+    rows = list(descendants(family, None))
     if len(rows) < len(family):
         lost = sorted(set(family) - {experiment.path for _, experiment in rows})
         raise SystemExit(f"these descend from each other in a circle: {', '.join(path.name for path in lost)}")
@@ -254,13 +246,11 @@ def merge(parent, old, new, child, root):
     """git's three-way merge of a parent's change into its child. -> (the child's new text, number of conflicts)"""
     texts = (child.source, *(in_place_of(parent, text, child, root) for text in (old, new)))
     with tempfile.TemporaryDirectory() as folder:
-        paths = [Path(folder) / name for name in ("child", "before", "after")]
-        for path, text in zip(paths, texts):
-            path.write_bytes(text.encode())
-        labels = (child.path.name, f"{parent.path.name} before", f"{parent.path.name} after")
-        names = [option for label in labels for option in ("-L", label)]
+        names = (child.path.name, f"{parent.path.name} before", f"{parent.path.name} after")  # as in the markers
+        for name, text in zip(names, texts):
+            Path(folder, name).write_bytes(text.encode())
         # zdiff3 also shows the common ancestor: without it, a deletion against a modification looks like an addition.
-        done = subprocess.run(["git", "merge-file", "-p", "--zdiff3", *names, *map(str, paths)], capture_output=True)
+        done = subprocess.run(["git", "merge-file", "-p", "--zdiff3", *names], cwd=folder, capture_output=True)
     if not 0 <= done.returncode < 128:
         raise SystemExit(f"git merge-file failed on {child.path.name}: {done.stderr.decode().strip()}")
     return done.stdout.decode(), done.returncode
@@ -271,12 +261,10 @@ def propagate(name, root=ROOT, base="HEAD", dry_run=False, force=False):
 
     Title and fields of the docstrings stay each file's own. Conflicts leave markers and end that branch.
     """
-    from plumbing import disk  # here: it imports torch, which takes seconds that tree and diff do not need
-
     family = find(root)
     source = pick(family, name)
     walk(family)  # ends here if a parent is missing
-    below = descendants(family, source.path)
+    below = [child for _, child in descendants(family, source.path)]
     before = committed(root, source.path, base)
     if before is None:
         raise SystemExit(f"git has no {source.path.name} in {base}; commit it before you correct it, or give --base")
@@ -285,40 +273,31 @@ def propagate(name, root=ROOT, base="HEAD", dry_run=False, force=False):
     if "\n<<<<<<< " in source.source:
         raise SystemExit(f"{source.path.name} still has conflict markers; resolve them, then propagate it")
     heads = {experiment.path: committed(root, experiment.path) for experiment in below}
-    dirty = [experiment.path.name for experiment in below if heads[experiment.path] != experiment.source]
+    dirty = ", ".join(child.path.name for child in below if heads[child.path] != child.source)
     if dirty and not force:
-        raise SystemExit(
-            f"not committed: {', '.join(dirty)}; commit them first, or give --force to merge into them as they are"
-        )
+        raise SystemExit(f"not committed: {dirty}; commit them first, or give --force to merge into them as they are")
 
-    merged, conflicts, queue = {}, {}, [(source, before, source.source)]
-    while queue:
-        parent, old, new = queue.pop(0)
-        for child in children(family, parent.path):
-            text, count = merge(parent, old, new, child, root)
+    changed, merged, conflicts = {source.path: (before, source.source)}, {}, {}
+    for child in below:
+        if child.parent in changed:
+            text, count = merge(family[child.parent], *changed[child.parent], child, root)
+            own = heads[child.path] or child.source
             if text != child.source:
                 merged[child.path] = text
             if count:
                 conflicts[child.path] = count
-                continue
-            own = heads[child.path] if heads[child.path] is not None else child.source
-            if text != own:
-                queue.append((child, own, text))
-    for path, text in {} if dry_run else merged.items():
-        disk.replace(path, lambda file, text=text: file.write(text.encode()))
-
-    for path in merged:
-        state = f"conflicts: {conflicts[path]}" if path in conflicts else "merged"
-        print(f"{path.relative_to(root)}: {state}")
+            elif text != own:
+                changed[child.path] = own, text
+    for path, text in merged.items():
+        if not dry_run:
+            disk.replace(path, lambda file, text=text: file.write(text.encode()))
+        print(f"{path.relative_to(root)}: {f'conflicts: {conflicts[path]}' if path in conflicts else 'merged'}")
     print(f"{len(merged)} of {len(below)} descendants {'would change' if dry_run else 'changed'}")
     for path in conflicts:
-        count = len(descendants(family, path))
+        count = len(list(descendants(family, path)))
         onward = f", then python lineage.py propagate {path.stem} (its {count} descendants wait)" if count else ""
         print(f"conflict: resolve the <<<<<<< in {path.relative_to(root)}{onward}")
     return 1 if conflicts else 0
-
-
-# ---------------------------------------------------------------- command line
 
 
 def main(argv=None, root=ROOT):
@@ -346,18 +325,28 @@ def main(argv=None, root=ROOT):
     else:
         import report  # here: it imports torch and matplotlib, which take seconds
 
-        report.plot_tree(Path(asked.output), root)
+        report.plot_tree(picture_path("--output", asked.output), root)
     return 0
 
 
+def picture_path(flag, given):
+    """The file to draw into; what is wrong with it is said before any work."""
+    path = Path(given if Path(given).suffix or os.path.isdir(given) else f"{given}.png")
+    writable = os.access(path if path.exists() else path.parent, os.W_OK)
+    if path.is_dir() or path.suffix.lower() not in (".png", ".svg", ".pdf") or not writable:
+        raise SystemExit(f"{flag} {given}: expected a .png, .svg or .pdf file in a folder that can be written to")
+    return path
+
+
 def run_command(main):
-    """Run a command and exit; a closed pipe (`| head`) and a file that cannot be used end it without a traceback."""
+    """Run a command and exit: no traceback after Ctrl-C, a closed pipe (`| head`) or a file that cannot be used."""
     try:
-        code = main()
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes stdout again at its exit
-        code = 1
+        try:
+            code = main()
+        finally:
+            sys.stdout.flush()
+    except (KeyboardInterrupt, BrokenPipeError):
+        os._exit(130)  # Python's own exit would write to the closed pipe again
     except OSError as error:
         code = f"{error}; check that the file is there and that it may be read or written"
     sys.exit(code)

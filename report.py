@@ -25,7 +25,9 @@ from plumbing import disk
 
 ROOT = Path(__file__).parent
 DOCUMENTS = ("README.md", "EXPERIMENTS.md")
-BLOCK = re.compile(r"(<!-- report ([^\n]+?) -->\n)((?:(?!<!-- report ).)*?)(<!-- end -->)", re.DOTALL)
+BLOCK = re.compile(  # an opening line with its words, then what stands between it and its end, if it has one
+    r"^(<!-- report ([^\n]+?)(?: -->)?$\n?)((?:(?!<!-- report ).)*?(<!-- end -->))?", re.DOTALL | re.MULTILINE
+)
 TEST_SETS = {  # by what Config's `data` and `edges` mention: figures on different test sets do not compare
     "extreme-test": ("sudoku-extreme, natural mix", "tab:cyan"),
     "EXTREME": ("sudoku-extreme, five buckets", "tab:blue"),
@@ -36,9 +38,9 @@ TEST_SETS = {  # by what Config's `data` and `edges` mention: figures on differe
 # ---------------------------------------------------------------- runs as rows of a table
 
 
-def frame(name, preset=None):
+def frame(name):
     """The kept runs of an experiment, a row each; a diverged run has no `solved` and no `test`."""
-    rows = [run for run in lineage.runs(name, ROOT) if preset in (None, run["preset"])]
+    rows = lineage.runs(name, ROOT)
     for run in rows:
         run["own"] = run.get("test", {}).get(str(run["iterations"]))  # the test at the config's number of iterations
         run.setdefault("cells", run["own"] and run["own"]["cell_accuracy"])  # older summaries have it there only
@@ -49,10 +51,9 @@ def frame(name, preset=None):
 
 def tested(runs):
     """The tests of these runs: a row for each run and number of iterations."""
-    columns = ["iterations", "solved", "cells", "buckets"]
     tests = [(int(count), row) for test in runs["test"].dropna() for count, row in test.items()]
     rows = [(count, row["share"], row["cell_accuracy"], buckets(row)) for count, row in tests]
-    return pd.DataFrame(rows, columns=columns).sort_values("iterations")
+    return pd.DataFrame(rows, columns=["iterations", "solved", "cells", "buckets"]).sort_values("iterations")
 
 
 def buckets(row):
@@ -98,7 +99,7 @@ def mini():
     rows = []
     for experiment in of_the_log():
         change, log = (" ".join(experiment.fields[name].split()) for name in ("Change", "Log"))
-        runs = frame(experiment.name, "mini").query("group == 'mini'")
+        runs = frame(experiment.name).query("preset == 'mini' and group == 'mini'")
         figures = ["not run", "", "", "", ""]
         if len(runs):
             figures = [spread(runs[column]) for column in ("solved", "cells", "peak_solved")]
@@ -112,7 +113,7 @@ def contrast():
     head = ["experiment", "run", "iterations", "solved, mean (min-max)", "blank cells right", "seeds", "command"]
     rows = []
     for experiment in of_the_log():
-        for group, runs in frame(experiment.name, "mini").groupby("group"):
+        for group, runs in frame(experiment.name).query("preset == 'mini'").groupby("group"):
             tests = list(tested(runs).groupby("iterations"))
             for count, found in tests if group != "mini" or len(tests) > 1 else []:
                 figures = [spread(found["solved"]), spread(found["cells"]), seeds(runs)]
@@ -129,18 +130,16 @@ def speedrun():
     for group, runs in everything.groupby("group"):
         found = tested(runs)
         for bucket, kind in enumerate(("45 clues", "minimal, 24 clues on average")):
-            solved = found["buckets"].str[bucket].groupby(found["iterations"])
-            cells = [spread(solved.get_group(count)) if count in solved.groups else "" for count in counts]
+            solved = found["buckets"].str[bucket].groupby(found["iterations"]).apply(spread)
+            cells = solved.reindex(counts, fill_value="")
             rows.append([group, seeds(runs), f"{runs['seconds'].mean():.0f} s", kind, *cells])
     return table(["run", "seeds", "training", "puzzles", *counts], rows)
 
 
 def speed():
     """What bench.py measured, on each kind of hardware it was run on."""
-    lines = []
-    for path in sorted((ROOT / "results" / "bench").glob("*.json")):
-        lines += [*bench.table(json.loads(path.read_text())).splitlines(), ""]
-    return lines
+    reports = (json.loads(path.read_text()) for path in sorted((ROOT / "results" / "bench").glob("*.json")))
+    return [bench.table(report) + "\n" for report in reports]
 
 
 def kill():
@@ -159,15 +158,13 @@ def ours(experiment, family):
         parts = []
         if len(own := runs["own"].dropna()):
             shares = pd.DataFrame([buckets(row) for row in own]).mean()
-            natural = pd.Series([row.get("share_natural") for row in own], dtype=float)
+            natural = spread(own.str.get("share_natural"))
             parts.append(f"{spread(runs['solved'])} solved ({', '.join(f'{100 * s:.1f}' for s in shares)} by bucket)")
-            parts += [f"{spread(natural)} on the natural mix"] if natural.notna().any() else []
+            parts += [f"{natural} on the natural mix"] if natural != "-" else []
             parts.append(f"{spread(runs['cells'])} of the blank cells right")
             parts += [f"best test on the way {best}"] if (best := spread(runs["peak_solved"])) != "-" else []
-        parts += [
-            f"seeds: {seeds(runs)}",
-            f"{runs['seconds'].mean():.0f} s on {runs['hardware'].iloc[0].split(';')[0]}",
-        ]
+        hardware = runs["hardware"].iloc[0].split(";")[0]
+        parts += [f"seeds: {seeds(runs)}", f"{runs['seconds'].mean():.0f} s on {hardware}"]
         lines.append(f"**Ours, {group}**: {', '.join(parts)}. `{runs['command'].iloc[0]}`  ")
     return lines if lines[-1].startswith("**Ours") else [*lines, "**Ours**: not run."]
 
@@ -177,14 +174,12 @@ TABLES = {"kill": kill, "mini": mini, "contrast": contrast, "speedrun": speedrun
 
 def fill(text, tables, document):
     """The document with every block written anew; `<!-- report NAME WORDS -->` calls tables[NAME](*WORDS)."""
-    blocks = {match[1].strip() for match in BLOCK.finditer(text) if match[2].split()[0] in tables}
-    for opening in re.findall(r"^<!-- report .*$", text, re.MULTILINE):
-        if opening.strip() not in blocks:
-            known = ", ".join(tables)
-            raise SystemExit(f"{document}: {opening!r} needs <!-- end --> below it and one of these names: {known}")
 
     def block(match):
         name, *words = match[2].split()
+        if name not in tables or not match[4]:
+            opening, known = match[1].strip(), ", ".join(tables)
+            raise SystemExit(f"{document}: {opening!r} needs <!-- end --> below it and one of these names: {known}")
         return match[1] + "\n".join(tables[name](*words)).strip("\n") + "\n" + match[4]
 
     return BLOCK.sub(block, text)
@@ -210,14 +205,13 @@ def plot():
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
     for name in ("sudoku", "train_mixed", "exp_recur_add", "exp_warmup", "exp_cosine", "exp_cosine_no_sam"):
-        runs = frame(name, "mini").query("group == 'mini'").dropna(subset="solved")["run"]
+        runs = frame(name).query("preset == 'mini' and group == 'mini'").dropna(subset="solved")["run"]
         if len(runs):
             metrics = pd.concat(pd.read_csv(ROOT / "results" / name / run / "metrics.csv") for run in runs)
             accuracy = 100 * metrics.groupby("step")["accuracy"].mean()
             left.plot(100 * accuracy.index / accuracy.index.max(), accuracy, label=name)
-    left.set(
-        xlabel="share of the run, %", ylabel="blank cells right in training, %", title="the log's line, --preset mini"
-    )
+    left.set(xlabel="share of the run, %", ylabel="blank cells right in training, %")
+    left.set_title("the log's line, --preset mini")
     for group, runs in frame("exp_speedrun").groupby("group"):
         found = tested(runs)
         for bucket, kind in enumerate(("45 clues", "minimal")):
@@ -225,9 +219,8 @@ def plot():
             style = {"color": ("tab:blue", "tab:orange")[bucket], "ls": "-" if group == "full" else ":"}
             label = f"{kind}, {group}, {runs['seconds'].mean():.0f} s of training"
             right.plot(solved.index, solved, marker="o", ms=4, label=label, **style)
-    right.set(
-        xscale="log", xlabel="test iterations", ylabel="puzzles solved, %", title="exp_speedrun.py, unseen puzzles"
-    )
+    right.set(xscale="log", xlabel="test iterations", ylabel="puzzles solved, %")
+    right.set_title("exp_speedrun.py, unseen puzzles")
     right.set_xticks(ticks := [8, 16, 32, 64, 128, 256], [str(tick) for tick in ticks])
     right.minorticks_off()
     for axis in (left, right):
@@ -246,8 +239,6 @@ def log_percent(text):
 
 def plot_tree(output, root):
     """The lines of `lineage.py tree`, each with its two figures on one scale."""
-    if output.suffix not in (".png", ".svg", ".pdf"):
-        raise SystemExit(f"--output {output}: expected the name of a file that ends in .png, .svg or .pdf")
     lines = lineage.tree(root).splitlines()
     figure = Figure(figsize=(15, 1.4 + 0.24 * len(lines)), layout="constrained")
     axis = figure.subplots()
@@ -264,18 +255,14 @@ def plot_tree(output, root):
             marks[f"ours: {label}"] = axis.plot(own, y, "o", color=colour, ms=4.5)[0]
         elif own is not None:
             marks[f"ours: {group} preset, generated puzzles"] = axis.plot(own, y, "D", color="tab:purple", ms=5)[0]
-    axis.set(xlim=(-2, 102), ylim=(len(lines) - 0.4, -0.6), xlabel="puzzles solved, %")
+    axis.set(xlim=(-2, 102), ylim=(len(lines) - 0.4, -0.6), xlabel="puzzles solved, %", axisbelow=True)
     axis.grid(axis="y", color="0.93")
-    axis.set_axisbelow(True)
     axis.tick_params(left=False)
     axis.spines[["top", "left", "right"]].set_visible(False)
     marks = dict(sorted(marks.items(), reverse=True))
     figure.legend(marks.values(), marks.keys(), loc="outside lower right", ncols=3, fontsize=8, frameon=False)
     disk.replace(output, lambda file: figure.savefig(file, dpi=150, format=output.suffix[1:]))
     print(f"wrote {output}")
-
-
-# ---------------------------------------------------------------- command line
 
 
 def keep(folders):

@@ -291,22 +291,13 @@ def plot(p, path):
     figure.savefig(path, dpi=150)
 
 
-def plot_path(given):
-    """The file of --plot; what is wrong with it is said before the puzzle is solved."""
-    path = Path(given if Path(given).suffix or os.path.isdir(given) else f"{given}.png")
-    writable = os.access(path if path.exists() else path.parent, os.W_OK)
-    if path.is_dir() or path.suffix.lower() not in (".png", ".svg", ".pdf") or not writable:
-        raise SystemExit(f"--plot {given}: expected a .png, .svg or .pdf file in a folder that can be written to")
-    return path
-
-
 def report(arguments, console):
     if not arguments.puzzles:
         raise SystemExit("give a puzzle of 81 characters, a file, or - for standard input; see --help")
     if arguments.iterations < 1:
         raise SystemExit(f"--iterations {arguments.iterations}: expected 1 or more")
     device = pick_device(arguments.device)
-    picture = plot_path(arguments.plot) if arguments.plot else None
+    picture = lineage.picture_path("--plot", arguments.plot) if arguments.plot else None
     puzzles, start = [p for word in arguments.puzzles for p in read(word)], time.perf_counter()
     if picture and len(puzzles) > 1:
         raise SystemExit(f"--plot draws one puzzle, and here are {len(puzzles)}")

@@ -11,10 +11,7 @@ GROUP = np.stack(  # the four groups, of 81 a kind, that a candidate is in
     [CELL, CELL // 9 * 9 + DIGIT, CELL % 9 * 9 + DIGIT, (CELL // 27 * 3 + CELL % 9 // 3) * 9 + DIGIT]
 )
 KINDS = len(GROUP)  # what may stand in a cell; where a row, a column, a box may have a digit
-
-
-def compiled(function):
-    return numba.njit(cache=True, nogil=True, error_model="numpy")(function)
+compiled = numba.njit(cache=True, nogil=True, error_model="numpy")
 
 
 @compiled

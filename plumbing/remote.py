@@ -23,6 +23,9 @@ from dataclasses import asdict
 from pathlib import Path, PurePosixPath
 from types import SimpleNamespace
 
+import lineage
+from plumbing import disk
+
 ROOT = Path(__file__).resolve().parent.parent
 
 # Each of these can be set for one command: SUDOKU_MODAL_GPU=H100 modal run exp_cosine.py
@@ -66,7 +69,7 @@ def settings(environment=os.environ):
     gpu = (environment.get("SUDOKU_MODAL_GPU") or GPU).upper()
     if gpu not in GPUS:
         raise SystemExit(f"SUDOKU_MODAL_GPU={gpu}: a run takes one GPU, any of {', '.join(GPUS)}")
-    secrets = [name for name in re.split(r"[,\s]+", environment.get("SUDOKU_MODAL_SECRETS") or SECRETS) if name]
+    secrets = re.findall(r"[^,\s]+", environment.get("SUDOKU_MODAL_SECRETS") or SECRETS)
     for name in secrets:
         if not re.fullmatch(r"[\w.-]{1,64}", name, re.ASCII):
             raise SystemExit(f"SUDOKU_MODAL_SECRETS: {name} cannot be a secret's name; see `modal secret list`")
@@ -82,7 +85,7 @@ def settings(environment=os.environ):
 
 def check(file, flags, config):
     """The job for these flags; whatever is wrong with it ends the command here, before a GPU is rented."""
-    from plumbing import disk, run  # not at the top: Modal's own process in the container does not need torch
+    from plumbing import run  # not at the top: Modal's own process in the container does not need torch
 
     path, machine = f"{PurePosixPath(file).stem}/{run.run_name(config)}", settings()
     folder = Path(config.runs) / path
@@ -98,7 +101,7 @@ def check(file, flags, config):
     if config.device == "cpu":
         machine["gpu"] = None  # a GPU that is not used would still be charged
     device = ["--device", "cuda"] if config.device == "auto" else []  # CUDA or an error, for the same reason
-    seconds = max(machine["timeout"] // 2, machine["timeout"] - MARGIN)
+    seconds = machine["timeout"] - MARGIN
     return SimpleNamespace(
         config=config,
         machine=machine,
@@ -176,8 +179,7 @@ def entry(file, parse):
     """
     module = next((module for module in list(sys.modules.values()) if getattr(module, "__file__", "") == file), None)
     file = Path(file).resolve().relative_to(ROOT).as_posix()
-    flags = flags_of(file, sys.argv)
-    if flags is None:
+    if (flags := flags_of(file, sys.argv)) is None:
         return None
     argv, sys.argv = sys.argv, [f"modal run {file}", *flags]  # --help shows this name
     try:
@@ -244,11 +246,10 @@ def train(file, flags, folder, seconds, commit):
                     commit_volumes()
     finally:
         child.terminate()  # then a run saves and ends after its step; Modal allows about 30 seconds for that
-        try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
             child.wait(20)
-        except subprocess.TimeoutExpired:
-            child.kill()
-            child.wait()
+        child.kill()  # no effect if it has ended
+        child.wait()
         commit_volumes()
     ended = summary.exists() and read_summary(summary.read_bytes())
     if child.returncode and saved() != before and not ended:
@@ -271,8 +272,7 @@ def read_summary(content):
     """The content of a run's summary.json, {} unless it is whole; "solved" is null in that of a diverged run."""
     with contextlib.suppress(ValueError):
         summary = json.loads(content)
-        if isinstance(summary, dict) and "solved" in summary:
-            return summary
+        return summary if isinstance(summary, dict) and "solved" in summary else {}
     return {}
 
 
@@ -326,18 +326,17 @@ def fetch(path, target, volume):
             raise SystemExit(f"there is no run {path} on the volume {VOLUMES[RUNS]}; runs of this experiment: {others}")
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
-            temporary = Path(folder)
             for file in files:
-                with open(temporary / file, "wb") as out:
+                with open(Path(folder, file), "wb") as out:
                     size = sum(out.write(part) for part in volume.read_file(f"{path}/{file}"))
                 if size != sizes[file]:
                     raise OSError(f"{file} has {size} bytes, expected {sizes[file]}; the run may have saved meanwhile")
-            summary = read_summary((temporary / "summary.json").read_bytes()) if "summary.json" in files else {}
+            summary = read_summary(Path(folder, "summary.json").read_bytes()) if "summary.json" in files else {}
             files = files if summary else [file for file in files if file != "summary.json"]
             target.mkdir(exist_ok=True)
             (target / "summary.json").unlink(missing_ok=True)  # an unfinished run must not keep an older summary
             for file in files:
-                os.replace(temporary / file, target / file)
+                os.replace(Path(folder, file), target / file)
     except Exception as error:  # of Modal, of the network or of this disk
         raise SystemExit(f"{path} was not downloaded ({first_line(error)}); run the same command again") from None
     diverged = summary.get("diverged_at")
@@ -348,13 +347,10 @@ def fetch(path, target, volume):
 
 def fan(names, flags):
     """Start every run on its own GPU, wait for all of them, download each. -> exit status"""
-    import lineage
-
-    family, jobs = lineage.find(), {}
+    jobs = {}
     for name in names:
-        experiment = lineage.pick(family, name)
-        module = lineage.module(experiment.name)
-        file = experiment.path.relative_to(ROOT).as_posix()
+        module = lineage.module(name)
+        file = Path(module.__file__).relative_to(ROOT).as_posix()
         job = check(file, flags, module.common.parse(module.Config, flags))
         if finished(job):
             print(f"# {job.folder} is finished already", flush=True)
@@ -390,9 +386,6 @@ def fan(names, flags):
     return 1 if failed else 0
 
 
-# ---------------------------------------------------------------- command line
-
-
 class Parser(argparse.ArgumentParser):
     def error(self, message):
         self.exit(2, f"{message}; expected: fan FILES -- FLAGS, or fetch EXPERIMENT NAME [--runs FOLDER]\n")
@@ -400,7 +393,7 @@ class Parser(argparse.ArgumentParser):
 
 def main(argv=None):
     argv = sys.argv[1:] if argv is None else list(argv)
-    split = argv.index("--") if "--" in argv else len(argv)
+    split = argv.index("--") if argv[:1] == ["fan"] and "--" in argv else len(argv)
     parser = Parser("python -m plumbing.remote", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     one = commands.add_parser("fetch", help="download a run from Modal")
@@ -412,8 +405,6 @@ def main(argv=None):
     asked = parser.parse_args(argv[:split])
     if asked.command == "fan":
         return fan(asked.experiments, argv[split + 1 :])
-    if argv[split:]:
-        parser.error("fetch takes no flags after --")
     experiment = PurePosixPath(asked.experiment).stem
     if "/" in asked.name or {experiment, asked.name} & {"", ".", ".."}:
         parser.error(f"{asked.experiment} {asked.name}: expected the names of an experiment and of one of its runs")
@@ -422,10 +413,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    try:
-        try:
-            sys.exit(main())
-        finally:
-            sys.stdout.flush()
-    except (KeyboardInterrupt, BrokenPipeError):
-        os._exit(130)  # without a traceback, and without a second attempt to write to a closed pipe
+    lineage.run_command(main)

@@ -4,6 +4,5 @@
 # from the one reliable time in the log: 2.7 hours for 50K steps at batch 2048 without SAM, which doubles the time.
 # --preset mini takes minutes a run on two CPU cores.
 # Stopped or failed: the same command resumes what has not finished. Flags go to every run.
-set -u
-CDPATH= cd -- "$(dirname -- "$0")/.." || exit 1
-exec scripts/chain.sh local exp_warmup.py exp_cosine.py exp_cosine_no_sam.py exp_cosine_50k.py exp_cosine_gelu.py -- "$@"
+exec "$(dirname -- "$0")/chain.sh" local exp_warmup.py exp_cosine.py exp_cosine_no_sam.py \
+  exp_cosine_50k.py exp_cosine_gelu.py -- "$@"

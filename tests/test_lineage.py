@@ -332,6 +332,12 @@ def test_a_closed_pipe_ends_without_a_traceback(family):
         assert done.stderr == ""
 
 
+def test_ctrl_c_ends_without_a_traceback():
+    code = "import lineage, signal; lineage.run_command(lambda: signal.raise_signal(signal.SIGINT))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=lineage.ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
 @pytest.mark.parametrize("output", [".", "", "here.png", "x.foo", "no/x.png"])
 def test_a_picture_that_cannot_be_written_is_one_line(family, monkeypatch, output):
     monkeypatch.chdir(family)

@@ -154,7 +154,10 @@ def test_documents_are_written_and_checked(root):
     report.main(["--check"])
 
 
-@pytest.mark.parametrize("text", ["<!-- report minis -->\n<!-- end -->\n", "<!-- report mini -->\nno end\n"])
+@pytest.mark.parametrize(
+    "text",
+    ["<!-- report minis -->\n<!-- end -->\n", "<!-- report mini-->\n<!-- end -->\n", "<!-- report mini -->\nno end\n"],
+)
 def test_a_wrong_block_is_named(root, text):
     (root / "EXPERIMENTS.md").write_text(text + "<!-- report sudoku -->\n<!-- end -->\n")
     with pytest.raises(SystemExit, match=r"EXPERIMENTS\.md: '<!-- report mini"):
