@@ -43,8 +43,8 @@ class RunConfig(plumbing.run.RunConfig):
 
 
 def mini_divisor(config):
-    """What divides steps, warm-up and phases alike: 50, or less where fewer than 600 steps would be left."""
-    return max(1.0, min(50.0, config.steps / 600))
+    """What divides steps, warm-up and phases alike: 25, or less where fewer than 600 steps would be left."""
+    return max(1.0, min(25.0, config.steps / 600))
 
 
 def mini_data(config):
@@ -58,10 +58,11 @@ MINI = {
     "mlp": lambda v, c: max(8, v // 4),
     "layers": lambda v, c: max(1, v // 2),
     "heads": lambda v, c: max(1, v // 2),
-    "iterations": lambda v, c: max(1, 3 * v // 8),  # 16 -> 6
+    "iterations": lambda v, c: max(1, v // 4),
     "dropout": lambda v, c: 0.0,  # a mini run sees each puzzle once or twice: nothing to regularise
-    "batch": lambda v, c: 4 * max(1, round(math.log2(max(1, v / 16)))),  # 128 -> 12, 512 -> 20, 2048 -> 28, 4096 -> 32
+    "batch": lambda v, c: 2 * max(1, round(math.log2(max(1, v / 16)))),  # 128 -> 6, 512 -> 10, 2048 -> 14, 4096 -> 16
     "lr": lambda v, c: round(v * 10 / 3, 6),  # narrow layers want larger steps
+    "rho": lambda v, c: v / 5,  # 30 times fewer weights have a norm that is 5 times smaller
     "steps": lambda v, c: round(v / mini_divisor(c)),
     "warmup": lambda v, c: round(v / mini_divisor(c)),
     "phases": lambda v, c: tuple((round(until / mini_divisor(c)), *ratings) for until, *ratings in v),
@@ -95,8 +96,7 @@ SMOKE = MINI | {
 PRESETS = {"full": {}, "mini": MINI, "smoke": SMOKE}
 # Fields that no preset changes. A preset names every field of every config, here or in a rule.
 UNCHANGED = {"name", "seed", "resume", "device", "compile", "wandb", "runs", "preset", "test_iterations", "precision"}
-UNCHANGED |= {"edges", "muon_lr", "weight_decay", "rho", "depth", "lifetime", "easy_steps"}
-
+UNCHANGED |= {"edges", "muon_lr", "weight_decay", "depth", "lifetime", "easy_steps"}
 MAY_BE_ZERO = {"seed", "warmup", "easy_steps", "train_puzzles", "train_per_bucket", "test_per_bucket"}
 
 
