@@ -45,20 +45,6 @@ def load(path):
     return config, {name: named[name] for name in expected}
 
 
-def evaluate(path, config, named, device, at_once):
-    named = {name: value.to(device) for name, value in named.items()}
-    by_seed = score(pick_engine(device), config, named, device, at_once)
-    errors = sum(by_seed.values())
-    return {
-        "path": str(path),
-        "parameters": model.count(config),
-        "aggregate_exact_match": (PAIRS - errors) / PAIRS,
-        "errors": errors,
-        "pairs": PAIRS,
-        "errors_by_seed": {str(seed): count for seed, count in by_seed.items()},
-    }
-
-
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoints", nargs="+", type=Path, metavar="CKPT")
@@ -69,15 +55,16 @@ def main(argv=None):
     if options.batch_size < 1:
         parser.error(f"--batch-size is {options.batch_size}; it must be at least 1")
     device = pick_device(options.device)
-    loaded = [
-        (path, *load(path)) for path in options.checkpoints
-    ]  # all files are checked before the first is evaluated
+    loaded = [(path, *load(path)) for path in options.checkpoints]  # check all files before evaluating the first
     found = []
     for path, config, named in loaded:
-        row = evaluate(path, config, named, device, options.batch_size)
-        found.append(row)
-        print(f"{path}  {row['parameters']} parameters  exact match {row['aggregate_exact_match']:.5f}  "
-              f"{row['errors']:,} errors in {PAIRS:,}", flush=True)  # fmt: skip
+        named = {name: value.to(device) for name, value in named.items()}
+        by_seed = score(pick_engine(device), config, named, device, options.batch_size)
+        parameters, errors = model.count(config), sum(by_seed.values())
+        exact = (PAIRS - errors) / PAIRS
+        found.append({"path": str(path), "parameters": parameters, "aggregate_exact_match": exact, "errors": errors,
+                      "pairs": PAIRS, "errors_by_seed": by_seed})  # fmt: skip
+        print(f"{path}  {parameters} parameters  exact match {exact:.5f}  {errors:,} errors in {PAIRS:,}", flush=True)
     if options.output:
         with disk.writing(options.output.parent, options.output.name):
             options.output.parent.mkdir(parents=True, exist_ok=True)

@@ -15,10 +15,7 @@ SCORED = 100_000  # pairs of the final score
 
 
 def save(figure, path):
-    def write(file):
-        figure.savefig(file, format="png", dpi=150, bbox_inches="tight")
-
-    disk.replace(Path(path), write)
+    disk.replace(path, lambda file: figure.savefig(file, format="png", dpi=150, bbox_inches="tight"))
 
 
 def axes(width, height):
