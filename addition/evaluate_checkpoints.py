@@ -39,9 +39,8 @@ def load(path):
                 raise ValueError(f"{name} is {found} in the file, {wanted} by its model_config")
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         reason = f"it has no {error}" if isinstance(error, KeyError) else error
-        raise SystemExit(
-            f"{path} is not a checkpoint of an addition model ({reason}); give a best.pt or last.pt of addition.train"
-        ) from None
+        problem = f"{path} is not a checkpoint of an addition model ({reason})"
+        raise SystemExit(f"{problem}; give a best.pt or last.pt of addition.train") from None
     return config, {name: named[name] for name in expected}
 
 

@@ -283,9 +283,6 @@ def compare(path, config, named):
 
 def export(checkpoint, output, name="", author=""):
     config, named = load(checkpoint)
-    kind = type(config).__name__
-    if kind not in TEMPLATES:
-        raise SystemExit(f"{checkpoint} is a {kind}; addition/export.py has templates for {', '.join(TEMPLATES)} only")
     for key, value in named.items():
         if not value.isfinite().all():
             raise SystemExit(f"{checkpoint}: {key} is not finite; export an earlier checkpoint")

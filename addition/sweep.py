@@ -33,9 +33,7 @@ def numbers(words):
         match = re.fullmatch(r"(\d+)(?:-(\d+))?", word)
         low, high = (int(match[1]), int(match[2] or match[1])) if match else (0, -1)
         if not low <= high < low + MOST_SEEDS:
-            raise ValueError(
-                f"--seeds: {word!r} is neither a number nor a range of {MOST_SEEDS:,} at most, such as 0-7"
-            )
+            raise ValueError(f"--seeds: {word!r}; expected a number or a range of at most {MOST_SEEDS:,}, such as 0-7")
         found += range(low, high + 1)
     if not found:
         raise ValueError("--seeds is empty; expected numbers and ranges, such as 0-7 or 41 100")
