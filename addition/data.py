@@ -112,14 +112,10 @@ def mix(x):
 
 @numba.njit(cache=True, nogil=True)
 def contains(pairs, a, b):
-    low, high = 0, len(pairs)
-    while low < high:
-        middle = (low + high) // 2
-        if pairs[middle, 0] < a or (pairs[middle, 0] == a and pairs[middle, 1] < b):
-            low = middle + 1
-        else:
-            high = middle
-    return low < len(pairs) and pairs[low, 0] == a and pairs[low, 1] == b
+    row = np.searchsorted(pairs[:, 0], a)
+    while row < len(pairs) and pairs[row, 0] == a and pairs[row, 1] < b:
+        row += 1
+    return row < len(pairs) and pairs[row, 0] == a and pairs[row, 1] == b
 
 
 @numba.njit(cache=True, nogil=True)

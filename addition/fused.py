@@ -115,9 +115,8 @@ def normalise_back(dy, weight, centered, normal, scale, work, dx, dweight):
         work[1, lane] *= np.float32((1 if centered else 0) / width)
     for i in range(width):
         for lane in range(LANES):
-            dx[i, lane] += scale[0, lane] * (
-                dy[i, lane] * weight[0, i] - work[1, lane] - normal[i, lane] * work[0, lane]
-            )
+            centred = dy[i, lane] * weight[0, i] - work[1, lane] - normal[i, lane] * work[0, lane]
+            dx[i, lane] += scale[0, lane] * centred
 
 
 @compiled
@@ -343,12 +342,8 @@ def run(mode, rows, first, centered, gated, eps, tx, tq, tk, tv, wo, n2, up, gat
                 for place in range(first + 1, length + 1):
                     rows[start + lane, place] = tokens[place, lane]
     if mode == TRAIN:
-        reduce(lo, go)
-        reduce(ln2, gn2)
-        reduce(lup, gup)
-        reduce(lgate, ggate)
-        reduce(ldown, gdown)
-        reduce(lnf, gnf)
+        for lanes, sums in ((lo, go), (ln2, gn2), (lup, gup), (lgate, ggate), (ldown, gdown), (lnf, gnf)):
+            reduce(lanes, sums)
         for token in range(vocabulary):
             for i in range(width):
                 value = np.float32(0)

@@ -70,6 +70,7 @@ class ModelConfig:
     use_rmsnorm: bool = False  # instead of LayerNorm
     tie_qkv: Literal["none", "shareA_tieKV"] = "none"  # one low-rank factor for all, keys = values
     companion: float = 0.0  # standard deviation of a frozen random matrix beside each low-rank one; 0: none
+    layout = STANDARD  # without a type, so it is not a field
 
     def __post_init__(self):
         d, tied = self.d_model, self.tie_qkv == "shareA_tieKV"
@@ -97,10 +98,6 @@ class ModelConfig:
         """From a checkpoint's config; keys that this version does not know are dropped."""
         known = {field.name for field in fields(cls)}
         return cls(**{name: value for name, value in values.items() if name in known})
-
-    @property
-    def layout(self):
-        return STANDARD
 
     @property
     def kind(self):

@@ -116,15 +116,11 @@ def sweep(*entries):
             errors = runs["errors_in_100000"]
             diverged = runs["diverged_at"].count() if "diverged_at" in runs else 0
             rows.append([
-                f"`{title(entry, label, entries)}`",
-                number(runs["parameters"][0]),
+                f"`{title(entry, label, entries)}`", number(runs["parameters"][0]),
                 number(runs["config"][0]["train_steps"]),
-                rate(errors, GOOD) + (f", {diverged} diverged" if diverged else ""),
-                rate(errors, BETTER),
-                rate(errors, 0),
-                number(runs["step_at_99"].astype(float).median()),
-                f"{number(errors.min())}, {number(errors.median())}",
-                number(seconds(entry)),
+                rate(errors, GOOD) + (f", {diverged} diverged" if diverged else ""), rate(errors, BETTER),
+                rate(errors, 0), number(runs["step_at_99"].astype(float).median()),
+                f"{number(errors.min())}, {number(errors.median())}", number(seconds(entry)),
             ])  # fmt: skip
     head = ["configuration", "parameters", "steps", "seeds at 99 %", "seeds at 99.9 %", "seeds with 0 errors",
             "median steps to 99 %", "errors in 100,000 (best, median)", "seconds a seed"]  # fmt: skip

@@ -43,6 +43,7 @@ class TinyConfig:
     norms: Literal["separate", "shared", "none"] = "separate"  # weights of the three RMSNorms; none: no weights
     # unit: queries and keys of length 1; scale: times a learned number
     qk_norm: Literal["none", "unit", "scale"] = "scale"
+    layout = REVERSED  # without a type, so it is not a field
 
     def __post_init__(self):
         at_least_one(self, "d_model", "d_ff")
@@ -54,10 +55,6 @@ class TinyConfig:
             raise ValueError("embedding arc needs d_model 2 or more: an arc lies in a plane")
 
     from_dict = classmethod(ModelConfig.from_dict.__func__)
-
-    @property
-    def layout(self):
-        return REVERSED
 
     @property
     def kind(self):

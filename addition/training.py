@@ -146,9 +146,9 @@ class Run(plumbing.run.Run):
     project = "addition"
 
     def __init__(self, options, tool, name, argv=()):
-        mode = options.wandb_mode if options.wandb else "off"
+        options = replace(options, wandb=options.wandb_mode if options.wandb else "off")
         command = shlex.join(["python", "-m", f"addition.{tool}", *argv])
-        super().__init__(replace(options, wandb=mode), HERE / f"{tool}.py", command, Path(options.runs) / name)
+        super().__init__(options, HERE / f"{tool}.py", command, Path(options.runs) / name)
 
     def sources(self):
         return [HERE / f"{name}.py" for name in ("data", "fused", "model", "tiny", "training")]
@@ -272,8 +272,8 @@ class Members:
         """Everything that follows from the settings of the members."""
         *sets, held = zip(*(held_out(s.seed, s.val_size, s.test_size) for s in self.settings))
         self.streams = [Stream(s.seed, pairs, self.layout) for s, pairs in zip(self.settings, held)]
-        rows = (np.stack([encode(pairs, self.layout) for pairs in members]) for members in sets)
-        self.val, self.test = (torch.from_numpy(array).to(self.device) for array in rows)
+        rows = (np.stack([encode(pairs, self.layout) for pairs in one_set]) for one_set in sets)
+        self.val, self.test = (torch.from_numpy(stack).to(self.device) for stack in rows)
         self.curricula = [phases(s.curriculum) for s in self.settings]
         self.hyper = {name: self.column([getattr(s, name) for s in self.settings])
                       for name in ("clip", "beta2", "grokfast", "average", "calm")}  # fmt: skip
@@ -551,10 +551,9 @@ def save_member(folder, members, i, step):
 
 def send_to_wandb(run, members, step):
     if run.wandb:
-        row = {}
-        for name, rows in zip(members.names, members.rows):
-            prefix = f"{name}/" if len(members.names) > 1 else ""
-            row |= {prefix + key: value for key, value in rows[-1].items()}
+        last = {name: rows[-1] for name, rows in zip(members.names, members.rows)}
+        row = {f"{name}/{key}": value for name, values in last.items() for key, value in values.items()}
+        row = row if len(last) > 1 else members.rows[0][-1]
         with contextlib.suppress(Exception):  # a failure of W&B never ends a run
             run.wandb.log(row, step=step)
 
