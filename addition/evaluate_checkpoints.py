@@ -4,18 +4,18 @@ python -m addition.evaluate_checkpoints results/runs/repro_456_s43/checkpoints/b
 """
 
 import argparse
-from importlib import import_module
 from pathlib import Path
 
 import torch
 
 from addition import model
 from addition.data import SCORE_SEEDS
+from addition.tiny import TinyConfig
 from addition.training import pick_engine, score
 from plumbing import disk
 from plumbing.run import pick_device
 
-ARCHITECTURES = {"ModelConfig": "addition.model", "TinyConfig": "addition.tiny"}
+ARCHITECTURES = {"ModelConfig": model.ModelConfig, "TinyConfig": TinyConfig}
 PAIRS = 10_000 * len(SCORE_SEEDS)
 
 
@@ -26,7 +26,7 @@ def load(path):
         architecture, config, named = (saved[key] for key in ("architecture", "model_config", "model_state"))
         if architecture not in ARCHITECTURES:
             raise ValueError(f"its architecture is {architecture!r}; known are {', '.join(ARCHITECTURES)}")
-        config = getattr(import_module(ARCHITECTURES[architecture]), architecture).from_dict(config)
+        config = ARCHITECTURES[architecture].from_dict(config)
         named = dict(named)
         head = named.pop("lm_head.weight", None)
         if head is not None and not torch.equal(head, named["token_emb.weight"]):

@@ -115,8 +115,8 @@ def normalise_back(dy, weight, centered, normal, scale, work, dx, dweight):
         work[1, lane] *= np.float32((1 if centered else 0) / width)
     for i in range(width):
         for lane in range(LANES):
-            centred = dy[i, lane] * weight[0, i] - work[1, lane] - normal[i, lane] * work[0, lane]
-            dx[i, lane] += scale[0, lane] * centred
+            projected = dy[i, lane] * weight[0, i] - work[1, lane] - normal[i, lane] * work[0, lane]
+            dx[i, lane] += scale[0, lane] * projected
 
 
 @compiled

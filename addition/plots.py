@@ -129,10 +129,8 @@ def spread(wanted, gap):
             groups[-1][0] += total
             groups[-1][1] += count
     flat = [total / count for total, count in groups for _ in range(count)]
-    places = [0.0] * len(wanted)
-    for i, k in enumerate(order):
-        places[k] = flat[i] + i * gap
-    return places
+    places = {k: flat[i] + i * gap for i, k in enumerate(order)}
+    return [places[k] for k in range(len(wanted))]
 
 
 def nines(errors):

@@ -84,8 +84,7 @@ def main(argv=None, flags=Sweep, tool="sweep"):
         raise SystemExit(f"error: {error}") from None
     run = Run(options, tool, options.name or f"sweep-{count(options.model)}p", argv)
     results = train(settings, names, run)
-    for name in names:
-        r = results[name]
+    for name, r in results.items():
         found = f"best {r['best_val_exact']:.4f} at {r['best_step']}, 99 % at {r['step_at_99']}"
         print(f"{name:30s} {found}, {r['errors_in_100000']} errors in 100,000")
     good = sum(r["errors_in_100000"] <= 1000 for r in results.values())

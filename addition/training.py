@@ -551,9 +551,9 @@ def save_member(folder, members, i, step):
 
 def send_to_wandb(run, members, step):
     if run.wandb:
-        last = {name: rows[-1] for name, rows in zip(members.names, members.rows)}
-        row = {f"{name}/{key}": value for name, values in last.items() for key, value in values.items()}
-        row = row if len(last) > 1 else members.rows[0][-1]
+        prefixes = [f"{name}/" for name in members.names] if len(members.names) > 1 else [""]
+        last = zip(prefixes, (rows[-1] for rows in members.rows))
+        row = {prefix + key: value for prefix, values in last for key, value in values.items()}
         with contextlib.suppress(Exception):  # a failure of W&B never ends a run
             run.wandb.log(row, step=step)
 
