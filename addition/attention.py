@@ -54,11 +54,9 @@ def main(argv=None):
     for path in options.checkpoints:
         config, named = load(path)
         found.append({"path": path, "parameters": model.count(config), "pairs": PAIRS} | measure(config, named))
-        f = found[-1]
-        digits = " ".join(f"{100 * value:3.0f}" for value in f["digits_right"])
-        print(
-            f"{path}: own {f['own']:.3f}, before {f['before']:.3f}; digits right, %, least significant first: {digits}"
-        )
+        weights = f"own {found[-1]['own']:.3f}, before {found[-1]['before']:.3f}"
+        digits = " ".join(f"{100 * value:3.0f}" for value in found[-1]["digits_right"])
+        print(f"{path}: {weights}; digits right, %, least significant first: {digits}")
     if options.output:
         path, command = Path(options.output), ["python", "-m", "addition.attention", *(argv or sys.argv[1:])]
         with disk.writing(path.parent, path.name):

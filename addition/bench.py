@@ -12,7 +12,7 @@ import contextlib
 import io
 import statistics
 import tempfile
-import time
+import timeit
 from dataclasses import replace
 from pathlib import Path
 
@@ -40,12 +40,7 @@ def operations(config):
 def matrix_rate():
     """GFLOP/s of a large product, all threads."""
     a = torch.randn(1024, 1024)
-    best = float("inf")
-    for _ in range(12):
-        began = time.perf_counter()
-        a @ a
-        best = min(best, time.perf_counter() - began)
-    return 2 * 1024**3 / best / 1e9
+    return 2 * 1024**3 / min(timeit.repeat(lambda: a @ a, number=1, repeat=12)) / 1e9
 
 
 def seconds(config, models, engine, steps):
@@ -69,8 +64,7 @@ def main(argv=None):
         parser.error(f"--turns {options.turns} --steps {options.steps}: both must be at least 1")
     found = []
     for config in MODELS:
-        turns = {way: [] for way in WAYS}
-        rates = []
+        rates, turns = [], {way: [] for way in WAYS}
         for _ in range(options.turns):
             rates.append(matrix_rate())
             for way, (models, engine) in WAYS.items():
@@ -78,8 +72,7 @@ def main(argv=None):
                 turns[way].append(1000 * seconds(config, models, engine, steps) / models)
         flop = 2 * 3 * Settings.batch_size * operations(config)
         row = {"parameters": count(config), "gflop_a_step": flop / 1e9, "matrix_gflops": statistics.median(rates)}
-        row |= {f"{way}_ms": statistics.median(times) for way, times in turns.items()}
-        row |= {"turns": turns}
+        row |= {f"{way}_ms": statistics.median(times) for way, times in turns.items()} | {"turns": turns}
         row["sweep_against_plain"] = row["plain_ms"] / row["sweep_ms"]
         row["sweep_against_compiled"] = row["compiled_ms"] / row["sweep_ms"]
         row["share_of_matrix_rate"] = flop / 1e9 / row["matrix_gflops"] / (row["sweep_ms"] / 1000)

@@ -39,21 +39,10 @@ class Layout:
 
 
 # 0123456789+0123456789=01234567890$: operands most significant digit first, the sum least significant first.
-STANDARD = Layout(
-    template=(0,) * 10 + (PLUS,) + (0,) * 10 + (EQUALS,) + (0,) * 11 + (EOS,),
-    a=tuple(range(9, -1, -1)),
-    b=tuple(range(20, 10, -1)),
-    sum=tuple(range(22, 33)),
-    vocabulary=14,
-)
+STANDARD = Layout((0,) * 10 + (PLUS,) + (0,) * 10 + (EQUALS,) + (0,) * 11 + (EOS,), a=tuple(range(9, -1, -1)),
+                  b=tuple(range(20, 10, -1)), sum=tuple(range(22, 33)), vocabulary=14)  # fmt: skip
 # The leaderboard's small models: all numbers least significant digit first, zeros as separators, no other token.
-REVERSED = Layout(
-    template=(0,) * 35,
-    a=tuple(range(1, 11)),
-    b=tuple(range(13, 23)),
-    sum=tuple(range(24, 35)),
-    vocabulary=10,
-)
+REVERSED = Layout((0,) * 35, a=tuple(range(1, 11)), b=tuple(range(13, 23)), sum=tuple(range(24, 35)), vocabulary=10)
 
 
 def encode(pairs, layout=STANDARD):
@@ -123,14 +112,10 @@ def mix(x):
 
 @numba.njit(cache=True, nogil=True)
 def contains(pairs, a, b):
-    low, high = 0, len(pairs)
-    while low < high:
-        middle = (low + high) // 2
-        if pairs[middle, 0] < a or (pairs[middle, 0] == a and pairs[middle, 1] < b):
-            low = middle + 1
-        else:
-            high = middle
-    return low < len(pairs) and pairs[low, 0] == a and pairs[low, 1] == b
+    row = np.searchsorted(pairs[:, 0], a)
+    while row < len(pairs) and pairs[row, 0] == a and pairs[row, 1] < b:
+        row += 1
+    return row < len(pairs) and pairs[row, 0] == a and pairs[row, 1] == b
 
 
 @numba.njit(cache=True, nogil=True)
@@ -183,13 +168,11 @@ class Stream:
     """The training batches of one seed."""
 
     def __init__(self, seed, held, layout=STANDARD):
-        self.seed, self.held, self.layout = seed, held, layout
-        self.places = [np.array(p, dtype=np.int64) for p in (layout.a, layout.b, layout.sum)]
-        self.template = np.array(layout.template, dtype=np.uint8)
+        self.seed = seed
+        places = [np.array(p, dtype=np.int64) for p in (layout.a, layout.b, layout.sum)]
+        self.fixed = (held, np.array(layout.template, dtype=np.uint8), *places)
 
     def fill(self, step, least, stage, simple, simples, carries, rows):
         key = np.uint64(np.random.SeedSequence([self.seed, step]).generate_state(1, np.uint64)[0])
         among, simple = (np.array([int(digit) for digit in text]) for text in (stage.among, simple))
-        fill_rows(
-            key, least, stage.digits, among, simple, simples, carries, self.held, self.template, *self.places, rows
-        )
+        fill_rows(key, least, stage.digits, among, simple, simples, carries, *self.fixed, rows)

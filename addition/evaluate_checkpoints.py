@@ -4,18 +4,18 @@ python -m addition.evaluate_checkpoints results/runs/repro_456_s43/checkpoints/b
 """
 
 import argparse
-from importlib import import_module
 from pathlib import Path
 
 import torch
 
 from addition import model
 from addition.data import SCORE_SEEDS
+from addition.tiny import TinyConfig
 from addition.training import pick_engine, score
 from plumbing import disk
 from plumbing.run import pick_device
 
-ARCHITECTURES = {"ModelConfig": "addition.model", "TinyConfig": "addition.tiny"}
+ARCHITECTURES = {"ModelConfig": model.ModelConfig, "TinyConfig": TinyConfig}
 PAIRS = 10_000 * len(SCORE_SEEDS)
 
 
@@ -26,7 +26,7 @@ def load(path):
         architecture, config, named = (saved[key] for key in ("architecture", "model_config", "model_state"))
         if architecture not in ARCHITECTURES:
             raise ValueError(f"its architecture is {architecture!r}; known are {', '.join(ARCHITECTURES)}")
-        config = getattr(import_module(ARCHITECTURES[architecture]), architecture).from_dict(config)
+        config = ARCHITECTURES[architecture].from_dict(config)
         named = dict(named)
         head = named.pop("lm_head.weight", None)
         if head is not None and not torch.equal(head, named["token_emb.weight"]):
@@ -39,24 +39,9 @@ def load(path):
                 raise ValueError(f"{name} is {found} in the file, {wanted} by its model_config")
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         reason = f"it has no {error}" if isinstance(error, KeyError) else error
-        raise SystemExit(
-            f"{path} is not a checkpoint of an addition model ({reason}); give a best.pt or last.pt of addition.train"
-        ) from None
+        problem = f"{path} is not a checkpoint of an addition model ({reason})"
+        raise SystemExit(f"{problem}; give a best.pt or last.pt of addition.train") from None
     return config, {name: named[name] for name in expected}
-
-
-def evaluate(path, config, named, device, at_once):
-    named = {name: value.to(device) for name, value in named.items()}
-    by_seed = score(pick_engine(device), config, named, device, at_once)
-    errors = sum(by_seed.values())
-    return {
-        "path": str(path),
-        "parameters": model.count(config),
-        "aggregate_exact_match": (PAIRS - errors) / PAIRS,
-        "errors": errors,
-        "pairs": PAIRS,
-        "errors_by_seed": {str(seed): count for seed, count in by_seed.items()},
-    }
 
 
 def main(argv=None):
@@ -69,15 +54,16 @@ def main(argv=None):
     if options.batch_size < 1:
         parser.error(f"--batch-size is {options.batch_size}; it must be at least 1")
     device = pick_device(options.device)
-    loaded = [
-        (path, *load(path)) for path in options.checkpoints
-    ]  # all files are checked before the first is evaluated
+    loaded = [(path, *load(path)) for path in options.checkpoints]  # check all files before evaluating the first
     found = []
     for path, config, named in loaded:
-        row = evaluate(path, config, named, device, options.batch_size)
-        found.append(row)
-        print(f"{path}  {row['parameters']} parameters  exact match {row['aggregate_exact_match']:.5f}  "
-              f"{row['errors']:,} errors in {PAIRS:,}", flush=True)  # fmt: skip
+        named = {name: value.to(device) for name, value in named.items()}
+        by_seed = score(pick_engine(device), config, named, device, options.batch_size)
+        parameters, errors = model.count(config), sum(by_seed.values())
+        exact = (PAIRS - errors) / PAIRS
+        found.append({"path": str(path), "parameters": parameters, "aggregate_exact_match": exact, "errors": errors,
+                      "pairs": PAIRS, "errors_by_seed": by_seed})  # fmt: skip
+        print(f"{path}  {parameters} parameters  exact match {exact:.5f}  {errors:,} errors in {PAIRS:,}", flush=True)
     if options.output:
         with disk.writing(options.output.parent, options.output.name):
             options.output.parent.mkdir(parents=True, exist_ok=True)

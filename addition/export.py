@@ -20,6 +20,7 @@ import torch
 from addition import model
 from addition.data import carry_pairs, encode
 from addition.evaluate_checkpoints import load
+from addition.tiny import turn
 from addition.verify import build, count, read
 from plumbing import disk
 
@@ -50,10 +51,9 @@ def standard(config):
             return f"F.rms_norm(x, ({d},), self.{name}_weight, {eps})"
         return f"F.layer_norm(x, ({d},), self.{name}_weight, self.{name}_bias, {eps})"
 
+    qkv = f"q, k, v = (h @ {matrix('qkv')}).split({d}, -1)"
     if tied:
         qkv = "h = h @ self.qkv_a\nq = h @ self.qkv_q\nk = v = h @ self.qkv_kv"
-    else:
-        qkv = f"q, k, v = (h @ {matrix('qkv')}).split({d}, -1)"
     forward = f"""\
 x = self.token_emb_weight[tokens] + {matrix("pos_emb")}[: tokens.shape[1]]
 h = {norm("norm1")}
@@ -74,17 +74,6 @@ return {norm("final")} @ self.token_emb_weight.T"""
     return Text(architecture, tricks, "", forward)
 
 
-TURN = '''\
-def turn(x, angle):
-    """Turn each pair (i, i + pairs) of x [..., head] by its own angle [..., pairs]."""
-    first, second = x.chunk(2, -1)
-    cos, sin = angle.cos(), angle.sin()
-    return torch.cat([first * cos - second * sin, first * sin + second * cos], -1)
-
-
-'''
-
-
 def tiny(config):
     d, head, eps, pairs = config.d_model, config.head_dim, config.kind.eps, config.head_dim // 2
 
@@ -92,52 +81,47 @@ def tiny(config):
         weight = {"separate": f"self.{name}", "shared": "self.norm", "none": "None"}[config.norms]
         return f"F.rms_norm(x, ({d},), {weight}, {eps})"
 
-    lines, tricks = [], ["output head tied to the token embedding", "all numbers least significant digit first"]
-    tricks.append(f"RoPE, theta {config.theta:g}")
-    if config.embedding == "arc":
-        lines += [
-            "radius, start, span = self.arc",
-            "angle = start + span * torch.linspace(0, 1, 10)",
-            f"digits = F.pad(torch.stack([radius * angle.cos(), radius * angle.sin()], -1), (0, {d - 2}))",
-        ]
-        tricks.append("digits on a circular arc: radius, start, span")
-    else:
-        lines.append("digits = self.embedding")
-    lines += ["x = digits[tokens]", f"h = {norm('norm1')}", "q = h @ self.query"]
-    if config.values == "query":
-        lines.append("v = q")
-        tricks.append("values = queries before their rotation")
-    else:
-        lines.append("v = h @ self.value")
-    if config.keys == "free":
-        lines.append("k = h @ self.key")
-    else:
-        angle = "self.angle" if config.keys == "rotation" else f"F.pad(self.angle, (0, {pairs - 1}))"
-        lines.append(f"k = turn(q, {angle})")
-        tricks.append("keys = queries, turned by " + ("an angle a pair" if config.keys == "rotation" else "one angle"))
-    sharpness = f"{head**-0.5!r}"
-    if config.qk_norm != "none":
-        lines.append("q, k = (x * torch.rsqrt(x.square().sum(-1, keepdim=True) + 1e-6) for x in (q, k))")
-        sharpness = "1.0" if config.qk_norm == "scale" else f"{head**0.5!r}"
-    if config.qk_norm == "scale":
-        lines.append("q = q * self.scale")
-    if config.out == "transpose":
-        tricks.append("output matrix = the values' transposed")
-    out = "self.out" if config.out == "free" else ("self.query.T" if config.values == "query" else "self.value.T")
-    lines += [
-        f"speed = {config.theta} ** (-torch.arange({pairs}) / {pairs})",
-        "places = torch.arange(tokens.shape[1])[:, None] * speed",
-        "q, k = turn(q, places), turn(k, places)",
-        f"x = x + F.scaled_dot_product_attention(q, k, v, is_causal=True, scale={sharpness}) @ {out}",
-        f"h = {norm('norm2')}",
-        f"x = x + ({'F.silu(h @ self.gate) * (h @ self.up)' if config.gated else 'F.gelu(h @ self.up)'}) @ self.down",
-        f"return {norm('final')} @ digits.T",
-    ]
-    if config.norms != "separate":
-        tricks.append("norms " + {"shared": "share one weight", "none": "without weights"}[config.norms])
+    digits = {"free": "digits = self.embedding", "arc": f"""\
+radius, start, span = self.arc
+angle = start + span * torch.linspace(0, 1, 10)
+digits = F.pad(torch.stack([radius * angle.cos(), radius * angle.sin()], -1), (0, {d - 2}))"""}  # fmt: skip
+    keys = {"free": "h @ self.key", "rotation": "turn(q, self.angle)",
+            "turn": f"turn(q, F.pad(self.angle, (0, {pairs - 1})))"}  # fmt: skip
+    values = {"free": "self.value", "query": "self.query"}[config.values]
+    out = {"free": "self.out", "transpose": f"{values}.T"}[config.out]
+    unit = "q, k = (x * torch.rsqrt(x.square().sum(-1, keepdim=True) + 1e-6) for x in (q, k))\n"
+    lengths = {"none": "", "unit": unit, "scale": f"{unit}q = q * self.scale\n"}[config.qk_norm]
+    sharpness = {"none": head**-0.5, "unit": head**0.5, "scale": 1.0}[config.qk_norm]
+    forward = f"""\
+{digits[config.embedding]}
+x = digits[tokens]
+h = {norm("norm1")}
+q = h @ self.query
+v = {"q" if config.values == "query" else "h @ self.value"}
+k = {keys[config.keys]}
+{lengths}speed = {config.theta} ** (-torch.arange({pairs}) / {pairs})
+places = torch.arange(tokens.shape[1])[:, None] * speed
+q, k = turn(q, places), turn(k, places)
+x = x + F.scaled_dot_product_attention(q, k, v, is_causal=True, scale={sharpness!r}) @ {out}
+h = {norm("norm2")}
+x = x + ({"F.silu(h @ self.gate) * (h @ self.up)" if config.gated else "F.gelu(h @ self.up)"}) @ self.down
+return {norm("final")} @ digits.T"""
+    used = {
+        "output head tied to the token embedding": True,
+        "all numbers least significant digit first": True,
+        f"RoPE, theta {config.theta:g}": True,
+        "digits on a circular arc: radius, start, span": config.embedding == "arc",
+        "values = queries before their rotation": config.values == "query",
+        "keys = queries, turned by an angle a pair": config.keys == "rotation",
+        "keys = queries, turned by one angle": config.keys == "turn",
+        "output matrix = the values' transposed": config.out == "transpose",
+        "norms share one weight": config.norms == "shared",
+        "norms without weights": config.norms == "none",
+    }
     hidden = f"{config.d_ff} hidden ({'SwiGLU' if config.gated else 'GELU'})"
     architecture = f"One layer, {d} wide, one head of {head}, {hidden}, pre-RMSNorm, rotary positions"
-    return Text(architecture, tricks, TURN, "\n".join(lines))
+    tricks = [text for text, is_used in used.items() if is_used]
+    return Text(architecture, tricks, f"{inspect.getsource(turn)}\n\n", forward)
 
 
 TEMPLATES = {"ModelConfig": standard, "TinyConfig": tiny}
@@ -235,10 +219,6 @@ def quote(value):
     return json.dumps(value, indent=4, ensure_ascii=False)
 
 
-def attribute(name):
-    return name.replace(".", "_")
-
-
 def numbers(value):
     """A tensor as nested lists; each number has the fewest digits that give the same float32."""
     if value.ndim > 1:
@@ -250,7 +230,7 @@ def numbers(value):
 def dictionary(named):
     if not named:
         return "{}"
-    lines = (f'"{attribute(name)}": {numbers(value)},\n' for name, value in named.items())
+    lines = (f'"{name.replace(".", "_")}": {numbers(value)},\n' for name, value in named.items())
     return "{\n" + textwrap.indent("".join(lines), "    ") + "}"
 
 
@@ -278,13 +258,6 @@ def write(config, named, name, author):
     )
 
 
-def answers(config, named, pairs):
-    """The checkpoint's own tokens [pairs, digits of the sum]."""
-    tables = config.tables({name: value[None] for name, value in named.items()})
-    rows = torch.from_numpy(encode(pairs, config.layout))[None]
-    return model.decode(tables, rows, config.layout, config.kind)[0].long()
-
-
 def compare(path, config, named):
     """Exit with the first difference between the file at `path` and the checkpoint."""
     module = read(path)
@@ -293,11 +266,13 @@ def compare(path, config, named):
     if not params == claimed == expected:
         raise SystemExit(f"{path} has {params} parameters and claims {claimed}, but the checkpoint has {expected}")
     for name, value in named.items():
-        if not torch.equal(getattr(exported, attribute(name)).detach(), value):
+        if not torch.equal(getattr(exported, name.replace(".", "_")).detach(), value):
             raise SystemExit(f"{path}: the numbers of {name} are not the checkpoint's")
     pairs = carry_pairs(1, CHECKED)
     found = module.generate(exported, module.prompts(*pairs.T.tolist()), module.ANSWER)[:, len(module.PROMPT) :]
-    differ = (found != answers(config, named, pairs)).any(1).nonzero()
+    tables = config.tables({name: value[None] for name, value in named.items()})
+    rows = torch.from_numpy(encode(pairs, config.layout))[None]
+    differ = (found != model.decode(tables, rows, config.layout, config.kind)[0]).any(1).nonzero()
     if len(differ):
         a, b = pairs[int(differ[0])].tolist()
         raise SystemExit(
@@ -308,9 +283,6 @@ def compare(path, config, named):
 
 def export(checkpoint, output, name="", author=""):
     config, named = load(checkpoint)
-    kind = type(config).__name__
-    if kind not in TEMPLATES:
-        raise SystemExit(f"{checkpoint} is a {kind}; addition/export.py has templates for {', '.join(TEMPLATES)} only")
     for key, value in named.items():
         if not value.isfinite().all():
             raise SystemExit(f"{checkpoint}: {key} is not finite; export an earlier checkpoint")

@@ -81,9 +81,7 @@ def product_back(w, x, dy, dx, dw):
 def normalise(x, weight, centered, eps, normal, scale, y):
     """y = normal * weight + bias; `normal` and `scale` (1 / deviation) are for the backward pass."""
     width = len(x)
-    for lane in range(LANES):
-        scale[0, lane] = np.float32(0)
-        scale[1, lane] = np.float32(0)
+    scale[:] = np.float32(0)
     if centered:
         for i in range(width):
             for lane in range(LANES):
@@ -105,9 +103,7 @@ def normalise(x, weight, centered, eps, normal, scale, y):
 def normalise_back(dy, weight, centered, normal, scale, work, dx, dweight):
     """Add to the gradients dx and dweight."""
     width = len(dy)
-    for lane in range(LANES):
-        work[0, lane] = np.float32(0)
-        work[1, lane] = np.float32(0)
+    work[:] = np.float32(0)
     for i in range(width):
         for lane in range(LANES):
             dweight[0, i, lane] += dy[i, lane] * normal[i, lane]
@@ -119,9 +115,8 @@ def normalise_back(dy, weight, centered, normal, scale, work, dx, dweight):
         work[1, lane] *= np.float32((1 if centered else 0) / width)
     for i in range(width):
         for lane in range(LANES):
-            dx[i, lane] += scale[0, lane] * (
-                dy[i, lane] * weight[0, i] - work[1, lane] - normal[i, lane] * work[0, lane]
-            )
+            projected = dy[i, lane] * weight[0, i] - work[1, lane] - normal[i, lane] * work[0, lane]
+            dx[i, lane] += scale[0, lane] * projected
 
 
 @compiled
@@ -159,9 +154,8 @@ def silu(x, y, slope):
 @compiled
 def softmax(x, count, total):
     """In place, over the first `count` rows; total[0] becomes the sum of e^(x - maximum), total[1] the maximum."""
-    for lane in range(LANES):
-        total[0, lane] = np.float32(0)
-        total[1, lane] = x[0, lane]
+    total[0] = np.float32(0)
+    total[1] = x[0]
     for i in range(1, count):
         for lane in range(LANES):
             total[1, lane] = max(total[1, lane], x[i, lane])
@@ -259,32 +253,24 @@ def run(mode, rows, first, centered, gated, eps, tx, tq, tk, tv, wo, n2, up, gat
                     for lane in range(LANES):
                         p[j, lane] += q[i, lane] * k[j, i, lane]
             softmax(p, here + 1, total)
-            for i in range(inner):
-                for lane in range(LANES):
-                    o[i, lane] = np.float32(0)
+            o[:] = np.float32(0)
             for j in range(here + 1):
                 for i in range(inner):
                     for lane in range(LANES):
                         o[i, lane] += p[j, lane] * v[j, i, lane]
             product(wo, o, y)
-            for i in range(width):
-                for lane in range(LANES):
-                    x[i, lane] += y[i, lane]
+            x += y
             # feed-forward
             normalise(x, n2, centered, eps, m2, s2, h2)
             product(up, h2, a)
             if gated:
                 product(gate, h2, ag)
                 silu(ag, act, slope)
-                for i in range(hidden):
-                    for lane in range(LANES):
-                        b[i, lane] = act[i, lane] * a[i, lane]
+                np.multiply(act, a, b)
             else:
                 gelu(a, b, slope)
             product(down, b, y)
-            for i in range(width):
-                for lane in range(LANES):
-                    x[i, lane] += y[i, lane]
+            x += y
             normalise(x, nf, centered, eps, mf, sf, hf)
             product(headT, hf, z)
             if mode == DECODE:
@@ -316,22 +302,18 @@ def run(mode, rows, first, centered, gated, eps, tx, tq, tk, tv, wo, n2, up, gat
             product_back(down, b, dy, db, ldown)
             dh[:] = np.float32(0)
             if gated:
-                for i in range(hidden):
-                    for lane in range(LANES):
-                        da[i, lane] = db[i, lane] * act[i, lane]
-                        db[i, lane] *= a[i, lane] * slope[i, lane]
+                np.multiply(db, act, da)
+                db *= a
+                db *= slope
                 product_back(up, h2, da, dh, lup)
                 product_back(gate, h2, db, dh, lgate)
             else:
-                for i in range(hidden):
-                    for lane in range(LANES):
-                        db[i, lane] *= slope[i, lane]
+                db *= slope
                 product_back(up, h2, db, dh, lup)
             normalise_back(dh, n2, centered, m2, s2, total, dy, ln2)
             do[:] = np.float32(0)
             product_back(wo, o, dy, do, lo)
-            for lane in range(LANES):
-                total[0, lane] = np.float32(0)
+            total[0] = np.float32(0)
             for j in range(here + 1):
                 for lane in range(LANES):
                     dp[j, lane] = do[0, lane] * v[j, 0, lane]
@@ -360,12 +342,8 @@ def run(mode, rows, first, centered, gated, eps, tx, tq, tk, tv, wo, n2, up, gat
                 for place in range(first + 1, length + 1):
                     rows[start + lane, place] = tokens[place, lane]
     if mode == TRAIN:
-        reduce(lo, go)
-        reduce(ln2, gn2)
-        reduce(lup, gup)
-        reduce(lgate, ggate)
-        reduce(ldown, gdown)
-        reduce(lnf, gnf)
+        for lanes, sums in ((lo, go), (ln2, gn2), (lup, gup), (lgate, ggate), (ldown, gdown), (lnf, gnf)):
+            reduce(lanes, sums)
         for token in range(vocabulary):
             for i in range(width):
                 value = np.float32(0)

@@ -40,11 +40,17 @@ class Kind(NamedTuple):
     gated: bool  # SwiGLU; else exact GELU
 
 
-def normalise(x, weight, bias, kind):
+def normalise(x, norm, kind):
+    """LayerNorm or RMSNorm of x [..., width]; `norm` [..., 2, width] holds weight and bias."""
     if kind.centered:
         x = x - x.mean(-1, keepdim=True)
-    x = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + kind.eps) * weight
-    return x if bias is None else x + bias
+    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + kind.eps) * norm[..., 0, :] + norm[..., 1, :]
+
+
+def at_least_one(config, *names):
+    for name in names:
+        if getattr(config, name) < 1:
+            raise ValueError(f"{name} is {getattr(config, name)}; it must be at least 1")
 
 
 @dataclass(frozen=True)
@@ -64,48 +70,34 @@ class ModelConfig:
     use_rmsnorm: bool = False  # instead of LayerNorm
     tie_qkv: Literal["none", "shareA_tieKV"] = "none"  # one low-rank factor for all, keys = values
     companion: float = 0.0  # standard deviation of a frozen random matrix beside each low-rank one; 0: none
+    layout = STANDARD  # without a type, so it is not a field
 
     def __post_init__(self):
+        d, tied = self.d_model, self.tie_qkv == "shareA_tieKV"
         fixed = dict(n_layer=1, n_head=1, max_seq_len=STANDARD.length, vocab_size=STANDARD.vocabulary)
         for name, value in fixed.items():
             if getattr(self, name) != value:
                 raise ValueError(f"{name} is {getattr(self, name)}; this model is written for {name} = {value} only")
-        for name in ("d_model", "d_ff"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        for name, sides in self.factored().items():
-            rank, side = getattr(self, name), min(min(pair) for pair in sides)
-            if not 0 <= rank <= side:
-                raise ValueError(
-                    f"{name} is {rank}, but its matrix is {sides[0][0]} x {sides[0][1]}: use 1 to {side}, or 0 for a "
-                    "full matrix"
-                )
+        at_least_one(self, "d_model", "d_ff")
+        factorised = dict(pos_rank=(self.max_seq_len, d), qkv_rank=(d, d if tied else 3 * d), attn_out_rank=(d, d),
+                          ffn_rank=(d, self.d_ff))  # fmt: skip
+        for name, (rows, columns) in factorised.items():
+            rank, most = getattr(self, name), min(rows, columns)
+            if not 0 <= rank <= most:
+                form = f"use 1 to {most}, or 0 for a full matrix"
+                raise ValueError(f"{name} is {rank}, but its matrix is {rows} x {columns}: {form}")
         if not 0 <= self.companion < math.inf:
             raise ValueError(f"companion is {self.companion}; it must be a number of at least 0")
         if self.tie_qkv not in ("none", "shareA_tieKV"):
             raise ValueError(f"tie_qkv is {self.tie_qkv!r}; known are 'none' and 'shareA_tieKV'")
-        if self.tie_qkv == "shareA_tieKV" and self.qkv_rank == 0:
+        if tied and self.qkv_rank == 0:
             raise ValueError("tie_qkv shareA_tieKV shares a low-rank factor; give qkv_rank 1 or more")
-
-    def factored(self):
-        d = self.d_model
-        qkv = (d, d if self.tie_qkv == "shareA_tieKV" else 3 * d)
-        return {
-            "pos_rank": [(self.max_seq_len, d)],
-            "qkv_rank": [qkv],
-            "attn_out_rank": [(d, d)],
-            "ffn_rank": [(d, self.d_ff)],
-        }
 
     @classmethod
     def from_dict(cls, values):
         """From a checkpoint's config; keys that this version does not know are dropped."""
         known = {field.name for field in fields(cls)}
         return cls(**{name: value for name, value in values.items() if name in known})
-
-    @property
-    def layout(self):
-        return STANDARD
 
     @property
     def kind(self):
@@ -117,11 +109,8 @@ class ModelConfig:
         found = {"pos_emb": (self.max_seq_len, d, self.pos_rank)}
         if self.tie_qkv == "none":
             found["qkv"] = (d, 3 * d, self.qkv_rank)
-        return found | {
-            "attn_out": (d, d, self.attn_out_rank),
-            "up": (d, f, self.ffn_rank),
-            "down": (f, d, self.ffn_rank),
-        }
+        found["attn_out"] = (d, d, self.attn_out_rank)
+        return found | {"up": (d, f, self.ffn_rank), "down": (f, d, self.ffn_rank)}
 
     def shapes(self):
         """Every trained parameter, by name."""
@@ -152,10 +141,9 @@ class ModelConfig:
             if name.startswith(("norm", "final")):
                 values[name] = torch.full(shape, float(name.endswith("weight")))
                 continue
+            scale = std if name.endswith("weight") else math.sqrt(2 / sum(shape))  # of a low-rank factor
             if name.startswith("pos_emb"):
                 scale = positions or std
-            else:
-                scale = std if name.endswith("weight") else math.sqrt(2 / sum(shape))  # of a low-rank factor
             values[name] = torch.randn(shape, generator=generator) * scale
         return values
 
@@ -185,28 +173,15 @@ class ModelConfig:
     def tables(self, p):
         embedding, first, d = p["token_emb.weight"], self.layout.first, self.d_model
         x = self.matrix(p, "pos_emb")[..., :, None, :] + embedding[..., None, :, :]  # [..., position, token, width]
-        flat = x.flatten(-3, -2)
-        weight, bias = p["norm1.weight"], p.get("norm1.bias")
-        h = normalise(flat, weight[..., None, :], None if bias is None else bias[..., None, :], self.kind)
-        q, k, v = (part.unflatten(-2, x.shape[-3:-1]) for part in self.qkv(p, h))
-
-        def norm(name):
-            return torch.stack([p[f"{name}.weight"], p.get(f"{name}.bias", torch.zeros_like(weight))], -2)
-
-        up = self.matrix(p, "up")
-        return Tables(
-            x=x[..., first:, :, :],
-            q=q[..., first:, :, :] / math.sqrt(d),
-            k=k,
-            v=v,
-            out=self.matrix(p, "attn_out"),
-            norm=norm("norm2"),
-            up=up,
-            gate=up[..., :0],
-            down=self.matrix(p, "down"),
-            final=norm("final"),
-            head=embedding,
+        none = torch.zeros_like(p["norm1.weight"])  # the biases of an RMSNorm
+        norm1, norm2, final = (
+            torch.stack([p[f"{name}.weight"], p.get(f"{name}.bias", none)], -2) for name in ("norm1", "norm2", "final")
         )
+        h = normalise(x.flatten(-3, -2), norm1[..., None, :, :], self.kind)
+        q, k, v = (part.unflatten(-2, x.shape[-3:-1]) for part in self.qkv(p, h))
+        q, x, up = q[..., first:, :, :] / math.sqrt(d), x[..., first:, :, :], self.matrix(p, "up")
+        return Tables(x, q, k, v, out=self.matrix(p, "attn_out"), norm=norm2, up=up, gate=up[..., :0],
+                      down=self.matrix(p, "down"), final=final, head=embedding)  # fmt: skip
 
 
 def rows_of(table, tokens):
@@ -223,11 +198,11 @@ def logits(t, tokens, layout, kind):
     k, v = rows_of(t.k, tokens), rows_of(t.v, tokens)
     ahead = torch.ones(layout.queries, layout.length, dtype=torch.bool, device=tokens.device).triu(first + 1)
     x = x + (q @ k.mT).masked_fill(ahead, -torch.inf).softmax(-1) @ v @ t.out[:, None]
-    h = normalise(x, t.norm[:, None, None, 0], t.norm[:, None, None, 1], kind)
+    h = normalise(x, t.norm[:, None, None], kind)
     h, up = h.flatten(1, 2), h.flatten(1, 2) @ t.up
     hidden = F.silu(h @ t.gate) * up if kind.gated else F.gelu(up)
     x = x + (hidden @ t.down).view_as(x)
-    return normalise(x, t.final[:, None, None, 0], t.final[:, None, None, 1], kind) @ t.head.mT[:, None]
+    return normalise(x, t.final[:, None, None], kind) @ t.head.mT[:, None]
 
 
 def losses(t, rows, layout, kind):
@@ -254,19 +229,16 @@ class TinyDecoderLM(nn.Module):
         self.config, d = config, config.d_model
         self.token_emb = nn.Embedding(config.vocab_size, d)
         self.lm_head = nn.Linear(d, config.vocab_size, bias=False)
-        self.lm_head.weight = self.token_emb.weight
         norm = nn.RMSNorm if config.use_rmsnorm else nn.LayerNorm
         self.norm1, self.norm2, self.final = (norm(d, eps=config.kind.eps) for _ in range(3))
-        for name, shape in config.shapes().items():
+        for name, value in config.initial(seed, std).items():
             part, kind = name.split(".")
-            if name in dict(self.named_parameters()):
-                continue
             if not hasattr(self, part):
                 self.add_module(part, nn.Module())
-            getattr(self, part).register_parameter(kind, nn.Parameter(torch.zeros(shape)))
+            setattr(self.get_submodule(part), kind, nn.Parameter(value))
+        self.lm_head.weight = self.token_emb.weight
         for name, value in config.frozen(seed).items():
             self.get_submodule(name.split(".")[0]).register_buffer("companion", value)
-        self.load_state_dict(state(config.initial(seed, std)), strict=False)
 
     def forward(self, tokens):
         """Logits [batch, length, vocabulary] of tokens [batch, length]."""

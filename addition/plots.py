@@ -15,10 +15,7 @@ SCORED = 100_000  # pairs of the final score
 
 
 def save(figure, path):
-    def write(file):
-        figure.savefig(file, format="png", dpi=150, bbox_inches="tight")
-
-    disk.replace(Path(path), write)
+    disk.replace(path, lambda file: figure.savefig(file, format="png", dpi=150, bbox_inches="tight"))
 
 
 def axes(width, height):
@@ -132,10 +129,8 @@ def spread(wanted, gap):
             groups[-1][0] += total
             groups[-1][1] += count
     flat = [total / count for total, count in groups for _ in range(count)]
-    places = [0.0] * len(wanted)
-    for i, k in enumerate(order):
-        places[k] = flat[i] + i * gap
-    return places
+    places = {k: flat[i] + i * gap for i, k in enumerate(order)}
+    return [places[k] for k in range(len(wanted))]
 
 
 def nines(errors):

@@ -10,7 +10,6 @@ a configuration; A+B pools the seeds of both), seeds (one row a seed), command, 
 
 import argparse
 import itertools
-import json
 import math
 import shlex
 import statistics
@@ -117,15 +116,11 @@ def sweep(*entries):
             errors = runs["errors_in_100000"]
             diverged = runs["diverged_at"].count() if "diverged_at" in runs else 0
             rows.append([
-                f"`{title(entry, label, entries)}`",
-                number(runs["parameters"][0]),
+                f"`{title(entry, label, entries)}`", number(runs["parameters"][0]),
                 number(runs["config"][0]["train_steps"]),
-                rate(errors, GOOD) + (f", {diverged} diverged" if diverged else ""),
-                rate(errors, BETTER),
-                rate(errors, 0),
-                number(runs["step_at_99"].astype(float).median()),
-                f"{number(errors.min())}, {number(errors.median())}",
-                number(seconds(entry)),
+                rate(errors, GOOD) + (f", {diverged} diverged" if diverged else ""), rate(errors, BETTER),
+                rate(errors, 0), number(runs["step_at_99"].astype(float).median()),
+                f"{number(errors.min())}, {number(errors.median())}", number(seconds(entry)),
             ])  # fmt: skip
     head = ["configuration", "parameters", "steps", "seeds at 99 %", "seeds at 99.9 %", "seeds with 0 errors",
             "median steps to 99 %", "errors in 100,000 (best, median)", "seconds a seed"]  # fmt: skip
@@ -175,18 +170,13 @@ def command(*entries):
 
 def speed(name):
     """Time of a step, from `python -m addition.bench`."""
-    path = results() / name / "summary.json"
-    if not path.exists():
+    kept = disk.read_json(results() / name / "summary.json")
+    if kept is None:
         return ["not run"]
-    kept = json.loads(path.read_text())
-    rows = [
-        [
-            f"{m['parameters']:,}", f"{m['plain_ms']:.1f}", f"{m['compiled_ms']:.1f}", f"{m['sweep_ms']:.2f}",
-            f"{m['sweep_against_plain']:.1f} x", f"{m['sweep_against_compiled']:.1f} x",
-            f"{1000 * m['gflop_a_step']:.0f} MFLOP", f"{100 * m['share_of_matrix_rate']:.0f} %",
-        ]
-        for m in kept["models"]
-    ]  # fmt: skip
+    rows = [[f"{m['parameters']:,}", f"{m['plain_ms']:.1f}", f"{m['compiled_ms']:.1f}", f"{m['sweep_ms']:.2f}",
+             f"{m['sweep_against_plain']:.1f} x", f"{m['sweep_against_compiled']:.1f} x",
+             f"{1000 * m['gflop_a_step']:.0f} MFLOP", f"{100 * m['share_of_matrix_rate']:.0f} %"]
+            for m in kept["models"]]  # fmt: skip
     head = ["parameters", "plain autograd", "compiled", "16 in a sweep",
             "sweep against plain", "against compiled", "work a step", "share of the matrix rate"]  # fmt: skip
     note = f"Milliseconds a step of {kept['batch']} sums and a model, median of turns; {kept['hardware']}"
@@ -195,11 +185,10 @@ def speed(name):
 
 def attention(name):
     """Attention weights, from `python -m addition.attention`, apart for models at 99 % and below."""
-    path = results() / name / "summary.json"
-    if not path.exists():
+    kept, groups = disk.read_json(results() / name / "summary.json"), {}
+    if kept is None:
         return ["not run"]
-    groups = {}
-    for found in json.loads(path.read_text())["checkpoints"]:
+    for found in kept["checkpoints"]:
         folder, member = Path(found["path"]).parts[-4:-2]
         summary = load(results() / folder)["members"][member]
         groups.setdefault((folder, summary["errors_in_100000"] > GOOD), []).append(found)
@@ -221,8 +210,7 @@ def verified(name):
     if not paths:
         return ["not run"]
     rows = []
-    for path in paths:
-        v = json.loads(path.read_text())
+    for v in map(disk.read_json, paths):
         passed = v["edge_cases"] - len(v["edge_cases_failed"])
         public, carries = f"{100 * v['public_exact']:.2f} %", f"{v['carry_errors']} errors in {v['carry_pairs']:,}"
         rows.append([f"`{v['path']}`", v["parameters"], f"{passed} of {v['edge_cases']}", public, carries])
@@ -242,16 +230,16 @@ def points():
     shown = documents().get("addition/README.md", "")
     words = [match[2].split() for match in report.BLOCK.finditer(shown)]
     named = itertools.chain.from_iterable(names for kind, *names in words if kind == "sweep")
-    entries = [entry for entry in dict.fromkeys(named) if members(entry)]
     found = []
-    for entry in entries:
+    for entry in dict.fromkeys(named):
         choices = []
         for label, pool in members(entry).items():
             runs = pd.DataFrame(pool.values())
             errors = runs["errors_in_100000"]
             point = {"name": f"{entry} {label}".strip(), "parameters": runs["parameters"][0], "errors": errors}
             choices.append(((errors <= GOOD).mean(), -errors.median(), point))
-        found.append(max(choices, key=lambda choice: choice[:2])[2])
+        if choices:
+            found.append(max(choices, key=lambda choice: choice[:2])[2])
     return found
 
 

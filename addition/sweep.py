@@ -33,9 +33,7 @@ def numbers(words):
         match = re.fullmatch(r"(\d+)(?:-(\d+))?", word)
         low, high = (int(match[1]), int(match[2] or match[1])) if match else (0, -1)
         if not low <= high < low + MOST_SEEDS:
-            raise ValueError(
-                f"--seeds: {word!r} is neither a number nor a range of {MOST_SEEDS:,} at most, such as 0-7"
-            )
+            raise ValueError(f"--seeds: {word!r}; expected a number or a range of at most {MOST_SEEDS:,}, such as 0-7")
         found += range(low, high + 1)
     if not found:
         raise ValueError("--seeds is empty; expected numbers and ranges, such as 0-7 or 41 100")
@@ -86,8 +84,7 @@ def main(argv=None, flags=Sweep, tool="sweep"):
         raise SystemExit(f"error: {error}") from None
     run = Run(options, tool, options.name or f"sweep-{count(options.model)}p", argv)
     results = train(settings, names, run)
-    for name in names:
-        r = results[name]
+    for name, r in results.items():
         found = f"best {r['best_val_exact']:.4f} at {r['best_step']}, 99 % at {r['step_at_99']}"
         print(f"{name:30s} {found}, {r['errors_in_100000']} errors in 100,000")
     good = sum(r["errors_in_100000"] <= 1000 for r in results.values())

@@ -16,9 +16,16 @@ import torch
 import tyro
 
 from addition.data import REVERSED
-from addition.model import Kind, ModelConfig, Tables, normalise
+from addition.model import Kind, ModelConfig, Tables, at_least_one, normalise
 from addition.sweep import Sweep
 from addition.sweep import main as sweep
+
+
+def turn(x, angle):
+    """Turn each pair (i, i + pairs) of x [..., head] by its own angle [..., pairs]."""
+    first, second = x.chunk(2, -1)
+    cos, sin = angle.cos(), angle.sin()
+    return torch.cat([first * cos - second * sin, first * sin + second * cos], -1)
 
 
 @dataclass(frozen=True)
@@ -29,20 +36,17 @@ class TinyConfig:
     theta: float = 3.0  # RoPE turns a pair by the angle theta^(-pair / pairs) a position
     gated: bool = True  # SwiGLU; else GELU, a third fewer parameters
     embedding: Literal["free", "arc"] = "free"  # arc: digits on a circular arc, given by radius, start and span
-    keys: Literal["free", "rotation", "turn"] = (
-        "free"  # rotation: the queries, each pair turned by a learned angle; turn: only the first pair
-    )
+    # rotation: the queries, each pair turned by a learned angle; turn: only the first pair
+    keys: Literal["free", "rotation", "turn"] = "free"
     values: Literal["free", "query"] = "free"  # query: the queries without rotation
     out: Literal["free", "transpose"] = "free"  # transpose: of the values' matrix
     norms: Literal["separate", "shared", "none"] = "separate"  # weights of the three RMSNorms; none: no weights
-    qk_norm: Literal["none", "unit", "scale"] = (
-        "scale"  # unit: queries and keys of length 1; scale: times a learned number
-    )
+    # unit: queries and keys of length 1; scale: times a learned number
+    qk_norm: Literal["none", "unit", "scale"] = "scale"
+    layout = REVERSED  # without a type, so it is not a field
 
     def __post_init__(self):
-        for name in ("d_model", "d_ff"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        at_least_one(self, "d_model", "d_ff")
         if self.head_dim < 2 or self.head_dim % 2:
             raise ValueError(f"head_dim is {self.head_dim}; RoPE turns pairs, so it must be even")
         if not 0 < self.theta < math.inf:
@@ -51,10 +55,6 @@ class TinyConfig:
             raise ValueError("embedding arc needs d_model 2 or more: an arc lies in a plane")
 
     from_dict = classmethod(ModelConfig.from_dict.__func__)
-
-    @property
-    def layout(self):
-        return REVERSED
 
     @property
     def kind(self):
@@ -77,15 +77,11 @@ class TinyConfig:
         """Matrices N(0, std). The arc begins as about a quarter circle, the scale of attention near 5."""
         generator = torch.Generator().manual_seed(seed)
         values = {name: torch.randn(shape, generator=generator) for name, shape in self.shapes().items()}
-        mean = {"arc": torch.tensor([10.0, 0.0, 1.5]), "scale": torch.tensor([5.0]), "angle": torch.zeros(1)}
-        deviation = {
-            "arc": torch.tensor([1.0, 0.3, 0.1]),
-            "scale": torch.tensor([0.5]),
-            "angle": torch.tensor([math.pi]),
-        }
+        normal = {"arc": ([10.0, 0.0, 1.5], [1.0, 0.3, 0.1]), "scale": ([5.0], [0.5]), "angle": ([0.0], [math.pi])}
         for name, value in values.items():
-            if name in mean:
-                values[name] = mean[name] + deviation[name] * value
+            if name in normal:
+                mean, deviation = map(torch.tensor, normal[name])
+                values[name] = mean + deviation * value
             elif name.startswith(("norm", "final")):
                 values[name] = torch.ones_like(value)
             else:
@@ -111,22 +107,16 @@ class TinyConfig:
             weight = p["norm"] if self.norms == "shared" else p[name]
         return torch.stack([weight, torch.zeros_like(weight)], -2)
 
-    def turn(self, x, angle):
-        """Turn each pair (i, i + pairs) of x [..., head] by its own angle [..., pairs]."""
-        first, second = x.chunk(2, -1)
-        cos, sin = angle.cos(), angle.sin()
-        return torch.cat([first * cos - second * sin, first * sin + second * cos], -1)
-
     def tables(self, p):
         embedding, pairs = self.embed(p), self.head_dim // 2
-        h = normalise(embedding, self.norm(p, "norm1")[..., :1, :], None, self.kind)
+        h = normalise(embedding, self.norm(p, "norm1")[..., None, :, :], self.kind)
         q = h @ p["query"]
         v = q if self.values == "query" else h @ p["value"]
         if self.keys == "free":
             k = h @ p["key"]
         else:
             angle = p["angle"] if self.keys == "rotation" else torch.nn.functional.pad(p["angle"], (0, pairs - 1))
-            k = self.turn(q, angle[..., None, :])
+            k = turn(q, angle[..., None, :])
         scale = 1 / math.sqrt(self.head_dim)
         if self.qk_norm != "none":
             q, k = (x * torch.rsqrt(x.square().sum(-1, keepdim=True) + 1e-6) for x in (q, k))
@@ -134,22 +124,14 @@ class TinyConfig:
         length, first = self.layout.length, self.layout.first
         frequency = self.theta ** (-torch.arange(pairs, device=q.device) / pairs)
         angles = (torch.arange(length, device=q.device)[:, None] * frequency)[:, None]  # [length, 1, pairs]
-        q, k = (self.turn(x[..., None, :, :], angles) for x in (q * scale, k))
-        lead = embedding.shape[:-2]
-        value_matrix, up = p["query" if self.values == "query" else "value"], p["up"]
-        return Tables(
-            x=embedding[..., None, :, :].expand(*lead, self.layout.queries, *embedding.shape[-2:]),
-            q=q[..., first:, :, :],
-            k=k,
-            v=v[..., None, :, :].expand(*lead, length, *v.shape[-2:]),
-            out=p["out"] if self.out == "free" else value_matrix.mT,
-            norm=self.norm(p, "norm2"),
-            up=up,
-            gate=p["gate"] if self.gated else up[..., :0],
-            down=p["down"],
-            final=self.norm(p, "final"),
-            head=embedding,
-        )
+        q, k = (turn(x[..., None, :, :], angles) for x in (q * scale, k))
+        lead, up = embedding.shape[:-2], p["up"]
+        x = embedding[..., None, :, :].expand(*lead, self.layout.queries, *embedding.shape[-2:])
+        v = v[..., None, :, :].expand(*lead, length, *v.shape[-2:])
+        out = p["out"] if self.out == "free" else p["query" if self.values == "query" else "value"].mT
+        return Tables(x, q[..., first:, :, :], k, v, out, norm=self.norm(p, "norm2"), up=up,
+                      gate=p["gate"] if self.gated else up[..., :0], down=p["down"], final=self.norm(p, "final"),
+                      head=embedding)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -101,8 +101,7 @@ RANGES = {  # the least and the greatest value of a number; where nothing is sai
     **dict.fromkeys(("batch_size", "val_size", "test_size", "eval_batch_size"), (1, 10**7)),
     **dict.fromkeys(("rehearse", "carry"), (0, 1)),
     **dict.fromkeys(("beta2", "average"), (0, 0.999999)),
-    "lr": (1e-9, math.inf),
-    "clip": (1e-9, math.inf),
+    **dict.fromkeys(("lr", "clip"), (1e-9, math.inf)),
     "seed": (0, CANDIDATE - 1),
 }
 
@@ -147,9 +146,9 @@ class Run(plumbing.run.Run):
     project = "addition"
 
     def __init__(self, options, tool, name, argv=()):
-        mode = options.wandb_mode if options.wandb else "off"
+        options = replace(options, wandb=options.wandb_mode if options.wandb else "off")
         command = shlex.join(["python", "-m", f"addition.{tool}", *argv])
-        super().__init__(replace(options, wandb=mode), HERE / f"{tool}.py", command, Path(options.runs) / name)
+        super().__init__(options, HERE / f"{tool}.py", command, Path(options.runs) / name)
 
     def sources(self):
         return [HERE / f"{name}.py" for name in ("data", "fused", "model", "tiny", "training")]
@@ -175,21 +174,10 @@ def pick_engine(device, name="auto"):
     return fused if device.type == "cpu" and name != "torch" else model
 
 
-class Parameters:
-    """Named parameters of stacked models as one matrix [models, parameters], and back."""
-
-    def __init__(self, shapes):
-        self.shapes = shapes
-        self.sizes = [math.prod(shape) for shape in shapes.values()]
-
-    def named(self, flat):
-        pieces = flat.split(self.sizes, -1)
-        return {
-            name: piece.unflatten(-1, shape) for (name, shape), piece in zip(self.shapes.items(), pieces, strict=True)
-        }
-
-    def flat(self, named):
-        return torch.cat([torch.zeros(0), *(named[name].reshape(-1) for name in self.shapes)])
+def unflatten(flat, shapes):
+    """Named parameters, views of `flat` [models, parameters]."""
+    pieces = flat.split([math.prod(shape) for shape in shapes.values()], -1)
+    return {name: piece.unflatten(-1, shapes[name]) for name, piece in zip(shapes, pieces, strict=True)}
 
 
 def orthogonal(matrix):
@@ -206,8 +194,8 @@ def orthogonal(matrix):
 class Optimizer:
     """AdamW or Muon on stacked parameters [models, parameters], each row with its own rates."""
 
-    def __init__(self, flat, kind, parameters):
-        self.kind, self.parameters = kind, parameters
+    def __init__(self, flat, kind, shapes):
+        self.kind, self.shapes = kind, shapes
         self.state = {name: torch.zeros_like(flat) for name in ("mean", "square", "slow")}
 
     def step(self, flat, gradient, step, lr, decay, clip, beta2, grokfast):
@@ -221,8 +209,8 @@ class Optimizer:
         square.mul_(beta2).add_((1 - beta2) * gradient.square())
         update = (mean / (1 - 0.9 ** (step + 1))) / ((square / (1 - beta2 ** (step + 1))).sqrt() + 1e-8)
         if self.kind == "muon":
-            named, momentum = self.parameters.named(update), self.parameters.named(0.1 * gradient + 0.9 * mean)
-            for name, value in named.items():
+            momentum = unflatten(0.1 * gradient + 0.9 * mean, self.shapes)
+            for name, value in unflatten(update, self.shapes).items():
                 if value.ndim == 3 and not name.startswith(("token_emb", "pos_emb")):
                     value.copy_(orthogonal(momentum[name]) * math.sqrt(max(1, value.shape[1] / value.shape[2])))
         flat.mul_(1 - lr * decay).sub_(lr * update)
@@ -257,17 +245,18 @@ class Members:
     """The stacked models that are still training: every candidate of every run, named RUN#CANDIDATE."""
 
     LISTS = ("best_exact", "best_step", "rows", "errorless", "stages", "smooth_loss")
+    TENSORS = ("averaged", "best", "loss_sum")
 
     def __init__(self, settings, names, device):
         self.settings, self.names, self.device = settings, names, device
         self.config, self.done = settings[0].model, {}
         self.layout, self.kind = self.config.layout, self.config.kind
-        self.trained = Parameters(self.config.shapes())
-        self.frozen_shapes = Parameters({name: value.shape for name, value in self.config.frozen(0).items()})
-        flats = [self.trained.flat(s.model.initial(s.seed, s.init_std, s.position_std)) for s in settings]
+        initial = [s.model.initial(s.seed, s.init_std, s.position_std).values() for s in settings]
+        flats = [torch.cat([value.reshape(-1) for value in values]) for values in initial]
         self.flat = torch.stack(flats).to(device).requires_grad_()
-        self.frozen = torch.stack([self.frozen_shapes.flat(s.model.frozen(s.seed)) for s in settings]).to(device)
-        self.optimizer = Optimizer(self.flat.detach(), settings[0].optimizer, self.trained)
+        frozen = [s.model.frozen(s.seed) for s in settings]
+        self.frozen = {name: torch.stack([values[name] for values in frozen]).to(device) for name in frozen[0]}
+        self.optimizer = Optimizer(self.flat.detach(), settings[0].optimizer, self.config.shapes())
         self.averaged = self.flat.detach().clone()
         self.best = self.flat.detach().clone()
         self.best_exact = [-1.0] * len(settings)  # below any: the first validation is an improvement
@@ -281,11 +270,10 @@ class Members:
 
     def prepare(self):
         """Everything that follows from the settings of the members."""
-        held = [held_out(s.seed, s.val_size, s.test_size) for s in self.settings]
-        self.streams = [Stream(s.seed, h[2], self.layout) for s, h in zip(self.settings, held)]
-        self.val, self.test = (
-            torch.from_numpy(np.stack([encode(h[i], self.layout) for h in held])).to(self.device) for i in (0, 1)
-        )
+        *sets, held = zip(*(held_out(s.seed, s.val_size, s.test_size) for s in self.settings))
+        self.streams = [Stream(s.seed, pairs, self.layout) for s, pairs in zip(self.settings, held)]
+        rows = (np.stack([encode(pairs, self.layout) for pairs in one_set]) for one_set in sets)
+        self.val, self.test = (torch.from_numpy(stack).to(self.device) for stack in rows)
         self.curricula = [phases(s.curriculum) for s in self.settings]
         self.hyper = {name: self.column([getattr(s, name) for s in self.settings])
                       for name in ("clip", "beta2", "grokfast", "average", "calm")}  # fmt: skip
@@ -310,7 +298,7 @@ class Members:
             self.smooth_loss[i] = value if math.isinf(average) else 0.98 * average + 0.02 * value
 
     def named(self, flat):
-        return self.trained.named(flat) | self.frozen_shapes.named(self.frozen)
+        return unflatten(flat, self.config.shapes()) | self.frozen
 
     def member(self, i, flat):
         """The named tensors of one member."""
@@ -354,15 +342,14 @@ class Members:
         tables = self.tables(self.flat, step)
         loss = engine.losses(tables, rows, self.layout, self.kind)
         self.penalised(loss, tables).sum().backward()
-        loss, flat, hyper = loss.detach(), self.flat.detach(), self.hyper
+        loss, flat = loss.detach(), self.flat.detach()
+        clip, beta2, grokfast, average = (self.hyper[name] for name in ("clip", "beta2", "grokfast", "average"))
         rate = self.column([learning_rate(s, step) for s in self.settings])
         decay = self.column([fading(s.weight_decay, s.decay_until, step) for s in self.settings])
         with torch.no_grad():
-            self.optimizer.step(
-                flat, self.flat.grad, step, rate, decay, hyper["clip"], hyper["beta2"], hyper["grokfast"]
-            )
-            if hyper["average"].any():
-                decay = hyper["average"].clamp(max=(1 + step) / (10 + step))
+            self.optimizer.step(flat, self.flat.grad, step, rate, decay, clip, beta2, grokfast)
+            if average.any():
+                decay = average.clamp(max=(1 + step) / (10 + step))
                 self.averaged.mul_(decay).add_((1 - decay) * flat)
         if any(s.mastery for s in self.settings):
             self.smooth(loss.tolist())
@@ -420,8 +407,9 @@ class Members:
         """Leave only these members."""
         with torch.no_grad():
             self.flat = self.flat.detach()[indices].clone().requires_grad_()
-        for name in ("frozen", "averaged", "best", "loss_sum"):
+        for name in self.TENSORS:
             setattr(self, name, getattr(self, name)[indices])
+        self.frozen = {name: value[indices] for name, value in self.frozen.items()}
         self.optimizer.state = {name: value[indices] for name, value in self.optimizer.state.items()}
         for name in ("settings", "names", *self.LISTS):
             setattr(self, name, [getattr(self, name)[i] for i in indices])
@@ -433,16 +421,15 @@ class Members:
 
     def state_dict(self):
         """Everything that a resumed run needs; also the summaries of the runs that have ended."""
-        state = {name: getattr(self, name) for name in ("names", "done", "loss_count", *self.LISTS)}
-        tensors = {name: getattr(self, name) for name in ("averaged", "best", "loss_sum")}
-        return state | tensors | {"flat": self.flat.detach(), "optimizer": self.optimizer.state}
+        state = {name: getattr(self, name) for name in ("names", "done", "loss_count", *self.LISTS, *self.TENSORS)}
+        return state | {"flat": self.flat.detach(), "optimizer": self.optimizer.state}
 
     def load_state_dict(self, state):
         self.keep([self.names.index(name) for name in state["names"]])
         with torch.no_grad():
             self.flat.copy_(state["flat"])
         self.optimizer.state = state["optimizer"]
-        for name in ("done", "loss_count", "averaged", "best", "loss_sum", *self.LISTS):
+        for name in ("done", "loss_count", *self.LISTS, *self.TENSORS):
             setattr(self, name, state[name])
 
 
@@ -557,18 +544,16 @@ def save_member(folder, members, i, step):
             ("best", members.best, members.best_step[i], members.best_exact[i]),
             ("last", members.evaluated(), step, rows[-1]["val_exact"] if rows else 0.0),
         ):
-            named = members.member(i, flat)
             if flat[i].isfinite().all():
-                content = checkpoint(members.config, named, members.settings[i], at, exact)
+                content = checkpoint(members.config, members.member(i, flat), members.settings[i], at, exact)
                 disk.save_checkpoint(folder / "checkpoints" / f"{kind}.pt", content)
 
 
 def send_to_wandb(run, members, step):
     if run.wandb:
-        row = {}
-        for name, rows in zip(members.names, members.rows):
-            prefix = f"{name}/" if len(members.names) > 1 else ""
-            row |= {prefix + key: value for key, value in rows[-1].items()}
+        prefixes = [f"{name}/" for name in members.names] if len(members.names) > 1 else [""]
+        last = zip(prefixes, (rows[-1] for rows in members.rows))
+        row = {prefix + key: value for prefix, values in last for key, value in values.items()}
         with contextlib.suppress(Exception):  # a failure of W&B never ends a run
             run.wandb.log(row, step=step)
 
@@ -583,7 +568,6 @@ def progress(members, step, run):
         body = f"train {last['train_loss']:.4f}  val {last['val_loss']:.4f}  exact {exact[0]:.4f}"
     else:
         good = sum(value >= 0.99 for value in exact) + sum(s["best_val_exact"] >= 0.99 for s in members.done.values())
-        shown = " ".join(f"{value:.2f}" for value in sorted(exact, reverse=True)[:8])
-        dots = " ..." if len(exact) > 8 else ""
-        body = f"{good} of {len(exact) + len(members.done)} at 99 %  best {shown}{dots}"
+        shown = " ".join(f"{value:.2f}" for value in sorted(exact, reverse=True)[:8]) + " ..." * (len(exact) > 8)
+        body = f"{good} of {len(exact) + len(members.done)} at 99 %  best {shown}"
     return f"{head}  {body}  left {left}"

@@ -9,10 +9,10 @@ Exit status 1: it does not qualify, or misses an edge case.
 
 import argparse
 import ast
-import importlib.util
 import operator
 import random
 import sys
+import types
 from pathlib import Path
 
 import torch
@@ -57,8 +57,7 @@ def read(path):
         for name in names:
             if name.split(".")[0] in ("", *ours):
                 raise SystemExit(f"{path}, line {node.lineno}, imports {name}; a submission is one file of its own")
-    specification = importlib.util.spec_from_loader("submission", loader=None, origin=str(path))
-    module = importlib.util.module_from_spec(specification)
+    module = types.ModuleType("submission")
     module.__file__ = str(path)
     sys.modules["submission"] = module  # dataclasses look their module up
     try:
@@ -76,40 +75,26 @@ def build(path, module):
         model, metadata = module.build_model()
         return model, dict(metadata), count(model)
     except Exception as error:
-        raise SystemExit(
-            f"{path}: build_model() must return a torch module and a dict ({type(error).__name__}: {error})"
-        ) from error
+        reason = f"{type(error).__name__}: {error}"
+        raise SystemExit(f"{path}: build_model() must return a torch module and a dict ({reason})") from error
 
 
-def progress(steps, title):
-    """These steps with a progress bar, on a terminal only."""
-    return track(steps, title, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
-
-
-def one_by_one(path, module, model, pairs, title):
-    answers = []
-    for a, b in progress(pairs, title):
+def ask(path, module, model, pairs, title, batched):
+    """The submission's sums, by add_batch or by add, with a progress bar on a terminal."""
+    answers, at_once, hidden = [], AT_ONCE if batched else 1, not sys.stderr.isatty()
+    starts = range(0, len(pairs), at_once)
+    for start in track(starts, title, console=Console(stderr=True), transient=True, disable=hidden):
+        a, b = (list(numbers) for numbers in zip(*pairs[start : start + at_once]))
         try:
-            answers.append(operator.index(module.add(model, a, b)))
+            found = module.add_batch(model, a, b) if batched else [module.add(model, a[0], b[0])]
+            answers += map(operator.index, found)
+            if len(answers) != start + len(a):
+                raise ValueError(f"{len(answers) - start} answers to {len(a)} pairs")
         except Exception as error:
-            raise SystemExit(f"{path}: add(model, {a}, {b}) must return an int ({error!r})") from error
-    return answers
-
-
-def in_batches(path, module, model, pairs, title):
-    answers = []
-    for start in progress(range(0, len(pairs), AT_ONCE), title):
-        a, b = (list(numbers) for numbers in zip(*pairs[start : start + AT_ONCE]))
-        try:
-            batch = [operator.index(answer) for answer in module.add_batch(model, a, b)]
-            if len(batch) != len(a):
-                raise ValueError(f"{len(batch)} answers to {len(a)} pairs")
-        except Exception as error:
-            raise SystemExit(
-                f"{path}: add_batch must return a list of int; it fails on {len(a)} pairs, the first ({a[0]}, {b[0]}) "
-                f"({error!r})"
-            ) from error
-        answers += batch
+            form = f"add(model, {a[0]}, {b[0]}) must return an int"
+            if batched:
+                form = f"add_batch must return a list of int; it fails on {len(a)} pairs, the first ({a[0]}, {b[0]})"
+            raise SystemExit(f"{path}: {form} ({error!r})") from error
     return answers
 
 
@@ -119,7 +104,7 @@ def check(path, pairs=100_000):
     model, metadata, parameters = build(path, module)
     draw = random.Random(2025)
     public = [*EDGES, *((draw.randint(0, 9999999999), draw.randint(0, 9999999999)) for _ in range(PUBLIC))]
-    answers = one_by_one(path, module, model, public, "public")
+    answers = ask(path, module, model, public, "public", batched=False)
     right = sum(answer == a + b for (a, b), answer in zip(public, answers))
     failed = [[a, b, answer] for (a, b), answer in zip(EDGES, answers) if answer != a + b]
 
@@ -127,13 +112,12 @@ def check(path, pairs=100_000):
     batched = callable(getattr(module, "add_batch", None))
     if batched:
         sample = hard[:AGREE]
-        single, together = (ask(path, module, model, sample, "add_batch") for ask in (one_by_one, in_batches))
+        single, together = (ask(path, module, model, sample, "add_batch", way) for way in (False, True))
         for (a, b), one, many in zip(sample, single, together):
             if one != many:
-                raise SystemExit(
-                    f"{path}: {a} + {b} is {one} by add, but {many} by add_batch; correct add_batch or remove it"
-                )
-    answers = (in_batches if batched else one_by_one)(path, module, model, hard, "carries")
+                wrong = f"{a} + {b} is {one} by add, but {many} by add_batch"
+                raise SystemExit(f"{path}: {wrong}; correct add_batch or remove it")
+    answers = ask(path, module, model, hard, "carries", batched)
     return {
         "path": str(path),
         "name": str(metadata.get("name")),
