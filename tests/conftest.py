@@ -1,10 +1,12 @@
 """Tests compute on one thread, so that a busy machine is only slow, and write to folders of their own."""
 
 import os
+import signal
 
 import pytest
 import torch
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job starts with SIGINT ignored
 os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
 
