@@ -29,6 +29,7 @@ if __package__ in (None, ""):  # run as a script
 
 from data import sources, store
 from data.solver import place, propagate, search, workspace, write_solution
+from plumbing import disk
 
 VERSION = 1  # raise it when the same arguments give other puzzles, so that caches are made again
 EASY_CHUNK, HARD_CHUNK = 256, 64  # puzzles in a chunk, the work of one thread; a hard one has one pool for its climb
@@ -345,7 +346,7 @@ def main(argv=None):
     lines = [f"{path}: {len(puzzles):,} puzzles in {seconds:.1f} s, {len(puzzles) / seconds:,.0f} a second"]
     buckets = sources.rows_by_bucket(puzzles, sources.EXTREME)
     lines += [f"rating {name:>5}: {len(rows):,}" for name, rows in zip(sources.EXTREME_NAMES, buckets)]
-    store.show("\n".join(lines))
+    disk.say("\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ if __package__ in (None, ""):  # run as a script
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from data import rows, store
+from plumbing import disk
 
 DATA_SET = "radcliffe/3-million-sudoku-puzzles-with-ratings"
 FILE = "sudoku-3m.csv"
@@ -51,7 +52,7 @@ def main(argv=None, description=__doc__, load=load):
         puzzles = load(parser.parse_args(argv).csv)
     except ValueError as error:
         raise SystemExit(str(error)) from None
-    store.show(f"{len(puzzles):,} puzzles, rated {puzzles.rating.min():g} to {puzzles.rating.max():g}")
+    disk.say(f"{len(puzzles):,} puzzles, rated {puzzles.rating.min():g} to {puzzles.rating.max():g}")
 
 
 if __name__ == "__main__":

@@ -131,14 +131,6 @@ def load_or_make(path, made_by, make, again=False):
         return puzzles
 
 
-def show(text):
-    """Prints text. That its reader has closed the pipe, as head does, is not an error."""
-    try:
-        print(text, flush=True)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the flush at exit would fail again
-
-
 def exclude(puzzle_set, test_set):
     """Indices of the rows that are not in `test_set`, neither exactly nor as an equivalent puzzle.
 

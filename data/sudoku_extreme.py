@@ -14,6 +14,7 @@ if __package__ in (None, ""):  # run as a script
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from data import rows, sources, store
+from plumbing import disk
 
 REPOSITORY = "sapientinc/sudoku-extreme"
 ROWS = {"train": 3_831_994, "test": 422_786}  # of its two files
@@ -70,7 +71,7 @@ def main(argv=None):
         buckets = sources.rows_by_bucket(puzzles, sources.EXTREME)
         mix = ", ".join(f"{bucket}: {len(part):,}" for bucket, part in zip(sources.EXTREME_NAMES, buckets))
         lines.append(f"{name}: {len(puzzles):,} puzzles; by rating {mix}")
-    store.show("\n".join(lines))
+    disk.say("\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import pickle
 import platform
 import shutil
 import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -24,6 +25,14 @@ def writing(folder, name):
             f"cannot write {Path(folder) / name}: {error}. What was saved before is intact; free some space or "
             "mend the permissions, then run the same command again (a run: with --resume)"
         ) from None
+
+
+def say(text):
+    """Print; where the reader has gone (`| head`), go on in silence."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the flush at exit would fail again
 
 
 def replace(path, write):

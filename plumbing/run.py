@@ -18,7 +18,6 @@ import json
 import os
 import re
 import signal
-import sys
 import time
 import zlib
 from dataclasses import dataclass
@@ -49,14 +48,6 @@ class RunConfig:
     save_every: int = 1_000  # steps between two checkpoints: what a killed run loses at most
     wandb: Literal["off", "offline", "online"] = "off"  # also send the metrics to Weights & Biases
     runs: str = "runs"  # the folder that holds all runs
-
-
-def say(line):
-    """Print a line; where its reader has gone (`| head`), go on in silence, log.txt has every line."""
-    try:
-        print(line, flush=True)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def checksums(files):
@@ -236,11 +227,11 @@ class Run:
         if self.interrupted is not None:
             raise SystemExit(f"ended at once; --resume goes on from {self.checkpoint}")
         self.interrupted = number
-        say(f"# {signal.Signals(number).name}: saving after this step; once more ends at once")
+        disk.say(f"# {signal.Signals(number).name}: saving after this step; once more ends at once")
 
     def log(self, line):
         if self.rank == 0:
-            say(line)
+            disk.say(line)
             with disk.writing(self.folder, "log.txt"), open(self.folder / "log.txt", "a") as file:
                 file.write(line + "\n")
 

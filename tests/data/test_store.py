@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from data import sources, store
+from plumbing import disk
 from tests.data.puzzles import make
 
 
@@ -195,8 +196,8 @@ def test_a_closed_pipe_is_no_error(monkeypatch):
     os.close(reader)
     with open(writer, "w") as pipe, monkeypatch.context() as patch:
         patch.setattr(sys, "stdout", pipe)
-        store.show("first line")
-        store.show("second line")
+        disk.say("first line")
+        disk.say("second line")
 
 
 def test_exclude_finds_equivalent_puzzles():
