@@ -16,8 +16,6 @@ from numba import types
 from numba.core.cpu import CPUTargetOptions
 from numba.extending import intrinsic
 
-from addition.model import Tables
-
 LANES = 64  # with fewer, LLVM unrolls the loops over lanes instead of vectorising them
 FAST = {"contract", "arcp", "nsz", "reassoc", "afn"}
 TRAIN, LOSS, DECODE = 0, 1, 2
@@ -344,12 +342,7 @@ def run(mode, rows, first, centered, gated, eps, tx, tq, tk, tv, wo, n2, up, gat
     if mode == TRAIN:
         for lanes, sums in ((lo, go), (ln2, gn2), (lup, gup), (lgate, ggate), (ldown, gdown), (lnf, gnf)):
             reduce(lanes, sums)
-        for token in range(vocabulary):
-            for i in range(width):
-                value = np.float32(0)
-                for lane in range(LANES):
-                    value += lhead[i, token, lane]
-                ghead[token, i] = value
+        reduce(lhead, ghead.T)
     return loss.sum() * share
 
 
@@ -413,5 +406,5 @@ def losses(tables, rows, layout, kind):
 def decode(tables, rows, layout, kind):
     """As model.decode."""
     rows = rows.clone()
-    call(DECODE, Tables(*tables), rows.numpy(), layout, kind)
+    call(DECODE, tables, rows.numpy(), layout, kind)
     return rows[..., list(layout.sum)]

@@ -129,22 +129,16 @@ class ModelConfig:
                 found[f"{name}.bias"] = (d,)
         return found
 
-    def initial(self, seed, std=0.02, position_std=0.0):
-        """Initial values. `std` is that of the embeddings and full matrices.
-
-        `position_std` is that of the learned positions, whatever their rank; 0: `std` for their matrices.
-        """
+    def initial(self, seed, std=0.02):
+        """Initial values. `std` is that of the embeddings, the positions' matrices and the full matrices."""
         generator = torch.Generator().manual_seed(seed)
         values = {}
-        positions = math.sqrt(position_std / math.sqrt(self.pos_rank)) if self.pos_rank else position_std
         for name, shape in self.shapes().items():
             if name.startswith(("norm", "final")):
                 values[name] = torch.full(shape, float(name.endswith("weight")))
                 continue
-            scale = std if name.endswith("weight") else math.sqrt(2 / sum(shape))  # of a low-rank factor
-            if name.startswith("pos_emb"):
-                scale = positions or std
-            values[name] = torch.randn(shape, generator=generator) * scale
+            full = name.endswith("weight") or name.startswith("pos_emb")
+            values[name] = torch.randn(shape, generator=generator) * (std if full else math.sqrt(2 / sum(shape)))
         return values
 
     def frozen(self, seed):

@@ -73,7 +73,7 @@ class TinyConfig:
         names = {"separate": ("norm1", "norm2", "final"), "shared": ("norm",), "none": ()}[self.norms]
         return found | dict.fromkeys(names, (d,))
 
-    def initial(self, seed, std, position_std=0.0):
+    def initial(self, seed, std):
         """Matrices N(0, std). The arc begins as about a quarter circle, the scale of attention near 5."""
         generator = torch.Generator().manual_seed(seed)
         values = {name: torch.randn(shape, generator=generator) for name, shape in self.shapes().items()}

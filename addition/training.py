@@ -46,8 +46,7 @@ class Settings:
     engine: Literal["auto", "torch", "fused"] = "auto"  # torch: plain autograd; fused: compiled for a CPU
     optimizer: Literal["adamw", "muon"] = "adamw"  # muon: orthogonalised momentum for the matrices
     beta2: float = 0.999
-    init_std: float = 0.02  # of embeddings and full matrices
-    position_std: float = 0.0  # of the learned positions, whatever their rank; 0: init_std for their matrices
+    init_std: float = 0.02  # of embeddings, positions and full matrices
     warmup: int = 1_350
     final_lr: float = 0.1  # of lr, at the end of the cosine
     clip: float = 1.0  # of the gradient's norm
@@ -62,11 +61,8 @@ class Settings:
     decay_until: int = 0  # step at which the weight decay has decayed to 0; 0: it stays
     soften: float = 1.0  # factor of the attention scores at step 0; it rises linearly to 1 at --soften-until
     soften_until: int = 4_000
-    average: float = 0.0  # evaluate a moving average of the weights with this decay; 0: the weights themselves
     candidates: int = 1  # random starts of each run, of which --choose keeps the best
     choose: str = "5000:1"  # STEP:LEFT, ...: from this step on, so many candidates of a run are left
-    solved: int = 0  # stop after so many validations without an error in a row; 0: never
-    give_up: str = ""  # STEP:EXACT: stop from that step on if the best exact match is lower; empty: never
     resume: bool = False  # go on from the checkpoint of a killed run
     save_every: int = 1_000  # steps between two checkpoints
     runs: str = "results/runs"
@@ -100,8 +96,8 @@ RANGES = {  # the least and the greatest value of a number; where nothing is sai
     **dict.fromkeys(("train_steps", "eval_interval", "save_every", "candidates"), (1, math.inf)),
     **dict.fromkeys(("batch_size", "val_size", "test_size", "eval_batch_size"), (1, 10**7)),
     **dict.fromkeys(("rehearse", "carry"), (0, 1)),
-    **dict.fromkeys(("beta2", "average"), (0, 0.999999)),
     **dict.fromkeys(("lr", "clip"), (1e-9, math.inf)),
+    "beta2": (0, 0.999999),
     "seed": (0, CANDIDATE - 1),
 }
 
@@ -119,17 +115,7 @@ def check(settings):
         if get_origin(f.type) is Literal and value not in get_args(f.type):
             raise ValueError(f"{flag} is {value!r}; expected one of {', '.join(get_args(f.type))}")
     phases(settings.curriculum)
-    give_up(settings)
     selections(settings)
-
-
-def give_up(settings):
-    """The step and the exact match of --give-up."""
-    if not settings.give_up:
-        return math.inf, 0.0
-    if match := re.fullmatch(r"(\d+):([01]|[01]?\.\d+)", settings.give_up):
-        return int(match[1]), float(match[2])
-    raise ValueError(f"--give-up is {settings.give_up!r}; expected STEP:EXACT, such as 20000:0.05")
 
 
 def selections(settings):
@@ -244,25 +230,23 @@ def run_of(member):
 class Members:
     """The stacked models that are still training: every candidate of every run, named RUN#CANDIDATE."""
 
-    LISTS = ("best_exact", "best_step", "rows", "errorless", "stages", "smooth_loss")
-    TENSORS = ("averaged", "best", "loss_sum")
+    LISTS = ("best_exact", "best_step", "rows", "stages", "smooth_loss")
+    TENSORS = ("best", "loss_sum")
 
     def __init__(self, settings, names, device):
         self.settings, self.names, self.device = settings, names, device
         self.config, self.done = settings[0].model, {}
         self.layout, self.kind = self.config.layout, self.config.kind
-        initial = [s.model.initial(s.seed, s.init_std, s.position_std).values() for s in settings]
+        initial = [s.model.initial(s.seed, s.init_std).values() for s in settings]
         flats = [torch.cat([value.reshape(-1) for value in values]) for values in initial]
         self.flat = torch.stack(flats).to(device).requires_grad_()
         frozen = [s.model.frozen(s.seed) for s in settings]
         self.frozen = {name: torch.stack([values[name] for values in frozen]).to(device) for name in frozen[0]}
         self.optimizer = Optimizer(self.flat.detach(), settings[0].optimizer, self.config.shapes())
-        self.averaged = self.flat.detach().clone()
         self.best = self.flat.detach().clone()
         self.best_exact = [-1.0] * len(settings)  # below any: the first validation is an improvement
         self.best_step = [0] * len(settings)
         self.rows = [[] for _ in settings]
-        self.errorless = [0] * len(settings)  # validations without an error since the last with one
         self.stages = [0] * len(settings)
         self.smooth_loss = [math.inf if s.mastery else 0.0 for s in settings]
         self.loss_sum, self.loss_count = torch.zeros(len(settings), device=device), 0  # since the last validation
@@ -276,7 +260,7 @@ class Members:
         self.val, self.test = (torch.from_numpy(stack).to(self.device) for stack in rows)
         self.curricula = [phases(s.curriculum) for s in self.settings]
         self.hyper = {name: self.column([getattr(s, name) for s in self.settings])
-                      for name in ("clip", "beta2", "grokfast", "average", "calm")}  # fmt: skip
+                      for name in ("clip", "beta2", "grokfast", "calm")}  # fmt: skip
         shape = len(self.settings), self.settings[0].batch_size, self.layout.length + 1
         self.batch = np.zeros(shape, dtype=np.uint8)
 
@@ -290,12 +274,6 @@ class Members:
             self.stages[i] += 1
             self.smooth_loss[i] = math.inf if mastery else 0.0
         return curriculum[self.stages[i]]
-
-    def smooth(self, loss):
-        """Update the average of each member's loss over about 50 steps."""
-        for i, value in enumerate(loss):
-            average = self.smooth_loss[i]
-            self.smooth_loss[i] = value if math.isinf(average) else 0.98 * average + 0.02 * value
 
     def named(self, flat):
         return unflatten(flat, self.config.shapes()) | self.frozen
@@ -320,11 +298,6 @@ class Members:
         k = k - k.mean(1, keepdim=True)
         return loss + calm * ((q.mT @ q) * (k.mT @ k)).sum((1, 2)) / (q.shape[1] * k.shape[1])
 
-    def evaluated(self):
-        """The weights that are validated and saved: with --average their moving average."""
-        averaged = self.hyper["average"] > 0
-        return torch.where(averaged, self.averaged, self.flat.detach()) if averaged.any() else self.flat.detach()
-
     def fill_batch(self, step):
         jobs = []
         for i, s in enumerate(self.settings):
@@ -343,16 +316,15 @@ class Members:
         loss = engine.losses(tables, rows, self.layout, self.kind)
         self.penalised(loss, tables).sum().backward()
         loss, flat = loss.detach(), self.flat.detach()
-        clip, beta2, grokfast, average = (self.hyper[name] for name in ("clip", "beta2", "grokfast", "average"))
+        clip, beta2, grokfast = (self.hyper[name] for name in ("clip", "beta2", "grokfast"))
         rate = self.column([learning_rate(s, step) for s in self.settings])
         decay = self.column([fading(s.weight_decay, s.decay_until, step) for s in self.settings])
         with torch.no_grad():
             self.optimizer.step(flat, self.flat.grad, step, rate, decay, clip, beta2, grokfast)
-            if average.any():
-                decay = average.clamp(max=(1 + step) / (10 + step))
-                self.averaged.mul_(decay).add_((1 - decay) * flat)
         if any(s.mastery for s in self.settings):
-            self.smooth(loss.tolist())
+            for i, value in enumerate(loss.tolist()):  # the average over about 50 steps
+                before = self.smooth_loss[i]
+                self.smooth_loss[i] = value if math.isinf(before) else 0.98 * before + 0.02 * value
         self.loss_sum, self.loss_count = self.loss_sum + loss, self.loss_count + 1
         finite = loss.isfinite() & flat.isfinite().all(1)
         return (~finite).nonzero()[:, 0].tolist()
@@ -360,7 +332,7 @@ class Members:
     @torch.no_grad()
     def validate(self, engine, step, seconds):
         """Append a row of metrics for every member, after `step` steps, and keep the best weights."""
-        flat, at_once = self.evaluated(), self.settings[0].eval_batch_size
+        flat, at_once = self.flat.detach(), self.settings[0].eval_batch_size
         tables = self.tables(flat, step)
         self.train_loss = (self.loss_sum / self.loss_count).tolist()
         val_loss = engine.losses(tables, self.val, self.layout, self.kind).tolist()
@@ -376,7 +348,6 @@ class Members:
             if exact[i] > self.best_exact[i]:
                 self.best_exact[i], self.best_step[i] = exact[i], step
                 self.best[i] = flat[i]
-            self.errorless[i] = self.errorless[i] + 1 if exact[i] == 1 else 0
 
     def select(self, step, lost, validated):
         """-> indices of the members that go on, and of those whose run ends now.
@@ -387,20 +358,15 @@ class Members:
         staying, ending = [], []
         for run in dict.fromkeys(map(run_of, self.names)):
             candidates = [i for i, name in enumerate(self.names) if run_of(name) == run]
-            s, solved, last = self.settings[candidates[0]], [], False
+            s = self.settings[candidates[0]]
             good = [i for i in candidates if i not in lost]
             if validated:
-                last = step == s.train_steps
-                at, exact = give_up(s)
-                good = [i for i in good if step < at or self.best_exact[i] >= exact]
                 good.sort(key=lambda i: (-self.stages[i], self.train_loss[i]))
-                solved = [i for i in good if s.solved and self.errorless[i] >= s.solved]
                 good = good[: min([left for at, left in selections(s) if step >= at], default=len(good))]
-            if solved or last or not good:
-                candidates.sort(key=lambda i: -self.best_exact[i])
-                ending.append((solved or good or candidates)[0])
-            else:
+            if good and not (validated and step == s.train_steps):
                 staying += good
+            else:
+                ending.append(good[0] if good else max(candidates, key=lambda i: self.best_exact[i]))
         return sorted(staying), ending
 
     def keep(self, indices):
@@ -542,7 +508,7 @@ def save_member(folder, members, i, step):
         disk.write_rows(folder / "metrics.csv", rows, METRICS)
         for kind, flat, at, exact in (
             ("best", members.best, members.best_step[i], members.best_exact[i]),
-            ("last", members.evaluated(), step, rows[-1]["val_exact"] if rows else 0.0),
+            ("last", members.flat.detach(), step, rows[-1]["val_exact"] if rows else 0.0),
         ):
             if flat[i].isfinite().all():
                 content = checkpoint(members.config, members.member(i, flat), members.settings[i], at, exact)

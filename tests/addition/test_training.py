@@ -144,7 +144,7 @@ class Killed(Exception):
     pass
 
 
-PAIR = [replace(TINY, seed=seed, save_every=10, candidates=2, choose="30:1", average=0.9) for seed in (1, 2)]
+PAIR = [replace(TINY, seed=seed, save_every=10, candidates=2, choose="30:1") for seed in (1, 2)]
 NAMES = ["one", "two"]
 
 
@@ -344,26 +344,6 @@ def test_a_candidate_that_diverges_leaves_its_run_to_the_others(three):
     assert three.select(40, [0, 1], validated=False) == ([2], [0])  # the last step: b is validated first
 
 
-def test_a_candidate_that_has_solved_the_task_ends_its_run(three):
-    three.settings = [replace(s, solved=2) for s in three.settings]
-    three.errorless = [2, 0, 1]
-    assert three.select(10, [], validated=True) == ([2], [0])
-
-
-def test_give_up_ends_a_run_only_when_all_candidates_are_below(three):
-    three.settings = [replace(s, give_up="10:0.5") for s in three.settings]
-    three.best_exact = [0.6, 0.1, 0.1]
-    assert three.select(10, [], validated=True) == ([0], [2])
-    assert three.select(9, [], validated=True) == ([0, 1, 2], [])
-
-
-@pytest.mark.usefixtures("quick")
-def test_hopeless_runs_end_when_asked(tmp_path):
-    settings = [replace(TINY, give_up="20:0.5"), replace(TINY, seed=1)]
-    found = train_all(settings, ["hopeless", "other"], tmp_path / "h")
-    assert found["hopeless"]["steps"] == 20 and found["other"]["steps"] == 40
-
-
 @pytest.mark.usefixtures("quick")
 def test_a_run_that_diverges_is_a_result(tmp_path):
     """It ends alone, at once, and no weights that are not finite are saved."""
@@ -416,9 +396,9 @@ def test_tiny_sweep(clean):
     [
         "--pos-rank 9", "--d-model 0", "--companion nan", "--companion -1", "--device quantum", "--device mps",
         "--engine jax", "--train-steps 0", "--train-steps -5", "--lr nan", "--lr inf", "--lr -1", "--lr 0",
-        "--weight-decay -1", "--batch-size 0", "--val-size 99999999999", "--beta2 2", "--beta2 1", "--average 1",
+        "--weight-decay -1", "--batch-size 0", "--val-size 99999999999", "--beta2 2", "--beta2 1",
         "--clip 0", "--carry 2", "--rehearse nan", "--warmup -1", "--candidates 0", "--save-every 0", "--seed -5",
-        "--seed 1000000000", "--curriculum 3", "--curriculum 5:11", "--give-up soon", "--give-up 5:nan",
+        "--seed 1000000000", "--curriculum 3", "--curriculum 5:11",
         "--choose 5500", "--choose -5:1", "--choose 5:0", "--wandb-mode later", "--pos-ranks 3", "--run-name ../../x",
         "--run-name .", "--runs /dev/null", "--preset none",
     ],
