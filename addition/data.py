@@ -119,7 +119,7 @@ def contains(pairs, a, b):
 
 
 @numba.njit(cache=True, nogil=True)
-def fill_rows(key, least, digits, among, simple, simples, carries, held, template, at_a, at_b, at_sum, rows):
+def fill_rows(key, least, digits, among, simple, simples, carries, held, template, places, rows):
     """One batch. The two operands of a row have the same number of digits, `least` to `digits`.
 
     A share `carries` of the rows has long carries. Digits are drawn from `among`, in a share `simples` of the rows
@@ -153,15 +153,10 @@ def fill_rows(key, least, digits, among, simple, simples, carries, held, templat
             if not contains(held, a, b):
                 break
         rows[row] = template
-        total = a + b
-        for i in range(len(at_a)):
-            rows[row, at_a[i]] = a % 10
-            rows[row, at_b[i]] = b % 10
-            a //= 10
-            b //= 10
-        for i in range(len(at_sum)):
-            rows[row, at_sum[i]] = total % 10
-            total //= 10
+        for positions, number in zip(places, (a, b, a + b)):
+            for position in positions:
+                rows[row, position] = number % 10
+                number //= 10
 
 
 class Stream:
@@ -169,8 +164,8 @@ class Stream:
 
     def __init__(self, seed, held, layout=STANDARD):
         self.seed = seed
-        places = [np.array(p, dtype=np.int64) for p in (layout.a, layout.b, layout.sum)]
-        self.fixed = (held, np.array(layout.template, dtype=np.uint8), *places)
+        places = tuple(np.array(p, dtype=np.int64) for p in (layout.a, layout.b, layout.sum))
+        self.fixed = (held, np.array(layout.template, dtype=np.uint8), places)
 
     def fill(self, step, least, stage, simple, simples, carries, rows):
         key = np.uint64(np.random.SeedSequence([self.seed, step]).generate_state(1, np.uint64)[0])

@@ -239,23 +239,14 @@ def write(config, named, name, author):
     text, layout, trained = TEMPLATES[type(config).__name__](config), config.layout, config.shapes()
     start = layout.sum[0]
     return FILE.substitute(
-        digits=len(layout.a),
-        params=model.count(config),
-        prompt=layout.template[:start],
-        a=layout.a,
-        b=layout.b,
-        answer=len(layout.sum),
-        helpers=text.helpers,
-        architecture=text.architecture,
-        forward=textwrap.indent(text.forward, " " * 8),
-        count=inspect.getsource(count),
-        name=quote(name),
-        author=quote(author),
-        quoted=quote(text.architecture),
+        digits=len(layout.a), params=model.count(config), prompt=layout.template[:start], a=layout.a, b=layout.b,
+        answer=len(layout.sum), helpers=text.helpers, architecture=text.architecture,
+        forward=textwrap.indent(text.forward, " " * 8), count=inspect.getsource(count),
+        name=quote(name), author=quote(author), quoted=quote(text.architecture),
         tricks=quote(text.tricks).replace("\n", "\n" + " " * 8),
         weights=dictionary({name: named[name] for name in trained}),
         frozen=dictionary({name: value for name, value in named.items() if name not in trained}),
-    )
+    )  # fmt: skip
 
 
 def compare(path, config, named):

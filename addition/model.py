@@ -137,8 +137,8 @@ class ModelConfig:
             if name.startswith(("norm", "final")):
                 values[name] = torch.full(shape, float(name.endswith("weight")))
                 continue
-            full = name.endswith("weight") or name.startswith("pos_emb")
-            values[name] = torch.randn(shape, generator=generator) * (std if full else math.sqrt(2 / sum(shape)))
+            scale = std if name.endswith("weight") or name.startswith("pos_emb") else math.sqrt(2 / sum(shape))
+            values[name] = torch.randn(shape, generator=generator) * scale
         return values
 
     def frozen(self, seed):

@@ -46,9 +46,8 @@ def steps_axis(axis, curriculum, last):
             continue  # the label would cover the next line
         text = f"up to {stage.digits} digits"  # not 1 to: --lengths full has no shorter ones
         text += f" of {stage.among}" if len(stage.among) < 10 else ""
-        place = dict(xytext=(3, 0), textcoords="offset points", ha="left", va="center", rotation=90)
-        where = ("data", "axes fraction")
-        axis.annotate(text, (step, 0.5), xycoords=where, fontsize=8, color="#777777", **place)
+        axis.annotate(text, (step, 0.5), xycoords=("data", "axes fraction"), xytext=(3, 0), textcoords="offset points",
+                      ha="left", va="center", rotation=90, fontsize=8, color="#777777")  # fmt: skip
 
 
 def run_plots(folder, rows, curriculum):
@@ -143,9 +142,8 @@ def accuracy_plot(path, points):
     figure, axis = axes(11, 6.2)
     top = 6.0
     wide = [math.log10(p["parameters"]) for p in points] or [2.0]
-    low, high = min(wide) - 0.08, max(wide) + 0.08
-    low, high = (low, high) if high - low > 0.5 else ((low + high) / 2 - 0.25, (low + high) / 2 + 0.25)
-    width = high - low
+    middle, width = (min(wide) + max(wide)) / 2, max(0.5, max(wide) - min(wide) + 0.16)
+    low, high = middle - width / 2, middle + width / 2
     columns = spread(wide, 0.013 * width)  # configurations of one size stand side by side
     gap = min(0.042, 0.96 / max(1, len(points) - 1)) * width
     names = spread(wide, gap)

@@ -71,16 +71,15 @@ def members(entry):
 
 def check_pool(pool):
     """Only different seeds of one configuration may be counted together."""
-    (first, one), *others = pool.items()
-    seen = {one["seed"]: first}
-    for path, summary in others:
+    first, one = next(iter(pool.items()))
+    seen = {}
+    for path, summary in pool.items():
         both = (one["config"].keys() & summary["config"].keys()) - APART
         wrong = sorted(name for name in both if one["config"][name] != summary["config"][name])
         if wrong:
             raise SystemExit(f"{path} and {first} differ in {', '.join(wrong)}; name them apart, without the +")
-        if summary["seed"] in seen:
-            raise SystemExit(f"{path} and {seen[summary['seed']]} are the same seed; leave one of them out")
-        seen[summary["seed"]] = path
+        if (other := seen.setdefault(summary["seed"], path)) != path:
+            raise SystemExit(f"{path} and {other} are the same seed; leave one of them out")
 
 
 def number(value):
@@ -263,15 +262,14 @@ def keep(folders):
         kept = load(folder)
         if kept is None:
             raise SystemExit(f"{folder} has no summary.json: has the run finished? (--resume goes on)")
-        frames = []
+        frames = {}
         for member in kept["members"]:
             source = folder / member / "metrics.csv"
             source = source if source.exists() else folder / "metrics.csv"  # a model alone writes to the run's folder
             if not source.exists():
                 raise SystemExit(f"{folder / member} has no metrics.csv; run the sweep again")
-            frames.append(pd.read_csv(source, dtype=str).assign(member=member))
-        rows = pd.concat(frames)
-        rows = rows[["member", *rows.columns.drop("member")]]
+            frames[member] = pd.read_csv(source, dtype=str)
+        rows = pd.concat(frames, names=["member"]).reset_index("member")
         target = results() / folder.name
         with disk.writing(target, "metrics.csv"):
             target.mkdir(parents=True, exist_ok=True)

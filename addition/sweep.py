@@ -15,10 +15,13 @@ from dataclasses import dataclass, fields, replace
 
 from addition.model import count
 from addition.train import parse
-from addition.training import SHARED, Run, Settings, check, train
+from addition.training import Run, Settings, check, train
 
 MOST_SEEDS = 10_000  # in one range
-NOT_IN_A_GRID = {*SHARED, "model", "preset", "seed", "name", "device", "engine", "wandb_mode", "save_every", "runs"}
+NOT_IN_A_GRID = {  # models that train together have all of these in common but the seed
+    "model", "train_steps", "batch_size", "val_size", "test_size", "eval_batch_size", "eval_interval", "optimizer",
+    "preset", "seed", "name", "device", "engine", "wandb_mode", "save_every", "runs",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -74,23 +74,13 @@ class Settings:
 
 # Our recipe; EXPERIMENTS.md shows how each value was found.
 RELIABLE = dict(
-    train_steps=24_000,
-    batch_size=256,
-    lr=0.08,
-    warmup=200,
+    train_steps=24_000, batch_size=256, lr=0.08, warmup=200, init_std=0.38, decay_until=10_000,
     weight_decay=0.02,  # lets wrong attention shrink; for all steps it would keep predictions uncertain
-    decay_until=10_000,
-    init_std=0.38,
     curriculum="1000:10@09",  # zeros and nines: carries of any length, but only three sums of two digits
-    mastery=0.2,
-    rehearse=0.3,
-    carry=0.5,
     soften=0.3,  # attention that saturates early has no gradient for carries
-    candidates=6,
-    choose="5500:2,10000:1",
-)
+    mastery=0.2, rehearse=0.3, carry=0.5, candidates=6, choose="5500:2,10000:1",
+)  # fmt: skip
 CANDIDATE = 10**9  # candidate i of a run has the run's seed + i * CANDIDATE
-SHARED = ("train_steps", "batch_size", "val_size", "test_size", "eval_batch_size", "eval_interval", "optimizer")
 METRICS = ("step", "train_loss", "val_loss", "val_exact", "lr", "digits", "stage", "seconds")
 RANGES = {  # the least and the greatest value of a number; where nothing is said, 0 and no bound
     **dict.fromkeys(("train_steps", "eval_interval", "save_every", "candidates"), (1, math.inf)),
@@ -260,7 +250,8 @@ class Members:
         self.val, self.test = (torch.from_numpy(stack).to(self.device) for stack in rows)
         self.curricula = [phases(s.curriculum) for s in self.settings]
         self.hyper = {name: self.column([getattr(s, name) for s in self.settings])
-                      for name in ("clip", "beta2", "grokfast", "calm")}  # fmt: skip
+                      for name in ("clip", "beta2", "grokfast")}  # fmt: skip
+        self.calm = self.column([s.calm for s in self.settings])[:, 0]
         shape = len(self.settings), self.settings[0].batch_size, self.layout.length + 1
         self.batch = np.zeros(shape, dtype=np.uint8)
 
@@ -291,12 +282,11 @@ class Members:
 
     def penalised(self, loss, tables):
         """The loss plus --calm times the mean square of all attention scores, each less its query's mean."""
-        calm = self.hyper["calm"][:, 0]
-        if not calm.any():
+        if not self.calm.any():
             return loss
         q, k = tables.q.flatten(1, 2), tables.k.flatten(1, 2)
         k = k - k.mean(1, keepdim=True)
-        return loss + calm * ((q.mT @ q) * (k.mT @ k)).sum((1, 2)) / (q.shape[1] * k.shape[1])
+        return loss + self.calm * ((q.mT @ q) * (k.mT @ k)).sum((1, 2)) / (q.shape[1] * k.shape[1])
 
     def fill_batch(self, step):
         jobs = []
@@ -316,11 +306,9 @@ class Members:
         loss = engine.losses(tables, rows, self.layout, self.kind)
         self.penalised(loss, tables).sum().backward()
         loss, flat = loss.detach(), self.flat.detach()
-        clip, beta2, grokfast = (self.hyper[name] for name in ("clip", "beta2", "grokfast"))
         rate = self.column([learning_rate(s, step) for s in self.settings])
         decay = self.column([fading(s.weight_decay, s.decay_until, step) for s in self.settings])
-        with torch.no_grad():
-            self.optimizer.step(flat, self.flat.grad, step, rate, decay, clip, beta2, grokfast)
+        self.optimizer.step(flat, self.flat.grad, step, rate, decay, **self.hyper)
         if any(s.mastery for s in self.settings):
             for i, value in enumerate(loss.tolist()):  # the average over about 50 steps
                 before = self.smooth_loss[i]
@@ -371,8 +359,7 @@ class Members:
 
     def keep(self, indices):
         """Leave only these members."""
-        with torch.no_grad():
-            self.flat = self.flat.detach()[indices].clone().requires_grad_()
+        self.flat = self.flat.detach()[indices].requires_grad_()
         for name in self.TENSORS:
             setattr(self, name, getattr(self, name)[indices])
         self.frozen = {name: value[indices] for name, value in self.frozen.items()}
@@ -392,8 +379,7 @@ class Members:
 
     def load_state_dict(self, state):
         self.keep([self.names.index(name) for name in state["names"]])
-        with torch.no_grad():
-            self.flat.copy_(state["flat"])
+        self.flat.detach().copy_(state["flat"])
         self.optimizer.state = state["optimizer"]
         for name in ("done", "loss_count", *self.LISTS, *self.TENSORS):
             setattr(self, name, state[name])
@@ -412,11 +398,8 @@ def checkpoint(config, named, settings, step, exact):
 
 
 def train(settings, names, run):
-    """Train all models together; -> {name: summary}. Each has a folder of its own when there are several."""
+    """Train all models together, each in a folder of its own; -> {name: summary}. sweep.py says what may differ."""
     shared = settings[0]
-    for name in ("model", *SHARED):
-        if any(getattr(s, name) != getattr(shared, name) for s in settings):
-            raise ValueError(f"{name} must be the same for all models that train together")
     if summary := run.finished():
         if begun := disk.read_json(run.folder / "config.json"):
             run.compare(begun)
@@ -479,25 +462,16 @@ def summarise(members, i, step, engine, run, together):
     test = exact_match(engine, tables, members.test[i : i + 1], members.layout, members.kind, at_once).item()
     errors = score(engine, config, named, run.device, at_once)
     return {
-        "name": run_of(members.names[i]),
-        "parameters": model.count(config),
-        "seed": s.seed % CANDIDATE,
-        "candidate": s.seed // CANDIDATE,
-        "steps": step,
-        "best_step": members.best_step[i],
-        "best_val_exact": max(0.0, members.best_exact[i]),
+        "name": run_of(members.names[i]), "parameters": model.count(config),
+        "seed": s.seed % CANDIDATE, "candidate": s.seed // CANDIDATE, "steps": step,
+        "best_step": members.best_step[i], "best_val_exact": max(0.0, members.best_exact[i]),
         "last_val_exact": rows[-1]["val_exact"] if rows else 0.0,
         "step_at_99": next((row["step"] for row in rows if row["val_exact"] >= 0.99), None),
-        "test_exact": test,
-        "errors_in_100000": sum(errors.values()),
+        "test_exact": test, "errors_in_100000": sum(errors.values()),
         "errors_by_seed": {str(key): value for key, value in errors.items()},
-        "seconds": round(run.elapsed(), 1),
-        "models_together": together,
-        "hardware": disk.describe(run.device),
-        "engine": engine.__name__.removeprefix("addition."),
-        "commit": disk.commit(),
-        "config": asdict(s),
-    }
+        "seconds": round(run.elapsed(), 1), "models_together": together, "hardware": disk.describe(run.device),
+        "engine": engine.__name__.removeprefix("addition."), "commit": disk.commit(), "config": asdict(s),
+    }  # fmt: skip
 
 
 def save_member(folder, members, i, step):

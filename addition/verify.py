@@ -119,21 +119,13 @@ def check(path, pairs=100_000):
                 raise SystemExit(f"{path}: {wrong}; correct add_batch or remove it")
     answers = ask(path, module, model, hard, "carries", batched)
     return {
-        "path": str(path),
-        "name": str(metadata.get("name")),
-        "author": str(metadata.get("author")),
-        "parameters": parameters,
-        "claimed_parameters": metadata.get("params"),
-        "edge_cases": len(EDGES),
-        "edge_cases_failed": failed,
-        "public_pairs": len(public),
-        "public_errors": len(public) - right,
-        "public_exact": right / len(public),
-        "qualifies": right >= QUALIFIES * len(public),
-        "carry_pairs": len(hard),
-        "carry_errors": sum(answer != a + b for (a, b), answer in zip(hard, answers)),
-        "torch": torch.__version__,
-    }
+        "path": str(path), "name": str(metadata.get("name")), "author": str(metadata.get("author")),
+        "parameters": parameters, "claimed_parameters": metadata.get("params"),
+        "edge_cases": len(EDGES), "edge_cases_failed": failed,
+        "public_pairs": len(public), "public_errors": len(public) - right, "public_exact": right / len(public),
+        "qualifies": right >= QUALIFIES * len(public), "carry_pairs": len(hard),
+        "carry_errors": sum(answer != a + b for (a, b), answer in zip(hard, answers)), "torch": torch.__version__,
+    }  # fmt: skip
 
 
 def main(argv=None):

@@ -342,6 +342,8 @@ def test_a_candidate_that_diverges_leaves_its_run_to_the_others(three):
     assert three.select(7, [1], validated=False) == ([0, 2], [])
     assert three.select(7, [0, 1], validated=False) == ([2], [0])
     assert three.select(40, [0, 1], validated=False) == ([2], [0])  # the last step: b is validated first
+    three.best_exact = [0.1, 0.2, 0.0]
+    assert three.select(7, [0, 1], validated=False) == ([2], [1])  # none is left: the run ends with its best so far
 
 
 @pytest.mark.usefixtures("quick")
@@ -425,7 +427,8 @@ def test_wrong_flags_are_errors(flags, clean, capsys):
         "--seeds x", "--seeds 7-3", "--seeds -1", "--seeds 1-", "--seeds", "--seeds 0-99999999999",
         "--seeds 99999999999", "--grid lr", "--grid lr=", "--grid lr=x", "--grid lr=nan", "--grid lr=1 lr=2",
         "--grid d_model=3", "--grid seed=1", "--grid wandb=1", "--grid lengths=long", "--grid candidates=1.5",
-        "--grid curriculum=x",
+        "--grid curriculum=x", "--grid train_steps=4", "--grid batch_size=8", "--grid val_size=8", "--grid test_size=8",
+        "--grid eval_batch_size=8", "--grid eval_interval=2", "--grid optimizer=muon",
     ],
 )  # fmt: skip
 def test_wrong_sweeps_are_errors(words, clean):
