@@ -11,7 +11,6 @@ import sys
 import pytest
 
 import lineage
-import report
 from tests import drift
 
 BUDGET = 60  # changed lines, docstring aside: more than that is not one change
@@ -489,7 +488,7 @@ def test_plot(family, tmp_path):
     "text, value", [("83.6 %", 83.6), ("~14 %", 14.0), ("643/1000 easy puzzles", 64.3), ("diverges", None), ("0", None)]
 )
 def test_percent(text, value):
-    assert report.log_percent(text) == value
+    assert lineage.log_percent(text) == value
 
 
 # ---------------------------------------------------------------- a folder of experiments
