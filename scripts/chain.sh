@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# scripts/chain.sh local|modal FILE.py... -- FLAGS...
+# scripts/chain.sh local|modal FILE.py... -- FLAGS..., or scripts/cosine.sh local|modal FLAGS...
 # Runs experiments with these flags, one after the other here or all at once on Modal. Each gets --resume, so one that
 # has finished ends at once. A failed run does not stop the rest; it is listed at the end, and the exit status is 1.
 set -u
