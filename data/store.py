@@ -64,7 +64,6 @@ def cache_folder():
 def save(path, puzzle_set, **meta):
     """Writes path (.npy) and its sidecar; both writes are atomic."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     table = np.ascontiguousarray(puzzle_set.table)
     meta = {"format": FORMAT, "rows": len(table), "crc32": zlib.crc32(table.view(np.uint8)), **meta}
     disk.replace(path, lambda file: np.save(file, table))
