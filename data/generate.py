@@ -112,10 +112,9 @@ def _dug_chunk(low, high, easiest, hardest, stop, seed, puzzles, solutions, gues
 @njit(cache=True, nogil=True)
 def _line_order():
     """A random order of nine lines that keeps bands together."""
-    order = np.empty(9, np.int64)
-    bands = np.random.permutation(3)
+    order = np.repeat(3 * np.random.permutation(3), 3)
     for band in range(3):
-        order[3 * band : 3 * band + 3] = 3 * bands[band] + np.random.permutation(3)
+        order[3 * band : 3 * band + 3] += np.random.permutation(3)
     return order
 
 
@@ -203,8 +202,7 @@ def _climbed_chunk(easiest, hardest, stop, seed, puzzles, solutions, guesses):
             _scramble(puzzle, puzzles[made])
             guesses[made] = _rate(puzzles[made], solutions[made : made + 1], work)[0]
             if easiest <= guesses[made] <= hardest:
-                made += 1
-                idle = 0
+                made, idle = made + 1, 0
                 break
 
 

@@ -92,9 +92,7 @@ def propagate(board, seen, open_cells):
             a, b, c = np.int64(board[base]), np.int64(board[base + 1]), np.int64(board[base + 2])
             while a != seen[base] or b != seen[base + 1] or c != seen[base + 2]:
                 row_a, row_b, row_c = _minirows(a), _minirows(b), _minirows(c)
-                a &= ROWS_KEEP[row_a]
-                b &= ROWS_KEEP[row_b]
-                c &= ROWS_KEEP[row_c]
+                a, b, c = a & ROWS_KEEP[row_a], b & ROWS_KEEP[row_b], c & ROWS_KEEP[row_c]
                 if a == 0 or b == 0 or c == 0:
                     return False
                 seen[base], seen[base + 1], seen[base + 2] = a, b, c

@@ -127,8 +127,7 @@ def generated(config):
         raise ValueError(f"--data {config.data}: expected two clue counts, as in generated:50-58") from None
     if low > high:
         raise ValueError(f"--data {config.data}: expected the lower clue count first, as in generated:50-58")
-    test_count = config.test_per_bucket
-    if not test_count:
+    if not (test_count := config.test_per_bucket):
         raise ValueError(f"--data {config.data}: expected a --test-per-bucket above 0: how many puzzles to generate")
     buckets = len(config.edges) - 1
     clues = [round(high - (high - low) * (i + 0.5 * (buckets == 1)) / max(1, buckets - 1)) for i in range(buckets)]

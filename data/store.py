@@ -143,8 +143,7 @@ def fingerprints(puzzle_set):
     """uint64 [n]: the same number for puzzles that are equal under a symmetry (lines, digits, transposition)."""
     result = np.empty(len(puzzle_set), np.uint64)
     for start in range(0, len(puzzle_set), 100_000):
-        rows = np.arange(start, min(start + 100_000, len(puzzle_set)))
-        _fingerprint(*puzzle_set.rows(rows), result[start:])
+        _fingerprint(*puzzle_set.rows(slice(start, start + 100_000)), result[start:])
     return result
 
 
