@@ -19,8 +19,6 @@ rules above are enough). It is deterministic, but specific to this solver: it is
 and an equivalent puzzle (rows swapped, digits renamed) may get another number.
 """
 
-from concurrent.futures import ThreadPoolExecutor
-
 import numpy as np
 from numba import njit
 from numba.cpython.unsafe.numbers import trailing_zeros
@@ -44,15 +42,13 @@ def _tables():
         shrink[pattern] = sum(1 << i for i in range(3) if groups[i])
         spread[pattern] = sum(groups[i] << 9 * i for i in range(3))
         columns_alone[pattern] = sum(groups[i] << 3 * i for i in range(3) if groups[i] in (1, 2, 4)) * COLUMN
-        keep[pattern] = np.bitwise_or.reduce([p for p in permutations if p & pattern == p] or [0])
-        kept = int(keep[pattern])
+        keep[pattern] = kept = np.bitwise_or.reduce([p for p in permutations if p & pattern == p] or [0])
         rows_keep[pattern] = sum(7 << 3 * i for i in range(9) if kept >> i & 1)
         rows_alone[pattern] = sum(7 << 3 * i for i in range(9) if kept & 0o111 << i % 3 == 1 << i)
     peers = np.zeros(27, np.int32)  # a cell of a band -> its peers in that band, and itself
     for cell in range(27):
         row, column = divmod(cell, 9)
-        box = 7 << column // 3 * 3
-        peers[cell] = 0o777 << 9 * row | box * COLUMN | COLUMN << column
+        peers[cell] = 0o777 << 9 * row | BOX << column // 3 * 3 | COLUMN << column
     return shrink, keep, rows_keep, rows_alone, columns_alone, spread, peers
 
 
@@ -102,11 +98,11 @@ def propagate(board, seen, open_cells):
                     return False
                 kept = left | middle << 9 | right << 18
                 if kept != stacks:
-                    bands = kept & 0o007007007
+                    bands = kept & BOX
                     a &= ((bands | bands >> 6 | bands >> 12) & 511) * COLUMN
-                    bands = kept >> 3 & 0o007007007
+                    bands = kept >> 3 & BOX
                     b &= ((bands | bands >> 6 | bands >> 12) & 511) * COLUMN
-                    bands = kept >> 6 & 0o007007007
+                    bands = kept >> 6 & BOX
                     c &= ((bands | bands >> 6 | bands >> 12) & 511) * COLUMN
                 board[base], board[base + 1], board[base + 2] = a, b, c
                 single_a = a & ROWS_ALONE[row_a] & COLUMNS_ALONE[_columns(a)] & open_cells[0]
@@ -266,7 +262,7 @@ def _search_all(puzzles, limit, solutions, counts, guesses):
         counts[i], guesses[i], _ = search(puzzles[i], limit, np.int64(-1), solutions[i : i + 1], work)
 
 
-def solve(puzzles, limit=2, threads=1):
+def solve(puzzles, limit=2):
     """Returns a solution of each puzzle (uint8 [N, 81], zeros if there is none), the number of solutions
     (int8 [N], counted up to `limit`) and the guesses made until the first was found (int32 [N])."""
     puzzles = np.asarray(puzzles)
@@ -280,7 +276,5 @@ def solve(puzzles, limit=2, threads=1):
         raise ValueError(f"limit: expected 1 to 127 solutions to look for, found {limit}")
     solutions = np.zeros_like(puzzles)
     counts, guesses = np.zeros(len(puzzles), np.int8), np.zeros(len(puzzles), np.int32)
-    parts = [slice(start, start + 1000) for start in range(0, len(puzzles), 1000)]
-    with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(lambda p: _search_all(puzzles[p], limit, solutions[p], counts[p], guesses[p]), parts))
+    _search_all(puzzles, limit, solutions, counts, guesses)
     return solutions, counts, guesses
