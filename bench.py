@@ -15,7 +15,6 @@ import statistics
 import time
 from collections import defaultdict
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import torch
 import torch.nn as nn
@@ -191,7 +190,6 @@ def main(argv=None):
         report["peak_gigabytes"] = torch.cuda.max_memory_allocated() / 1e9
     print(table(report))
     if arguments.output:
-        Path(arguments.output).parent.mkdir(parents=True, exist_ok=True)
         disk.write_json(arguments.output, report)
     return report
 

@@ -241,7 +241,6 @@ def ship(folder):
     """The weights without what only a resumed run needs."""
     saved = disk.load_checkpoint(Path(folder) / "checkpoint.pt")
     target = ROOT / "weights" / "speedrun.pt"
-    target.parent.mkdir(exist_ok=True)
     disk.save_checkpoint(target, {name: saved[name] for name in ("experiment", "step", "config", "model")})
     print(target.relative_to(ROOT))
 

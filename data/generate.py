@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from numba import njit
+from numba import config, njit
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress
 
@@ -47,10 +47,9 @@ def _rate(puzzle, solution, work):
 @njit(cache=True, nogil=True)
 def _random_grid(solution, work):
     """Fills `solution` with a random full grid: random candidates for random cells; a contradiction undoes the last."""
-    board, seen, open_cells, _, aside, _ = work
+    state, board, open_cells, seen, _, stack, _ = work
     while True:
-        board[:] = (1 << 27) - 1
-        open_cells[:] = (1 << 27) - 1
+        state[:] = (1 << 27) - 1
         seen[:] = 0
         alive = True
         while alive and (open_cells[0] | open_cells[1] | open_cells[2]):
@@ -61,12 +60,10 @@ def _random_grid(solution, work):
             digit = np.random.randint(9)
             if not board[3 * digit + band] & bit:
                 continue
-            aside[0, :27] = board
-            aside[0, 27:] = open_cells
+            stack[0] = state
             place(board, open_cells, digit, band, bit)
             if not propagate(board, seen, open_cells):
-                board[:] = aside[0, :27]
-                open_cells[:] = aside[0, 27:]
+                state[:] = stack[0]
                 seen[:] = board
                 board[3 * digit + band] &= ~bit
                 alive = propagate(board, seen, open_cells)
@@ -115,23 +112,20 @@ def _dug_chunk(low, high, easiest, hardest, stop, seed, puzzles, solutions, gues
 @njit(cache=True, nogil=True)
 def _line_order():
     """A random order of nine lines that keeps bands together."""
-    order = np.empty(9, np.int64)
-    bands = np.random.permutation(3)
+    order = np.repeat(3 * np.random.permutation(3), 3)
     for band in range(3):
-        order[3 * band : 3 * band + 3] = 3 * bands[band] + np.random.permutation(3)
+        order[3 * band : 3 * band + 3] += np.random.permutation(3)
     return order
 
 
 @njit(cache=True, nogil=True)
 def _scramble(puzzle, scrambled):
     """Writes a random equivalent of `puzzle`: lines in another order, digits renamed, perhaps transposed."""
-    rows, columns, flip = _line_order(), _line_order(), np.random.randint(2)
+    rows, columns, flip = _line_order().reshape(9, 1), _line_order(), np.random.randint(2)
     names = np.zeros(10, np.uint8)
     names[1:] = np.random.permutation(9) + 1
-    for row in range(9):
-        for column in range(9):
-            cell = 9 * columns[column] + rows[row] if flip else 9 * rows[row] + columns[column]
-            scrambled[9 * row + column] = names[puzzle[cell]]
+    cells = 9 * columns + rows if flip else 9 * rows + columns
+    scrambled[:] = names[puzzle[cells.ravel()]]
 
 
 @njit(cache=True, nogil=True)
@@ -208,8 +202,7 @@ def _climbed_chunk(easiest, hardest, stop, seed, puzzles, solutions, guesses):
             _scramble(puzzle, puzzles[made])
             guesses[made] = _rate(puzzles[made], solutions[made : made + 1], work)[0]
             if easiest <= guesses[made] <= hardest:
-                made += 1
-                idle = 0
+                made, idle = made + 1, 0
                 break
 
 
@@ -246,7 +239,7 @@ def _make(count, seed, chunk_size, kernel, workers, advance):
         return puzzles, solutions, guesses
 
     columns, parts, rows = _compile(lambda: chunk(0, size=0)), [], []  # empty, for a count of 0
-    with ThreadPoolExecutor(workers) as pool:
+    with ThreadPoolExecutor(workers or config.NUMBA_NUM_THREADS) as pool:  # numba knows which cores we may use
         try:
             while len(rows) < count:
                 chunks = -(-(count - len(rows)) // chunk_size)
@@ -271,8 +264,6 @@ def generate(count, clues=45, seed=0, buckets=None, workers=None, progress=True)
     for name, value, lowest in (("count", count, 1), ("seed", seed, 0), ("workers", workers, 1)):
         if value is not None and value < lowest:
             raise ValueError(f"{name}: expected {lowest} or more, found {value}")
-    if not workers:  # macOS cannot say which cores are ours
-        workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     columns = (*Progress.get_default_columns(), MofNCompleteColumn())
     with Progress(*columns, console=Console(stderr=True), disable=not (progress and sys.stderr.isatty())) as bar:
         bar.console.show_cursor()  # a signal that ends the process must not leave the cursor hidden
@@ -291,8 +282,7 @@ def generate(count, clues=45, seed=0, buckets=None, workers=None, progress=True)
             for bucket, share in sorted(buckets.items()):
                 easiest, above = sources.EXTREME[bucket : bucket + 2]
                 easiest, hardest = int(easiest), int(min(above - 1, ANY_RATING))
-                dug = partial(_dug_chunk, 0, 0, easiest, hardest)
-                kernel = dug if easiest < 11 else partial(_climbed_chunk, easiest, hardest)
+                kernel = partial(_climbed_chunk if easiest > 10 else partial(_dug_chunk, 0, 0), easiest, hardest)
                 parts.append(_make(share, (seed, 100, bucket), HARD_CHUNK, kernel, workers, advance))
     puzzles = store.from_arrays(*(np.concatenate(column) for column in zip(*parts)))
     return puzzles if buckets is None else puzzles.subset(np.random.default_rng(seed).permutation(count))
@@ -307,12 +297,11 @@ def cached(count, clues, seed, progress=True):
 
 
 def main(argv=None):
-    formatter = argparse.ArgumentDefaultsHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0], formatter_class=formatter)
-    parser.add_argument("--count", type=int, default=10_000, help="puzzles to make")
-    parser.add_argument("--clues", default="45", help="a number, a range such as 30-40, or minimal")
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--count", type=int, default=10_000, help="puzzles to make (default: %(default)s)")
+    parser.add_argument("--clues", default="45", help="a number, a range (30-40) or minimal (default: %(default)s)")
     parser.add_argument("--buckets", help="rating buckets instead of clues, in equal shares: 0,1,2,3,4")
-    parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same puzzles")
+    parser.add_argument("--seed", type=int, default=0, help="same seed, same puzzles (default: %(default)s)")
     parser.add_argument("--workers", type=int, help="threads (default: all cores we may use)")
     parser.add_argument("--output", required=True, help="the .npy file to write")
     options = parser.parse_args(argv)

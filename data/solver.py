@@ -19,12 +19,10 @@ rules above are enough). It is deterministic, but specific to this solver: it is
 and an equivalent puzzle (rows swapped, digits renamed) may get another number.
 """
 
-from concurrent.futures import ThreadPoolExecutor
-
 import numpy as np
 from numba import njit
+from numba.cpython.unsafe.numbers import trailing_zeros
 
-DE_BRUIJN = 0x077CB531  # its 32 windows of five bits all differ, so the product with 2 ** k gives k
 FULL = (1 << 27) - 1  # all cells of a band
 BOX = 0o007007007  # the first box of a band
 COLUMN = 1 | 1 << 9 | 1 << 18  # the first column of a band; times a set of columns, all their cells
@@ -44,22 +42,17 @@ def _tables():
         shrink[pattern] = sum(1 << i for i in range(3) if groups[i])
         spread[pattern] = sum(groups[i] << 9 * i for i in range(3))
         columns_alone[pattern] = sum(groups[i] << 3 * i for i in range(3) if groups[i] in (1, 2, 4)) * COLUMN
-        keep[pattern] = np.bitwise_or.reduce([p for p in permutations if p & pattern == p] or [0])
-        kept = int(keep[pattern])
+        keep[pattern] = kept = np.bitwise_or.reduce([p for p in permutations if p & pattern == p] or [0])
         rows_keep[pattern] = sum(7 << 3 * i for i in range(9) if kept >> i & 1)
         rows_alone[pattern] = sum(7 << 3 * i for i in range(9) if kept & 0o111 << i % 3 == 1 << i)
-    bit_index = np.zeros(32, np.int32)
-    for k in range(27):
-        bit_index[(DE_BRUIJN << k & 0xFFFFFFFF) >> 27] = k
     peers = np.zeros(27, np.int32)  # a cell of a band -> its peers in that band, and itself
     for cell in range(27):
         row, column = divmod(cell, 9)
-        box = 7 << column // 3 * 3
-        peers[cell] = 0o777 << 9 * row | box * COLUMN | COLUMN << column
-    return shrink, keep, rows_keep, rows_alone, columns_alone, spread, bit_index, peers
+        peers[cell] = 0o777 << 9 * row | BOX << column // 3 * 3 | COLUMN << column
+    return shrink, keep, rows_keep, rows_alone, columns_alone, spread, peers
 
 
-SHRINK, KEEP, ROWS_KEEP, ROWS_ALONE, COLUMNS_ALONE, SPREAD, BIT_INDEX, PEERS = _tables()
+SHRINK, KEEP, ROWS_KEEP, ROWS_ALONE, COLUMNS_ALONE, SPREAD, PEERS = _tables()
 
 
 @njit(cache=True, nogil=True)
@@ -73,14 +66,9 @@ def _columns(cells):
 
 
 @njit(cache=True, nogil=True)
-def _index(bit):
-    return BIT_INDEX[bit * DE_BRUIJN >> 27 & 31]
-
-
-@njit(cache=True, nogil=True)
 def place(board, open_cells, digit, band, bit):
     """Closes the cell `bit` with a digit: removes the other digits from it, and this one from its peers."""
-    index = _index(bit)
+    index = trailing_zeros(bit)
     column = ~(COLUMN << (index % 9))
     for other in range(9):
         board[3 * other + band] &= ~bit
@@ -100,9 +88,7 @@ def propagate(board, seen, open_cells):
             a, b, c = np.int64(board[base]), np.int64(board[base + 1]), np.int64(board[base + 2])
             while a != seen[base] or b != seen[base + 1] or c != seen[base + 2]:
                 row_a, row_b, row_c = _minirows(a), _minirows(b), _minirows(c)
-                a &= ROWS_KEEP[row_a]
-                b &= ROWS_KEEP[row_b]
-                c &= ROWS_KEEP[row_c]
+                a, b, c = a & ROWS_KEEP[row_a], b & ROWS_KEEP[row_b], c & ROWS_KEEP[row_c]
                 if a == 0 or b == 0 or c == 0:
                     return False
                 seen[base], seen[base + 1], seen[base + 2] = a, b, c
@@ -112,11 +98,11 @@ def propagate(board, seen, open_cells):
                     return False
                 kept = left | middle << 9 | right << 18
                 if kept != stacks:
-                    bands = kept & 0o007007007
+                    bands = kept & BOX
                     a &= ((bands | bands >> 6 | bands >> 12) & 511) * COLUMN
-                    bands = kept >> 3 & 0o007007007
+                    bands = kept >> 3 & BOX
                     b &= ((bands | bands >> 6 | bands >> 12) & 511) * COLUMN
-                    bands = kept >> 6 & 0o007007007
+                    bands = kept >> 6 & BOX
                     c &= ((bands | bands >> 6 | bands >> 12) & 511) * COLUMN
                 board[base], board[base + 1], board[base + 2] = a, b, c
                 single_a = a & ROWS_ALONE[row_a] & COLUMNS_ALONE[_columns(a)] & open_cells[0]
@@ -181,7 +167,7 @@ def _choose(board, open_cells, pairs):
     while left:
         bit = left & -left
         left ^= bit
-        index = _index(bit)
+        index = trailing_zeros(bit)
         count, first = 0, -1
         for digit in range(9):
             if board[3 * digit + crowded] & bit:
@@ -215,15 +201,14 @@ def write_solution(board, solution):
         while cells:
             bit = cells & -cells
             cells ^= bit
-            solution[27 * (word % 3) + _index(bit)] = word // 3 + 1
+            solution[27 * (word % 3) + trailing_zeros(bit)] = word // 3 + 1
 
 
 @njit(cache=True, nogil=True)
 def workspace():
-    """Room for a search: board, last board seen, open cells, pairs, boards put aside, their guesses."""
-    board, seen, open_cells = np.empty(27, np.int32), np.empty(27, np.int32), np.empty(3, np.int32)
-    pairs, stack, guessed = np.empty(3, np.int64), np.empty((81, 30), np.int32), np.empty((81, 3), np.int32)
-    return board, seen, open_cells, pairs, stack, guessed
+    """Room for a search: state (board and open cells), last board seen, pairs, states put aside, their guesses."""
+    state, seen, pairs = np.empty(30, np.int32), np.empty(27, np.int32), np.empty(3, np.int64)
+    return state, state[:27], state[27:], seen, pairs, np.empty((81, 30), np.int32), np.empty((81, 3), np.int32)
 
 
 @njit(cache=True, nogil=True)
@@ -233,10 +218,9 @@ def search(puzzle, limit, banned, solutions, work):
     The solutions go to the rows of `solutions`, those beyond its end to the last row. If `banned` >= 0, cell
     banned // 9 may not hold the digit banned % 9 + 1.
     """
-    board, seen, open_cells, pairs, stack, guessed = work
-    board[:] = FULL
+    state, board, open_cells, seen, pairs, stack, guessed = work
+    state[:] = FULL
     seen[:] = 0
-    open_cells[:] = FULL
     for cell in range(81):
         if puzzle[cell]:
             digit, band, bit = np.int64(puzzle[cell]) - 1, cell // 27, np.int64(1) << (cell % 27)
@@ -251,8 +235,7 @@ def search(puzzle, limit, banned, solutions, work):
             if open_cells[0] | open_cells[1] | open_cells[2]:
                 digit, band, bit = _choose(board, open_cells, pairs)
                 guesses += 1
-                stack[depth, :27] = board
-                stack[depth, 27:] = open_cells
+                stack[depth] = state
                 guessed[depth, 0], guessed[depth, 1], guessed[depth, 2] = digit, band, bit
                 depth += 1
                 place(board, open_cells, digit, band, bit)
@@ -266,9 +249,8 @@ def search(puzzle, limit, banned, solutions, work):
         if depth == 0:
             break
         depth -= 1
-        board[:] = stack[depth, :27]
+        state[:] = stack[depth]
         seen[:] = board
-        open_cells[:] = stack[depth, 27:]
         board[3 * guessed[depth, 0] + guessed[depth, 1]] &= ~guessed[depth, 2]
     return found, until_first if found else guesses, guesses
 
@@ -280,7 +262,7 @@ def _search_all(puzzles, limit, solutions, counts, guesses):
         counts[i], guesses[i], _ = search(puzzles[i], limit, np.int64(-1), solutions[i : i + 1], work)
 
 
-def solve(puzzles, limit=2, threads=1):
+def solve(puzzles, limit=2):
     """Returns a solution of each puzzle (uint8 [N, 81], zeros if there is none), the number of solutions
     (int8 [N], counted up to `limit`) and the guesses made until the first was found (int32 [N])."""
     puzzles = np.asarray(puzzles)
@@ -294,7 +276,5 @@ def solve(puzzles, limit=2, threads=1):
         raise ValueError(f"limit: expected 1 to 127 solutions to look for, found {limit}")
     solutions = np.zeros_like(puzzles)
     counts, guesses = np.zeros(len(puzzles), np.int8), np.zeros(len(puzzles), np.int32)
-    parts = [slice(start, start + 1000) for start in range(0, len(puzzles), 1000)]
-    with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(lambda p: _search_all(puzzles[p], limit, solutions[p], counts[p], guesses[p]), parts))
+    _search_all(puzzles, limit, solutions, counts, guesses)
     return solutions, counts, guesses

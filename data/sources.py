@@ -86,9 +86,7 @@ def split(config):
     else:
         known = "generated, generated:50-58, minimal, kaggle, extreme, extreme-test or the path of a .csv file"
         raise ValueError(f"--data {config.data}: expected {known}")
-    usable = np.ones(len(whole), bool)
-    usable[np.asarray(held_out, int)] = False
-    buckets = [rows[usable[rows]] for rows in rows_by_bucket(whole, edges)]
+    buckets = [np.setdiff1d(rows, held_out, assume_unique=True) for rows in rows_by_bucket(whole, edges)]
     rows = np.sort(np.concatenate([rows[: config.train_per_bucket or None] for rows in buckets]))
     train = whole.subset(rows[: config.train_puzzles or None])
     if not (len(train) and len(test)):
@@ -129,20 +127,15 @@ def generated(config):
         raise ValueError(f"--data {config.data}: expected two clue counts, as in generated:50-58") from None
     if low > high:
         raise ValueError(f"--data {config.data}: expected the lower clue count first, as in generated:50-58")
-    test_count = config.test_per_bucket
-    if not test_count:
+    if not (test_count := config.test_per_bucket):
         raise ValueError(f"--data {config.data}: expected a --test-per-bucket above 0: how many puzzles to generate")
     buckets = len(config.edges) - 1
     clues = [round(high - (high - low) * (i + 0.5 * (buckets == 1)) / max(1, buckets - 1)) for i in range(buckets)]
     limits = [config.train_per_bucket, math.ceil(config.train_puzzles / buckets)]  # 0: no limit
     train_count = min(filter(None, limits), default=math.ceil(DEFAULT_COUNT / buckets))
-    train, test = [], []
-    for number, rating in zip(clues, config.edges):
-        table = np.array(generate.cached(test_count + train_count, clues=number, seed=1).table)
-        table["rating"] = rating
-        test.append(table[:test_count])
-        train.append(table[test_count:])
-    return [store.PuzzleSet(np.concatenate(tables)) for tables in (train, test)]
+    tables = np.stack([generate.cached(test_count + train_count, clues=number, seed=1).table for number in clues])
+    tables["rating"] = np.array(config.edges[:-1])[:, None]
+    return [store.PuzzleSet(part.ravel()) for part in (tables[:, test_count:], tables[:, :test_count])]
 
 
 def symmetries(puzzle, solution, random):

@@ -64,7 +64,6 @@ def cache_folder():
 def save(path, puzzle_set, **meta):
     """Writes path (.npy) and its sidecar; both writes are atomic."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     table = np.ascontiguousarray(puzzle_set.table)
     meta = {"format": FORMAT, "rows": len(table), "crc32": zlib.crc32(table.view(np.uint8)), **meta}
     disk.replace(path, lambda file: np.save(file, table))
@@ -144,8 +143,7 @@ def fingerprints(puzzle_set):
     """uint64 [n]: the same number for puzzles that are equal under a symmetry (lines, digits, transposition)."""
     result = np.empty(len(puzzle_set), np.uint64)
     for start in range(0, len(puzzle_set), 100_000):
-        rows = np.arange(start, min(start + 100_000, len(puzzle_set)))
-        _fingerprint(*puzzle_set.rows(rows), result[start:])
+        _fingerprint(*puzzle_set.rows(slice(start, start + 100_000)), result[start:])
     return result
 
 

@@ -38,6 +38,7 @@ def say(text):
 def replace(path, write):
     """Have `write` fill a temporary file beside `path`, then rename it; an existing file keeps its mode."""
     temporary = Path(f"{path}.{os.getpid()}.tmp")  # two processes may make the same file
+    temporary.parent.mkdir(parents=True, exist_ok=True)
     try:
         with open(temporary, "wb") as file:
             write(file)
@@ -145,10 +146,8 @@ def commit():
     """The commit that is checked out, with + where files differ from it."""
     if "SUDOKU_COMMIT" in os.environ:  # a rented container has no .git
         return os.environ["SUDOKU_COMMIT"]
-    ask = dict(cwd=Path(__file__).parent.parent, capture_output=True, text=True)
-    try:
-        name = subprocess.run(["git", "rev-parse", "--short", "HEAD"], **ask).stdout.strip()
-        changed = subprocess.run(["git", "status", "--porcelain", "--untracked-files=no"], **ask).stdout.strip()
-    except OSError:
-        return "unknown"
-    return (name or "unknown") + ("+" if changed else "")
+    ask = ["git", "describe", "--always", "--exclude=*", "--dirty=+"]
+    with contextlib.suppress(OSError):  # there is no git
+        done = subprocess.run(ask, cwd=Path(__file__).parent.parent, capture_output=True, text=True)
+        return done.stdout.strip() or "unknown"
+    return "unknown"

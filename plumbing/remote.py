@@ -251,8 +251,7 @@ def train(file, flags, folder, seconds, commit):
         child.kill()  # no effect if it has ended
         child.wait()
         commit_volumes()
-    ended = summary.exists() and read_summary(summary.read_bytes())
-    if child.returncode and saved() != before and not ended:
+    if child.returncode and saved() != before and not whole(disk.read_json(summary)):
         raise RuntimeError(f"{file}: exit status {child.returncode}; the next container continues from its checkpoint")
     return child.returncode
 
@@ -268,12 +267,9 @@ def commit_volumes():
 # ---------------------------------------------------------------- wait, download
 
 
-def read_summary(content):
+def whole(summary):
     """The content of a run's summary.json, {} unless it is whole; "solved" is null in that of a diverged run."""
-    with contextlib.suppress(ValueError):
-        summary = json.loads(content)
-        return summary if isinstance(summary, dict) and "solved" in summary else {}
-    return {}
+    return summary if isinstance(summary, dict) and "solved" in summary else {}
 
 
 def finished(job, volume=None):
@@ -281,10 +277,11 @@ def finished(job, volume=None):
     from plumbing import run
 
     def read(file):
-        return b"".join(volume.read_file(f"{job.path}/{file}")) if volume else (job.folder / file).read_bytes()
+        parts = volume.read_file(f"{job.path}/{file}") if volume else [(job.folder / file).read_bytes()]
+        return json.loads(b"".join(parts))
 
     try:
-        summary, saved = read_summary(read("summary.json")), json.loads(read("config.json"))
+        summary, saved = whole(read("summary.json")), read("config.json")
     except (OSError, ValueError):
         return False
     now = json.loads(json.dumps(asdict(job.config)))
@@ -331,7 +328,7 @@ def fetch(path, target, volume):
                     size = sum(out.write(part) for part in volume.read_file(f"{path}/{file}"))
                 if size != sizes[file]:
                     raise OSError(f"{file} has {size} bytes, expected {sizes[file]}; the run may have saved meanwhile")
-            summary = read_summary(Path(folder, "summary.json").read_bytes()) if "summary.json" in files else {}
+            summary = whole(disk.read_json(Path(folder, "summary.json")))
             files = files if summary else [file for file in files if file != "summary.json"]
             target.mkdir(exist_ok=True)
             (target / "summary.json").unlink(missing_ok=True)  # an unfinished run must not keep an older summary

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# scripts/chain.sh local|modal FILE.py... -- FLAGS...
+# scripts/chain.sh local|modal FILE.py... -- FLAGS..., or scripts/cosine.sh local|modal FLAGS...
 # Runs experiments with these flags, one after the other here or all at once on Modal. Each gets --resume, so one that
 # has finished ends at once. A failed run does not stop the rest; it is listed at the end, and the exit status is 1.
 set -u
@@ -44,8 +44,7 @@ for file in "${files[@]}"; do
   esac
 done
 
-if [ ${#failed[@]} -gt 0 ]; then
-  echo "# failed; the same command runs these again:" >&2
-  printf '#   %s\n' "${failed[@]}" >&2
-  exit 1
-fi
+[ ${#failed[@]} -gt 0 ] || exit 0
+echo "# failed; the same command runs these again:" >&2
+printf '#   %s\n' "${failed[@]}" >&2
+exit 1

@@ -291,8 +291,12 @@ def test_chain_says_how_it_is_used(arguments, chain):
     assert done.returncode == 2 and "usage: scripts/chain.sh" in done.stderr and not done.stdout
 
 
-@pytest.mark.parametrize("script", sorted(ROOT.glob("scripts/*_*.sh")), ids=lambda path: path.name)
-def test_script_names_experiments_that_exist(script, tmp_path):
+LISTS = [ROOT / "scripts" / name for name in ("baseline.sh", "cosine.sh")]
+
+
+@pytest.mark.parametrize("where", ["local", "modal"])
+@pytest.mark.parametrize("script", LISTS, ids=lambda path: path.name)
+def test_script_names_experiments_that_exist(script, where, tmp_path):
     """Run with a stand-in for chain.sh that prints what it is given."""
     for folder in ("scripts", "elsewhere/scripts"):
         (tmp_path / folder).mkdir(parents=True)
@@ -300,14 +304,21 @@ def test_script_names_experiments_that_exist(script, tmp_path):
     fake = tmp_path / "scripts" / "chain.sh"
     fake.write_text('#!/usr/bin/env bash\nprintf "%s\\n" "$@"\n')
     fake.chmod(0o755)
-    command = ["bash", f"scripts/{script.name}", "--preset", "smoke"]
+    command = ["bash", f"scripts/{script.name}", where, "--preset", "smoke", "--note", "two words"]
     more = dict(cwd=tmp_path, env=os.environ | {"CDPATH": str(tmp_path / "elsewhere")})
-    given = subprocess.run(command, capture_output=True, text=True, check=True, **more).stdout.split()
-    assert given[0] == script.stem.split("_")[1] and given[-3:] == ["--", "--preset", "smoke"]
-    assert all((ROOT / file).exists() for file in given[1:-3]) and len(given) > 6
+    given = subprocess.run(command, capture_output=True, text=True, check=True, **more).stdout.splitlines()
+    assert given[0] == where and given[-5:] == ["--", "--preset", "smoke", "--note", "two words"]
+    assert all((ROOT / file).exists() for file in given[1:-5]) and len(given) > 10
     assert os.access(script, os.X_OK)
-    head = script.read_text().split("set -u")[0]
+    head = script.read_text().split("exec ")[0]
     assert all(word in head for word in ("Hardware:", "hours", "the same command"))
+
+
+@pytest.mark.parametrize("arguments", [[], ["--preset", "mini"]])
+@pytest.mark.parametrize("script", LISTS, ids=lambda path: path.name)
+def test_script_says_how_it_is_used(script, arguments):
+    done = subprocess.run(["bash", str(script), *arguments], capture_output=True, text=True, cwd="/")
+    assert done.returncode == 2 and "local|modal FLAGS" in done.stderr and not done.stdout
 
 
 @pytest.mark.parametrize("script", [ROOT / "run.sh", *sorted(ROOT.glob("scripts/*.sh"))], ids=lambda path: path.name)

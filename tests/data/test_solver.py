@@ -88,10 +88,8 @@ def test_limit_blank_and_full_boards():
     assert (again == solution).all() and count[0] == 1 and guesses[0] == 0
 
 
-def test_threads_and_order_change_nothing():
+def test_order_changes_nothing():
     puzzles, _ = generate(2_500, clues="minimal", seed=2).rows(np.arange(2_500))
-    for one, four in zip(solve(puzzles), solve(puzzles, threads=4)):
-        assert (one == four).all()
     for one, backwards in zip(solve(puzzles), solve(puzzles[::-1])):
         assert (one == backwards[::-1]).all()
 

@@ -1,8 +1,0 @@
-#!/usr/bin/env bash
-# The log's best recipe on this machine, one change a run: warm-up, cosine, no SAM, 50K steps, GELU.
-# Hardware: one H200 (batch 4096 with 16 iterations needs most of its 141 GB). Expect about 50 hours, a rough estimate
-# from the one reliable time in the log: 2.7 hours for 50K steps at batch 2048 without SAM, which doubles the time.
-# --preset mini takes minutes a run on two CPU cores.
-# Stopped or failed: the same command resumes what has not finished. Flags go to every run.
-exec "$(dirname -- "$0")/chain.sh" local exp_warmup.py exp_cosine.py exp_cosine_no_sam.py \
-  exp_cosine_50k.py exp_cosine_gelu.py -- "$@"
