@@ -21,7 +21,7 @@ import tyro
 
 import plumbing.run
 from data import sources
-from data.sources import EASIEST, EXTREME, KAGGLE  # noqa: F401 (passed on)
+from data.store import EASIEST, EXTREME, KAGGLE  # noqa: F401 (passed on)
 from plumbing import candidates, loop  # noqa: F401 (passed on)
 from plumbing.dropout import Dropout, seed_dropout  # noqa: F401 (passed on)
 from plumbing.run import sum_gradients  # noqa: F401 (passed on)

@@ -27,7 +27,7 @@ from rich.progress import MofNCompleteColumn, Progress
 if __package__ in (None, ""):  # run as a script
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from data import sources, store
+from data import store
 from data.solver import place, propagate, search, workspace, write_solution
 from plumbing import disk
 
@@ -258,7 +258,7 @@ def generate(count, clues=45, seed=0, buckets=None, workers=None, progress=True)
     """`count` different puzzles with one solution each, as a PuzzleSet rated by data.solver's guesses.
 
     clues: a number, a (low, high) range drawn from uniformly, or "minimal" (no clue can go; about 24 on average).
-    buckets: puzzles by rating instead, with any number of clues: a list of indices of buckets of sources.EXTREME,
+    buckets: puzzles by rating instead, with any number of clues: a list of indices of buckets of store.EXTREME,
     in equal shares, or a dict index -> count. They come shuffled.
     """
     for name, value, lowest in (("count", count, 1), ("seed", seed, 0), ("workers", workers, 1)):
@@ -276,11 +276,11 @@ def generate(count, clues=45, seed=0, buckets=None, workers=None, progress=True)
         else:
             if not isinstance(buckets, dict):
                 buckets = {b: count // len(buckets) + (i < count % len(buckets)) for i, b in enumerate(buckets)}
-            if set(buckets) - set(range(len(sources.EXTREME_NAMES))) or sum(buckets.values()) != count:
+            if set(buckets) - set(range(len(store.EXTREME_NAMES))) or sum(buckets.values()) != count:
                 raise ValueError(f"buckets: expected indices 0 to 4 whose counts add up to {count}, found {buckets}")
             parts = []
             for bucket, share in sorted(buckets.items()):
-                easiest, above = sources.EXTREME[bucket : bucket + 2]
+                easiest, above = store.EXTREME[bucket : bucket + 2]
                 easiest, hardest = int(easiest), int(min(above - 1, ANY_RATING))
                 kernel = partial(_climbed_chunk if easiest > 10 else partial(_dug_chunk, 0, 0), easiest, hardest)
                 parts.append(_make(share, (seed, 100, bucket), HARD_CHUNK, kernel, workers, advance))
@@ -333,8 +333,8 @@ def main(argv=None):
         print("interrupted; nothing was written", file=sys.stderr)
         raise SystemExit(130) from None
     lines = [f"{path}: {len(puzzles):,} puzzles in {seconds:.1f} s, {len(puzzles) / seconds:,.0f} a second"]
-    buckets = sources.rows_by_bucket(puzzles, sources.EXTREME)
-    lines += [f"rating {name:>5}: {len(rows):,}" for name, rows in zip(sources.EXTREME_NAMES, buckets)]
+    buckets = store.rows_by_bucket(puzzles, store.EXTREME)
+    lines += [f"rating {name:>5}: {len(rows):,}" for name, rows in zip(store.EXTREME_NAMES, buckets)]
     disk.say("\n".join(lines))
 
 

@@ -7,10 +7,6 @@ import numpy as np
 
 from data import store
 
-KAGGLE = (0.0, 1.0, 2.0, 3.0, 4.0, 10.0)  # edges of the difficulty buckets of the Kaggle set
-EASIEST = (0.0, 0.1)  # its lowest difficulty: exactly 0.0
-EXTREME = (0.0, 1.0, 3.0, 11.0, 51.0, math.inf)  # edges of the rating buckets of sudoku-extreme and generate.py
-EXTREME_NAMES = ("0", "1-2", "3-10", "11-50", "51+")
 GENERATED = (59, 67)  # clues of generated puzzles in the hardest bucket and in the easiest
 DEFAULT_COUNT = 50_000  # generated training puzzles when the config sets no limit
 TEST_SEED = 0  # for the choice of random test rows
@@ -25,12 +21,7 @@ class Data:
     pools: dict = field(default_factory=dict)  # kept here by common: the training rows of a phase of the curriculum
 
     def rows_by_bucket(self, puzzles):
-        return rows_by_bucket(puzzles, self.edges)
-
-
-def rows_by_bucket(puzzles, edges):
-    ratings = np.asarray(puzzles.rating)
-    return [np.flatnonzero((ratings >= low) & (ratings < below)) for low, below in zip(edges, edges[1:])]
+        return store.rows_by_bucket(puzzles, self.edges)
 
 
 def load(config):
@@ -59,7 +50,9 @@ def split(config):
 
         whole, first = kaggle_3m.load(), config.train_per_bucket
         # The rows that follow the training rows of the bucket, or the last ones; rows[-0:] is all rows.
-        rows = [rows[first:][: limit or None] if first else rows[-limit:] for rows in rows_by_bucket(whole, edges)]
+        rows = [
+            rows[first:][: limit or None] if first else rows[-limit:] for rows in store.rows_by_bucket(whole, edges)
+        ]
         held_out = np.sort(np.concatenate(rows))
         test = whole.subset(held_out)
     elif config.data in ("extreme", "extreme-test"):
@@ -71,14 +64,14 @@ def split(config):
         else:  # the first rows of the test file are for training, its other rows for the test
             whole, first = test_file, config.train_puzzles or len(test_file)
             held_out = range(first, len(whole))
-        buckets = [rows[rows >= first] for rows in rows_by_bucket(test_file, edges)]
+        buckets = [rows[rows >= first] for rows in store.rows_by_bucket(test_file, edges)]
         shares = [len(rows) / max(1, sum(map(len, buckets))) for rows in buckets]
         test = draw(test_file, buckets, [limit or len(rows) for rows in buckets])
     elif config.data.endswith(".csv"):
         from data.rows import read_csv
 
         whole = read_csv(config.data)
-        buckets = rows_by_bucket(whole, edges)
+        buckets = store.rows_by_bucket(whole, edges)
         test = draw(whole, buckets, [min(limit or len(rows), len(rows) // 5) for rows in buckets])  # a fifth at most
         if not len(test):
             raise ValueError(f"{config.data}: no bucket of --edges holds five puzzles, so there is nothing to test on")
@@ -86,7 +79,7 @@ def split(config):
     else:
         known = "generated, generated:50-58, minimal, kaggle, extreme, extreme-test or the path of a .csv file"
         raise ValueError(f"--data {config.data}: expected {known}")
-    buckets = [np.setdiff1d(rows, held_out, assume_unique=True) for rows in rows_by_bucket(whole, edges)]
+    buckets = [np.setdiff1d(rows, held_out, assume_unique=True) for rows in store.rows_by_bucket(whole, edges)]
     rows = np.sort(np.concatenate([rows[: config.train_per_bucket or None] for rows in buckets]))
     train = whole.subset(rows[: config.train_puzzles or None])
     if not (len(train) and len(test)):

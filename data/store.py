@@ -5,6 +5,7 @@ is an .npy file and beside it a .json file (the sidecar) with its origin, its nu
 """
 
 import json
+import math
 import os
 import sys
 import zlib
@@ -17,6 +18,10 @@ from plumbing import disk
 
 FORMAT = 1  # version of the layout on disk; raise it when ROW or the sidecar changes
 ROW = np.dtype([("solution", "u1", 81), ("clues", "u1", 11), ("rating", "<f4")])
+KAGGLE = (0.0, 1.0, 2.0, 3.0, 4.0, 10.0)  # edges of the difficulty buckets of the Kaggle set
+EASIEST = (0.0, 0.1)  # its lowest difficulty: exactly 0.0
+EXTREME = (0.0, 1.0, 3.0, 11.0, 51.0, math.inf)  # edges of the rating buckets of sudoku-extreme and generate.py
+EXTREME_NAMES = ("0", "1-2", "3-10", "11-50", "51+")
 REMEDY = "; delete it and make it again"
 
 
@@ -55,6 +60,11 @@ def from_arrays(puzzle, solution, rating):
     table["clues"] = np.packbits(puzzle != 0, axis=1)
     table["rating"] = rating
     return PuzzleSet(table)
+
+
+def rows_by_bucket(puzzles, edges):
+    ratings = np.asarray(puzzles.rating)
+    return [np.flatnonzero((ratings >= low) & (ratings < below)) for low, below in zip(edges, edges[1:])]
 
 
 def cache_folder():

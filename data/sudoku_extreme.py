@@ -13,7 +13,7 @@ from pathlib import Path
 if __package__ in (None, ""):  # run as a script
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from data import rows, sources, store
+from data import rows, store
 from plumbing import disk
 
 REPOSITORY = "sapientinc/sudoku-extreme"
@@ -68,8 +68,8 @@ def main(argv=None):
         raise SystemExit(str(error)) from None
     lines = [f"{train.meta['left_out']:,} training rows are in the test file and left out"]
     for name, puzzles in (("train", train), ("test", test)):
-        buckets = sources.rows_by_bucket(puzzles, sources.EXTREME)
-        mix = ", ".join(f"{bucket}: {len(part):,}" for bucket, part in zip(sources.EXTREME_NAMES, buckets))
+        buckets = store.rows_by_bucket(puzzles, store.EXTREME)
+        mix = ", ".join(f"{bucket}: {len(part):,}" for bucket, part in zip(store.EXTREME_NAMES, buckets))
         lines.append(f"{name}: {len(puzzles):,} puzzles; by rating {mix}")
     disk.say("\n".join(lines))
 

@@ -478,7 +478,7 @@ def rated(edges):
 
 def test_pools_are_the_buckets_that_were_really_run():
     """70k steps: 51+ to 14k, 11+ to 28k, 1+ to 42k, then all; not the "21+, 6+, 1+" of the log's names."""
-    config, data, run = exp_cosine_no_sam.Config(batch=64), rated(sources.EXTREME), FakeRun()
+    config, data, run = exp_cosine_no_sam.Config(batch=64), rated(store.EXTREME), FakeRun()
     for step in (0, 13_999, 14_000, 27_999, 28_000, 41_999, 42_000, 69_999):
         common.batch_at(config, data, run, step)
     lowest = [data.train.rating[pool].min() for pool in data.pools.values()]
@@ -487,7 +487,7 @@ def test_pools_are_the_buckets_that_were_really_run():
 
 
 def test_batches_are_a_function_of_seed_and_step():
-    config, data = exp_cosine_no_sam.Config(batch=8), rated(sources.EXTREME)
+    config, data = exp_cosine_no_sam.Config(batch=8), rated(store.EXTREME)
     one, again = (common.batch_at(config, data, FakeRun(), 50_000) for _ in range(2))
     other = common.batch_at(config, data, FakeRun(), 50_001)
     config.seed = 1
@@ -497,7 +497,7 @@ def test_batches_are_a_function_of_seed_and_step():
 
 
 def test_processes_share_the_batch():
-    config, data = exp_cosine_no_sam.Config(batch=8), rated(sources.EXTREME)
+    config, data = exp_cosine_no_sam.Config(batch=8), rated(store.EXTREME)
     whole = common.batch_at(config, data, FakeRun(), 50_000)
     parts = []
     for rank in range(4):
@@ -510,7 +510,7 @@ def test_processes_share_the_batch():
 
 
 def test_targets_are_digits_on_blanks_only():
-    data = rated(sources.EXTREME)
+    data = rated(store.EXTREME)
     batch = common.batch_at(exp_cosine_no_sam.Config(batch=8), data, FakeRun(), 50_000)
     blank = batch.puzzle == 0
     assert (batch.target[~blank] == common.IGNORED).all()
@@ -520,12 +520,12 @@ def test_targets_are_digits_on_blanks_only():
 def test_an_empty_pool_is_an_error():
     config = exp_cosine_no_sam.Config(batch=8, phases=((10, 500.0, math.inf),))
     with pytest.raises(SystemExit, match="no training puzzle"):
-        common.batch_at(config, rated(sources.EXTREME), FakeRun(), 0)
+        common.batch_at(config, rated(store.EXTREME), FakeRun(), 0)
 
 
 def test_exact_evaluation_counts_by_bucket_and_iteration():
     """A stand-in that is right on bucket 0 from its first iteration, on the rest from its third."""
-    data = rated(sources.EXTREME)
+    data = rated(store.EXTREME)
     data.bucket_shares = [0.5, 0.125, 0.125, 0.125, 0.125]
 
     class Oracle(torch.nn.Module):

@@ -11,7 +11,7 @@ import zlib
 import numpy as np
 import pytest
 
-from data import generate, sources, store
+from data import generate, store
 from data.solver import solve
 from tests.data.puzzles import is_valid_solution
 from tests.experiments import ROOT
@@ -22,7 +22,7 @@ def everything(puzzles):
 
 
 def bucket_sizes(puzzles):
-    return [len(rows) for rows in sources.rows_by_bucket(puzzles, sources.EXTREME)]
+    return [len(rows) for rows in store.rows_by_bucket(puzzles, store.EXTREME)]
 
 
 @pytest.mark.parametrize("clues, low, high", [(45, 45, 45), (81, 81, 81), (24, 24, 24), ((28, 33), 28, 33)])

@@ -13,7 +13,7 @@ KAGGLE_SIZES = (1_294_081, 812_419, 571_174, 244_902, 77_424)  # rows of the rea
 
 
 def config(**changes):
-    return SimpleNamespace(**{"train_puzzles": 0, "train_per_bucket": 0, "edges": sources.EXTREME} | changes)
+    return SimpleNamespace(**{"train_puzzles": 0, "train_per_bucket": 0, "edges": store.EXTREME} | changes)
 
 
 def sizes(data, puzzles):
@@ -61,11 +61,11 @@ def test_kaggle_tests_on_the_last_rows_of_a_bucket_and_trains_on_all_others(kagg
 
 
 def test_the_easiest_are_exactly_those_of_difficulty_0(kaggle):
-    data = sources.load(config(data="kaggle", edges=sources.EASIEST, train_per_bucket=6, test_per_bucket=3))
+    data = sources.load(config(data="kaggle", edges=store.EASIEST, train_per_bucket=6, test_per_bucket=3))
     assert numbers(data.train) == [0, 3, 6, 9, 12, 15] and numbers(data.test) == [18, 21, 24]
     edge = store.PuzzleSet(np.zeros(2, store.ROW))
     edge.table["rating"] = 0, 0.1  # as float32
-    assert sources.rows_by_bucket(edge, sources.EASIEST)[0].tolist() == [0]
+    assert store.rows_by_bucket(edge, store.EASIEST)[0].tolist() == [0]
 
 
 def test_train_puzzles_takes_the_first_rows_of_the_file(kaggle, extreme, clean):
@@ -85,7 +85,7 @@ def test_kaggle_sizes(monkeypatch):
     np.random.default_rng(0).shuffle(ratings)
     whole = store.PuzzleSet(ratings.view([("rating", "<f4")]))  # the boards are not looked at
     monkeypatch.setattr(kaggle_3m, "load", lambda: whole)
-    data = sources.load(config(data="kaggle", edges=sources.KAGGLE, test_per_bucket=500))
+    data = sources.load(config(data="kaggle", edges=store.KAGGLE, test_per_bucket=500))
     assert sizes(data, data.train) == [1_293_581, 811_919, 570_674, 244_402, 76_924]
     assert len(data.train) == 2_997_500 and sizes(data, data.test) == [500] * 5
     pools = np.cumsum(sizes(data, data.train)[::-1])  # difficulty >= 4, >= 3, >= 2, >= 1, all
@@ -94,7 +94,7 @@ def test_kaggle_sizes(monkeypatch):
 
 def test_extreme_tests_on_random_rows_of_the_test_file(extreme):
     data = sources.load(config(data="extreme", test_per_bucket=30))
-    assert data.bucket_shares == pytest.approx([0.5, 0.2, 0.1, 0.1, 0.1]) and data.edges == sources.EXTREME
+    assert data.bucket_shares == pytest.approx([0.5, 0.2, 0.1, 0.1, 0.1]) and data.edges == store.EXTREME
     assert sizes(data, data.test) == [30] * 5 and len(data.train) == 1000
     easiest = numbers(data.test.subset(data.rows_by_bucket(data.test)[0]))
     assert easiest != [row for row in range(400) if row % 10 < 5][:30]  # not the first ones
@@ -144,7 +144,7 @@ def clues(puzzles):
 @pytest.mark.parametrize(
     "data, edges, expected",
     [
-        ("generated", sources.EXTREME, [67, 65, 63, 61, 59]),
+        ("generated", store.EXTREME, [67, 65, 63, 61, 59]),
         ("generated:50-58", (0, 1, 2), [58, 50]),
         ("generated:50-58", (0, 1), [54]),
     ],
