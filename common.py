@@ -49,7 +49,7 @@ def mini_divisor(config):
 
 def mini_data(config):
     """Generated puzzles in place of a real set, with clue counts at which a mini network solves some and not all."""
-    return {"kaggle": "generated:52-64", "minimal": "minimal"}.get(config.data, "generated:59-67")
+    return {"kaggle": "generated:46-58", "minimal": "minimal"}.get(config.data, "generated:58-66")
 
 
 # One rule a field, (value, config) -> value, shrinks every run of the log alike: what an experiment changes stays so.
@@ -61,7 +61,7 @@ MINI = {
     "iterations": lambda v, c: max(1, v // 4),
     "dropout": lambda v, c: 0.0,  # a mini run sees each puzzle once or twice: nothing to regularise
     "batch": lambda v, c: 2 * max(1, round(math.log2(max(1, v / 16)))),  # 128 -> 6, 512 -> 10, 2048 -> 14, 4096 -> 16
-    "lr": lambda v, c: round(v * 10 / 3, 6),  # narrow layers want larger steps
+    "lr": lambda v, c: round(v * 20 / 3, 6),  # narrow layers want larger steps
     "rho": lambda v, c: v / 5,  # 30 times fewer weights have a norm that is 5 times smaller
     "steps": lambda v, c: round(v / mini_divisor(c)),
     "warmup": lambda v, c: round(v / mini_divisor(c)),
