@@ -4,11 +4,13 @@ import dataclasses
 import inspect
 import json
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import common
 import exp_cosine_no_sam
@@ -22,16 +24,55 @@ from tests import experiments
 PARAMETERS = {"sudoku": 800_265, "exp_recur_add": 800_265, "exp_no_x_after_init": 800_393, "exp_cosine": 800_393}
 
 
+@pytest.fixture
+def seen(monkeypatch):
+    """What a training loop does: backward passes, sums of gradients, dropout seeds, the rate of each optimiser step,
+    and whether its weights were those from before SAM's perturbation."""
+    seen = SimpleNamespace(passes=0, sums=[], seeds=[], rates=[], before=None, restored=[])
+    backward, sum_gradients, seed_dropout = torch.Tensor.backward, common.sum_gradients, common.seed_dropout
+
+    def count(*arguments, **options):
+        seen.passes += 1
+        return backward(*arguments, **options)
+
+    def step(optimizer, *_):
+        seen.rates.append(optimizer.param_groups[0]["lr"])
+        if seen.before:
+            seen.restored.append(all(map(torch.equal, optimizer.param_groups[0]["params"], seen.before)))
+            seen.before = None
+
+    def seed(model, seeds):
+        seen.seeds.append(tuple(seeds.tolist()))
+        seed_dropout(model, seeds)
+
+    monkeypatch.setattr(torch.Tensor, "backward", count)
+    monkeypatch.setattr(common, "sum_gradients", lambda model: seen.sums.append(seen.passes) or sum_gradients(model))
+    monkeypatch.setattr(common, "seed_dropout", seed)
+    hook = register_optimizer_step_pre_hook(step)
+    yield seen
+    hook.remove()
+
+
 @pytest.mark.parametrize("name", experiments.names())
-def test_smoke(name, clean, monkeypatch):
+def test_smoke(name, clean, monkeypatch, seen):
     """The file trains, tests, saves and sums up; the checkpoint is the trained model and loads safely. The gradients
-    of every backward pass are summed over the processes."""
-    module, passes, sums = experiments.load(name), [], []
-    backward, sum_gradients = torch.Tensor.backward, common.sum_gradients
-    monkeypatch.setattr(torch.Tensor, "backward", lambda *a, **k: passes.append(1) or backward(*a, **k))
-    monkeypatch.setattr(common, "sum_gradients", lambda model: sums.append(len(passes)) or sum_gradients(model))
+    of every backward pass are summed over the processes, every pass has dropout masks of its own, the rate in
+    metrics.csv is the optimiser's, and SAM steps from the weights that it perturbed."""
+    module = experiments.load(name)
+    if sam := hasattr(module, "perturb"):
+        perturb = module.perturb
+
+        def perturb_and_note(model, rho):
+            seen.before = [p.clone() for p in model.parameters()]
+            return perturb(model, rho)
+
+        monkeypatch.setattr(module, "perturb", perturb_and_note)
     summary = module.main(["--preset", "smoke"])
-    assert sums == list(range(1, len(passes) + 1)) and (sums or name == "exp_speedrun")
+    steps = summary["steps"]
+    if name != "exp_speedrun":  # one process, no dropout
+        assert seen.sums == list(range(1, seen.passes + 1))
+        assert len(set(seen.seeds)) == len(seen.seeds) == seen.passes == steps * (1 + sam)
+    assert seen.restored == [True] * steps * sam
     folder = clean / "runs" / name / "smoke-seed0"
     assert {"config.json", "metrics.csv", "log.txt", "checkpoint.pt", "summary.json"} <= {
         path.name for path in folder.iterdir()
@@ -44,6 +85,8 @@ def test_smoke(name, clean, monkeypatch):
     rows = disk.read_rows(folder / "metrics.csv")
     assert int(rows[-1]["step"]) == config.steps
     assert math.isfinite(float(rows[-1]["loss"]))
+    if len(seen.rates) == steps:  # one optimiser
+        assert [float(row["lr"]) for row in rows if row["lr"]] == pytest.approx(seen.rates)
     assert 0 <= summary["solved"] <= 1
     assert summary["peak"]["solved"] >= summary["solved"] and summary["seconds"] >= float(rows[-1]["seconds"])
 
@@ -178,6 +221,28 @@ def test_gelu_replaces_relu():
         layer(torch.randn(2, 81, plain.up.in_features, generator=torch.Generator().manual_seed(0)))
     assert seen[0].min() == 0 and seen[1].min() < 0, "GELU is negative left of 0, exactly and not by tanh"
     assert seen[1].min() > -0.171
+
+
+@pytest.mark.parametrize("name", [name for name in experiments.names() if name != "exp_speedrun"])
+def test_a_layer_is_that_of_pytorch(name, monkeypatch):
+    """The same result with the same weights, and dropout in the same four places."""
+    module = experiments.load(name)
+    config = dataclasses.replace(module.Config(), width=16, heads=2, mlp=24, dropout=0.1)
+    torch.manual_seed(0)
+    layer, activation = module.Layer(config), "gelu" if name == "exp_cosine_gelu" else "relu"
+    reference = torch.nn.TransformerEncoderLayer(16, 2, 24, 0.0, activation, batch_first=True, norm_first=True)
+    pairs = {"self_attn.in_proj_": "qkv.", "self_attn.out_proj.": "out.", "norm1.": "norm_attention."}
+    pairs |= {"linear1.": "up.", "linear2.": "down.", "norm2.": "norm_mlp."}
+    with torch.no_grad():
+        for p in layer.parameters():
+            p.normal_()  # norms and biases too
+    own = layer.state_dict()
+    reference.load_state_dict({a + part: own[b + part] for a, b in pairs.items() for part in ("weight", "bias")})
+    dropped = []
+    monkeypatch.setattr(common.Dropout, "forward", lambda self, x: dropped.append(tuple(x.shape)) or x)
+    h = torch.randn(3, 81, 16)
+    assert torch.allclose(layer(h), reference(h), rtol=1e-4, atol=1e-3)
+    assert dropped == [(3, 2, 81, 81), (3, 81, 16), (3, 81, 24), (3, 81, 16)]
 
 
 def test_row_column_and_box_of_each_cell():
