@@ -43,13 +43,13 @@ class RunConfig(plumbing.run.RunConfig):
 
 
 def mini_divisor(config):
-    """What divides steps, warm-up and phases alike: 25, or less where fewer than 600 steps would be left."""
-    return max(1.0, min(25.0, config.steps / 600))
+    """What divides steps, warm-up and phases alike: 30, or less where fewer than 600 steps would be left."""
+    return max(1.0, min(30.0, config.steps / 600))
 
 
 def mini_data(config):
     """Generated puzzles in place of a real set, with clue counts at which a mini network solves some and not all."""
-    return {"kaggle": "generated:46-58", "minimal": "minimal"}.get(config.data, "generated:58-66")
+    return {"kaggle": "generated:45-57", "minimal": "minimal"}.get(config.data, "generated:58-66")
 
 
 # One rule a field, (value, config) -> value, shrinks every run of the log alike: what an experiment changes stays so.

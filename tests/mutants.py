@@ -37,7 +37,7 @@ class Mutant:
     file: str
     old: str  # occurs once in the file
     new: str
-    tests: str  # the test files that should notice, by spaces
+    tests: str  # arguments of pytest: the tests that should notice
 
 
 def mutants():
