@@ -392,12 +392,15 @@ def test_everything_after_uses_adamw_at_the_logs_rate(name, clean, monkeypatch):
     assert float(disk.read_rows(folder / "metrics.csv")[-1]["lr"]) == pytest.approx(expected)
 
 
-def test_layers_start_as_copies_of_one():
-    model = sudoku.Model(sudoku.Config())
+@pytest.mark.parametrize("name", [name for name in experiments.names() if name != "exp_speedrun"])
+def test_layers_start_as_copies_of_one(name):
+    module = experiments.load(name)
+    config = module.Config()
+    model = module.Model(config)
     first, *others = [layer.state_dict() for layer in model.layers]
     for other in others:
         assert all(torch.equal(value, other[name]) for name, value in first.items())
-    assert len({p.data_ptr() for p in model.layers.parameters()}) == 4 * len(first)
+    assert len({p.data_ptr() for p in model.layers.parameters()}) == config.layers * len(first)
 
 
 def first_loss(module):
