@@ -83,7 +83,7 @@ class Iterated(torch.nn.Module):
         self.linear, self.dropout = torch.nn.Linear(8, 8), dropout.Dropout(0.3)
 
     def iterate(self, state):
-        state = self.dropout(self.linear(state).tanh())
+        state = self.linear(self.dropout(state).tanh()).tanh()  # its weight's gradient needs what was dropped
         return state, state
 
     def forward(self, x, iterations):

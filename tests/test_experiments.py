@@ -546,12 +546,17 @@ def rated(edges):
 
 def test_pools_are_the_buckets_that_were_really_run():
     """70k steps: 51+ to 14k, 11+ to 28k, 1+ to 42k, then all; not the "21+, 6+, 1+" of the log's names."""
-    config, data, run = exp_cosine_no_sam.Config(batch=64), rated(store.EXTREME), FakeRun()
-    for step in (0, 13_999, 14_000, 27_999, 28_000, 41_999, 42_000, 69_999):
-        common.batch_at(config, data, run, step)
-    lowest = [data.train.rating[pool].min() for pool in data.pools.values()]
-    assert list(lowest) == [51, 11, 1, 0]
-    assert all(len(pool) == (data.train.rating >= low).sum() for pool, low in zip(data.pools.values(), lowest))
+    config, data = exp_cosine_no_sam.Config(), rated(store.EXTREME)
+    steps = {0: 51, 13_999: 51, 14_000: 11, 27_999: 11, 28_000: 1, 41_999: 1, 42_000: 0, 69_999: 0}
+    for step, low in steps.items():
+        pool = common.pool_at(config, data, step)
+        assert pool.tolist() == np.flatnonzero(data.train.rating >= low).tolist()
+
+
+def test_pools_of_the_easy_to_hard_curriculum_end_below_the_next_bucket():
+    config, data = experiments.load("train_curriculum").Config(), rated(store.EXTREME)
+    for step, below in {0: 1, 19_999: 1, 20_000: 2, 40_000: 3, 79_999: 4, 80_000: 10, 99_999: 10}.items():
+        assert set(data.train.rating[common.pool_at(config, data, step)]) == {r for r in (0, 1, 2, 3) if r < below}
 
 
 def test_batches_are_a_function_of_seed_and_step():
