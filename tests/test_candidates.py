@@ -66,7 +66,13 @@ def test_a_board_has_the_candidates_that_no_clue_rules_out(puzzles, board):
         box = grid[row // 3 * 3 : row // 3 * 3 + 3, column // 3 * 3 : column // 3 * 3 + 3]
         alive = grid[row, column] == 0 and digit not in {*grid[row], *grid[:, column], *box.ravel()}
         assert alive == bool(((board.place[0] == n) & (board.place[1] == candidate)).any())
-    assert (np.bincount(GROUP[0]) == 9).all()
+
+
+def test_groups_are_a_cell_and_a_digit_in_a_row_a_column_and_a_box():
+    row, column, box = (place.numpy()[CELL] for place in common.places())
+    for group, expected in zip(GROUP, (CELL, 9 * row + DIGIT, 9 * column + DIGIT, 9 * box + DIGIT), strict=True):
+        assert (np.bincount(group) == 9).all()
+        assert len({*zip(group, expected)}) == 81, "one group each"
 
 
 def test_renamed_digits_and_swapped_lines_give_the_same_answer(puzzles):
@@ -90,13 +96,19 @@ def test_clues_keep_their_digit(puzzles):
     assert (answer[puzzle > 0] == puzzle[puzzle > 0]).all()
 
 
-def test_muon_makes_a_step_of_equal_singular_values():
-    weight = torch.nn.Parameter(torch.randn(16, 48))
-    before = weight.detach().clone()
-    weight.grad = torch.randn(16, 48)
-    exp_speedrun.Muon([weight], lr=0.1).step()
-    values = torch.linalg.svdvals(before - weight.detach()) / 0.1
-    assert values.min() > 0.6 and values.max() < 1.3
+def test_muon_makes_steps_of_equal_singular_values_along_the_momentum():
+    torch.manual_seed(0)
+    for shape in ((16, 48), (48, 16)):
+        weight, average = torch.nn.Parameter(torch.randn(shape)), torch.zeros(shape)
+        optimizer = exp_speedrun.Muon([weight], lr=0.1)
+        for _ in range(3):
+            before, weight.grad = weight.detach().clone(), torch.randn(shape)
+            average = 0.95 * average + 0.05 * weight.grad
+            optimizer.step()
+            u, _, v = torch.linalg.svd(0.05 * weight.grad + 0.95 * average, full_matrices=False)
+            step = (before - weight.detach()) / 0.1 / max(1, shape[0] / shape[1]) ** 0.5
+            values = torch.diagonal(u.T @ step @ v.T)  # the singular vectors stay, the values come close to 1
+            assert values.min() > 0.6 and values.max() < 1.3
 
 
 def test_a_resumed_speedrun_is_the_same_run(clean, monkeypatch):
