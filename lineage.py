@@ -161,7 +161,7 @@ def runs(name, root=ROOT):
     """The kept runs of an experiment: each results/<experiment>/<run>/summary.json, with these in addition.
 
     `run`: the folder's name. `group`: that name without its seed, which is the preset, or the name given to a run that
-    differs from its experiment by a flag. From config.json: seed, preset, iterations.
+    differs from its experiment by a flag. `puzzles`: its test set. From config.json: seed, preset, iterations.
     """
     kept = []
     for path in sorted(Path(root).glob(f"results/{name}/*/summary.json")):
@@ -170,6 +170,7 @@ def runs(name, root=ROOT):
             float(summary["diverged_at"] if summary["solved"] is None else summary["solved"])  # one of them is a number
             found = {field: summary[field] for field in ("seconds", "hardware", "command")}
             found |= {field: config[field] for field in ("seed", "preset", "iterations")}
+            found["puzzles"] = f"{config.get('data')} {config.get('edges')} {config.get('test_per_bucket')}"
             group = path.parent.name.removesuffix(f"-seed{config['seed']}")
             kept.append(summary | found | {"run": path.parent.name, "group": group})
         except (OSError, ValueError, KeyError, TypeError) as error:

@@ -39,8 +39,8 @@ def frame(name):
         run["own"] = run.get("test", {}).get(str(run["iterations"]))  # the test at the config's number of iterations
         run.setdefault("cells", run["own"] and run["own"]["cell_accuracy"])  # older summaries have it there only
         run["peak_solved"] = run["peak"]["solved"] if "peak" in run else None
-    columns = ["run", "group", "preset", "seed", "seconds", "hardware", "command", "solved", "diverged_at", "cells"]
-    return pd.DataFrame(rows, columns=[*columns, "peak_solved", "own", "test"])
+    columns = ["run", "group", "preset", "seed", "puzzles", "seconds", "hardware", "command", "solved", "diverged_at"]
+    return pd.DataFrame(rows, columns=[*columns, "cells", "peak_solved", "own", "test"])
 
 
 def tested(runs):
@@ -89,17 +89,24 @@ def of_the_log():
 
 def mini():
     """The whole line of descent, each run at the mini preset."""
-    head = ["experiment", "change", "the log, full size", "solved at mini, mean (min-max)", "blank cells right"]
+    head = ["experiment", "change", "the log, full size", "solved at mini, mean (min-max)", "above its parent, by seed"]
     rows = []
     for experiment in of_the_log():
         change, log = (" ".join(experiment.fields[name].split()) for name in ("Change", "Log"))
         runs = frame(experiment.name).query("preset == 'mini' and group == 'mini'")
-        figures = ["not run", "", "", "", ""]
+        figures = ["not run", "", "", "", "", ""]
         if len(runs):
             figures = [spread(runs[column]) for column in ("solved", "cells", "peak_solved")]
+            figures[1:1] = [gain(runs, experiment.parent.stem) if experiment.parent else "-"]
             figures += [seeds(runs), f"{runs['seconds'].mean():.0f} s"]
         rows.append([link(experiment), change, log.split(";")[0].rstrip("."), *figures])
-    return table([*head, "best test on the way", "seeds", "time"], rows)
+    return table([*head, "blank cells right", "best test on the way", "seeds", "time"], rows)
+
+
+def gain(runs, parent):
+    """Points of solved puzzles above the parent's run with the same seed, where the test is the same."""
+    pairs = runs.merge(frame(parent).query("group == 'mini'"), on=["seed", "puzzles"])
+    return ", ".join(f"{100 * points:+.1f}" for points in (pairs["solved_x"] - pairs["solved_y"]).dropna()) or "-"
 
 
 def contrast():
@@ -114,6 +121,12 @@ def contrast():
                 command = f"`{runs['command'].iloc[0]}`" if count == tests[0][0] else ""
                 rows.append([link(experiment), group, count, *figures, command])
     return table(head, rows)
+
+
+def trials():
+    """Runs of other forms of the mini preset, by which it was chosen."""
+    rows = pd.read_csv(ROOT / "results" / "mini-trials.csv", dtype=str)
+    return table(rows.columns, rows.values)
 
 
 def speedrun():
@@ -163,7 +176,7 @@ def ours(experiment, family):
     return lines if lines[-1].startswith("**Ours") else [*lines, "**Ours**: not run."]
 
 
-TABLES = {"kill": kill, "mini": mini, "contrast": contrast, "speedrun": speedrun, "speed": speed}
+TABLES = {"kill": kill, "mini": mini, "contrast": contrast, "trials": trials, "speedrun": speedrun, "speed": speed}
 
 
 def fill(text, tables, document):

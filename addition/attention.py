@@ -60,7 +60,6 @@ def main(argv=None):
     if options.output:
         path, command = Path(options.output), ["python", "-m", "addition.attention", *(argv or sys.argv[1:])]
         with disk.writing(path.parent, path.name):
-            path.parent.mkdir(parents=True, exist_ok=True)
             disk.write_json(path, {"command": shlex.join(command), "checkpoints": found})
 
 

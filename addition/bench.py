@@ -81,7 +81,6 @@ def main(argv=None):
     path = Path(options.output) / "summary.json"
     result = {"hardware": disk.describe(torch.device("cpu")), "commit": disk.commit(), "batch": Settings.batch_size}
     with disk.writing(path.parent, path.name):
-        path.parent.mkdir(parents=True, exist_ok=True)
         disk.write_json(path, result | {"models": found})
 
 

@@ -66,7 +66,6 @@ def main(argv=None):
         print(f"{path}  {parameters} parameters  exact match {exact:.5f}  {errors:,} errors in {PAIRS:,}", flush=True)
     if options.output:
         with disk.writing(options.output.parent, options.output.name):
-            options.output.parent.mkdir(parents=True, exist_ok=True)
             disk.write_json(options.output, {"checkpoints": found})
     return found
 

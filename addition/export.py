@@ -285,7 +285,6 @@ def export(checkpoint, output, name="", author=""):
         compare(file.name, config, named)
 
     with disk.writing(Path(output).parent, Path(output).name):
-        Path(output).parent.mkdir(parents=True, exist_ok=True)
         disk.replace(output, write_and_compare)
     return config
 

@@ -272,7 +272,6 @@ def keep(folders):
         rows = pd.concat(frames, names=["member"]).reset_index("member")
         target = results() / folder.name
         with disk.writing(target, "metrics.csv"):
-            target.mkdir(parents=True, exist_ok=True)
             disk.replace(target / "metrics.csv", lambda file, rows=rows: rows.to_csv(file, index=False))
             disk.write_json(target / "summary.json", kept)
         print(target.relative_to(ROOT))

@@ -148,7 +148,6 @@ def main(argv=None):
     print(f"carries     {r['carry_errors']:,} errors in {r['carry_pairs']:,}")
     if options.output:
         with disk.writing(options.output.parent, options.output.name):
-            options.output.parent.mkdir(parents=True, exist_ok=True)
             disk.write_json(options.output, r)
     if not r["qualifies"] or r["edge_cases_failed"]:
         raise SystemExit(1)

@@ -54,12 +54,8 @@ def fit(model, needed, count, free):
         return None
     recompute(model)
     least = needed / count
-    sizes = (
-        "the backward pass would keep {:.0f} GB, {:.0f} GB are free: iterations are recomputed, which keeps {:.0f} GB"
-    )
+    sizes = f"the backward pass would keep {needed / 1e9:.0f} GB, {free / 1e9:.0f} GB are free"
+    sizes += f": iterations are recomputed, which keeps {least / 1e9:.0f} GB"
     if least > 0.9 * free:
-        raise SystemExit(
-            sizes.format(needed / 1e9, free / 1e9, least / 1e9)
-            + ", still too much; lower --batch, or use more processes (torchrun)"
-        )
-    return sizes.format(needed / 1e9, free / 1e9, least / 1e9)
+        raise SystemExit(f"{sizes}, still too much; lower --batch, or use more processes (torchrun)")
+    return sizes

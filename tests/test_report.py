@@ -73,16 +73,33 @@ def test_mini_pools_the_seeds(root):
     head, sudoku, pos = rows(report.mini())
     assert "mean (min-max)" in head[3]
     assert sudoku[0] == "[`sudoku.py`](sudoku.py)" and sudoku[2] == "64.3 %"
-    assert sudoku[3:] == ["50.0 % (40.0-60.0)", "81.0 % (80.0-82.0)", "60.0 % (50.0-70.0)", "3", "60 s"]
+    assert sudoku[3:] == ["50.0 % (40.0-60.0)", "-", "81.0 % (80.0-82.0)", "60.0 % (50.0-70.0)", "3", "60 s"]
     assert pos[0] == "[`pos_embedding/exp_pos.py`](pos_embedding/exp_pos.py)" and pos[3] == "not run"
+
+
+def test_a_run_is_compared_with_its_parents_run_of_the_same_seed_and_test(root):
+    for seed, (old, new) in enumerate([(40, 50), (50, 45), (60, None)]):
+        put(root, "sudoku", f"mini-seed{seed}", {4: counts(old)})
+        put(
+            root,
+            "exp_pos",
+            f"mini-seed{seed}",
+            new and {4: counts(new)},
+            **({} if new else {"solved": None, "diverged_at": 9}),
+        )
+    put(root, "exp_pos", "mini-seed3", {4: counts(99)})  # its parent has no such seed
+    assert rows(report.mini())[2][4] == "+10.0, -5.0"
+    for path in root.glob("results/sudoku/*/config.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"data": "kaggle"}))
+    assert rows(report.mini())[2][4] == "-"
 
 
 def test_a_diverged_seed_is_named_and_not_averaged(root):
     put(root, "sudoku", "mini-seed0", solved=None, diverged_at=310)
-    assert rows(report.mini())[1][3:7] == ["-", "-", "-", "1; seed 0 diverged at step 310"]
+    assert rows(report.mini())[1][3:8] == ["-", "-", "-", "-", "1; seed 0 diverged at step 310"]
     (root / "results/sudoku/mini-seed0/metrics.csv").unlink()  # it diverged before its first row
     put(root, "sudoku", "mini-seed1", {4: counts(40)}, peak={"solved": None, "step": None})
-    assert rows(report.mini())[1][3:7] == ["40.0 %", "90.0 %", "-", "2; seed 0 diverged at step 310"]
+    assert rows(report.mini())[1][3:8] == ["40.0 %", "-", "90.0 %", "-", "2; seed 0 diverged at step 310"]
     family = lineage.find(root)
     (line,) = [line for line in report.ours(family[root / "sudoku.py"], family) if line.startswith("**Ours")]
     assert "seed 0 diverged at step 310" in line and "40.0 % solved" in line
@@ -102,7 +119,7 @@ def test_figures_are_those_of_the_runs_own_iterations(root):
     full, mini = lines[3:]
     assert "20.0 % solved (30.0, 10.0 by bucket), 70.0 % of the blank cells" in mini and "natural" not in mini
     assert "85.0 % solved (90.0, 80.0 by bucket), 50.0 % on the natural mix, 90.0 % of the blank" in full
-    assert rows(report.mini())[2][3:6] == ["20.0 %", "70.0 %", "-"]
+    assert rows(report.mini())[2][3:7] == ["20.0 %", "-", "70.0 %", "-"]
 
 
 def test_an_experiment_without_all_fields_yet_is_no_error(root):
