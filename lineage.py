@@ -223,9 +223,6 @@ def diff(name, root=ROOT):
     return list(difflib.unified_diff(*texts, *names, lineterm="", n=2))
 
 
-# ---------------------------------------------------------------- plot
-
-
 def log_percent(text):
     """83.6 from '83.6 %', 64.3 from '643/1000 easy puzzles'; None where the log has no figure."""
     match = re.match(r"~?(\d+(?:\.\d+)?)\s*(?:%|/\s*(\d+))", text)

@@ -94,19 +94,30 @@ def mini():
     for experiment in of_the_log():
         change, log = (" ".join(experiment.fields[name].split()) for name in ("Change", "Log"))
         runs = frame(experiment.name).query("preset == 'mini' and group == 'mini'")
-        figures = ["not run", "", "", "", "", ""]
+        figures = ["not run", "", "", "", "", "", ""]
         if len(runs):
             figures = [spread(runs[column]) for column in ("solved", "cells", "peak_solved")]
-            figures[1:1] = [gain(runs, experiment.parent.stem) if experiment.parent else "-"]
+            figures[1:1] = [
+                gain(runs, experiment.parent.stem) if experiment.parent else "-",
+                half(experiment.name, runs),
+            ]
             figures += [seeds(runs), f"{runs['seconds'].mean():.0f} s"]
         rows.append([link(experiment), change, log.split(";")[0].rstrip("."), *figures])
-    return table([*head, "blank cells right", "best test on the way", "seeds", "time"], rows)
+    return table([*head, "half solved at step", "blank cells right", "best test on the way", "seeds", "time"], rows)
 
 
 def gain(runs, parent):
     """Points of solved puzzles above the parent's run with the same seed, where the test is the same."""
     pairs = runs.merge(frame(parent).query("group == 'mini'"), on=["seed", "puzzles"])
     return ", ".join(f"{100 * points:+.1f}" for points in (pairs["solved_x"] - pairs["solved_y"]).dropna()) or "-"
+
+
+def half(name, runs):
+    """By seed, the first step whose test found half of the puzzles solved."""
+    metrics = [ROOT / "results" / name / run / "metrics.csv" for run in runs.dropna(subset="solved")["run"]]
+    tests = (pd.read_csv(path).reindex(columns=["step", "test_solved"]) for path in metrics)
+    steps = [test["step"][test["test_solved"] >= 0.5].min() for test in tests]
+    return ", ".join("never" if pd.isna(step) else str(step) for step in steps) or "-"
 
 
 def contrast():

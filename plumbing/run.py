@@ -363,9 +363,6 @@ def sum_gradients(model):
             g.copy_(part.view_as(g))
 
 
-# ---------------------------------------------------------------- machines
-
-
 def pick_device(name):
     """The device of this process; torchrun's processes on one machine take a card each."""
     if name == "auto":

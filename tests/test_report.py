@@ -73,7 +73,15 @@ def test_mini_pools_the_seeds(root):
     head, sudoku, pos = rows(report.mini())
     assert "mean (min-max)" in head[3]
     assert sudoku[0] == "[`sudoku.py`](sudoku.py)" and sudoku[2] == "64.3 %"
-    assert sudoku[3:] == ["50.0 % (40.0-60.0)", "-", "81.0 % (80.0-82.0)", "60.0 % (50.0-70.0)", "3", "60 s"]
+    assert sudoku[3:] == [
+        "50.0 % (40.0-60.0)",
+        "-",
+        "never, never, never",
+        "81.0 % (80.0-82.0)",
+        "60.0 % (50.0-70.0)",
+        "3",
+        "60 s",
+    ]
     assert pos[0] == "[`pos_embedding/exp_pos.py`](pos_embedding/exp_pos.py)" and pos[3] == "not run"
 
 
@@ -94,12 +102,19 @@ def test_a_run_is_compared_with_its_parents_run_of_the_same_seed_and_test(root):
     assert rows(report.mini())[2][4] == "-"
 
 
+def test_when_half_is_solved(root):
+    for seed, tests in enumerate(["50,0.2\n100,0.5\n150,0.4", "50,0.1\n100,", "50,0.6\n100,0.7"]):
+        put(root, "sudoku", f"mini-seed{seed}", {4: counts(40)})
+        (root / f"results/sudoku/mini-seed{seed}/metrics.csv").write_text(f"step,test_solved\n{tests}\n")
+    assert rows(report.mini())[1][5] == "100, never, 50"
+
+
 def test_a_diverged_seed_is_named_and_not_averaged(root):
     put(root, "sudoku", "mini-seed0", solved=None, diverged_at=310)
-    assert rows(report.mini())[1][3:8] == ["-", "-", "-", "-", "1; seed 0 diverged at step 310"]
+    assert rows(report.mini())[1][3:9] == ["-", "-", "-", "-", "-", "1; seed 0 diverged at step 310"]
     (root / "results/sudoku/mini-seed0/metrics.csv").unlink()  # it diverged before its first row
     put(root, "sudoku", "mini-seed1", {4: counts(40)}, peak={"solved": None, "step": None})
-    assert rows(report.mini())[1][3:8] == ["40.0 %", "-", "90.0 %", "-", "2; seed 0 diverged at step 310"]
+    assert rows(report.mini())[1][3:9] == ["40.0 %", "-", "never", "90.0 %", "-", "2; seed 0 diverged at step 310"]
     family = lineage.find(root)
     (line,) = [line for line in report.ours(family[root / "sudoku.py"], family) if line.startswith("**Ours")]
     assert "seed 0 diverged at step 310" in line and "40.0 % solved" in line
@@ -119,7 +134,7 @@ def test_figures_are_those_of_the_runs_own_iterations(root):
     full, mini = lines[3:]
     assert "20.0 % solved (30.0, 10.0 by bucket), 70.0 % of the blank cells" in mini and "natural" not in mini
     assert "85.0 % solved (90.0, 80.0 by bucket), 50.0 % on the natural mix, 90.0 % of the blank" in full
-    assert rows(report.mini())[2][3:7] == ["20.0 %", "-", "70.0 %", "-"]
+    assert rows(report.mini())[2][3:8] == ["20.0 %", "-", "never", "70.0 %", "-"]
 
 
 def test_an_experiment_without_all_fields_yet_is_no_error(root):
