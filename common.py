@@ -43,13 +43,13 @@ class RunConfig(plumbing.run.RunConfig):
 
 
 def mini_divisor(config):
-    """What divides steps, warm-up and phases alike: 30, or less where fewer than 600 steps would be left."""
-    return max(1.0, min(30.0, config.steps / 600))
+    """What divides steps, warm-up and phases alike: 20, or less where fewer than 600 steps would be left."""
+    return max(1.0, min(20.0, config.steps / 600))
 
 
 def mini_data(config):
     """Generated puzzles in place of a real set, with clue counts at which a mini network solves some and not all."""
-    return {"kaggle": "generated:45-57", "minimal": "minimal"}.get(config.data, "generated:58-66")
+    return {"kaggle": "generated:43-55", "minimal": "minimal"}.get(config.data, "generated:58-66")
 
 
 # One rule a field, (value, config) -> value, shrinks every run of the log alike: what an experiment changes stays so.
@@ -60,7 +60,7 @@ MINI = {
     "heads": lambda v, c: max(1, v // 2),
     "iterations": lambda v, c: max(1, v // 4),
     "dropout": lambda v, c: 0.0,  # a mini run sees each puzzle once or twice: nothing to regularise
-    "batch": lambda v, c: 2 * max(1, round(math.log2(max(1, v / 16)))),  # 128 -> 6, 512 -> 10, 2048 -> 14, 4096 -> 16
+    "batch": lambda v, c: max(1, round(math.log2(max(1, v / 16)))),  # 128 -> 3, 512 -> 5, 2048 -> 7, 4096 -> 8
     "lr": lambda v, c: round(v * 20 / 3, 6),  # narrow layers want larger steps
     "rho": lambda v, c: v / 5,  # 30 times fewer weights have a norm that is 5 times smaller
     "steps": lambda v, c: round(v / mini_divisor(c)),
