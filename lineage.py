@@ -230,7 +230,7 @@ def log_percent(text):
 
 
 def plot_tree(output, root):
-    """The lines of `py tree`, each with its two figures on one scale."""
+    """The lines of `lineage.py tree`, each with its two figures on one scale."""
     from matplotlib.figure import Figure  # takes a second to import
 
     lines = tree(root).splitlines()

@@ -50,9 +50,8 @@ def split(config):
 
         whole, first = kaggle_3m.load(), config.train_per_bucket
         # The rows that follow the training rows of the bucket, or the last ones; rows[-0:] is all rows.
-        rows = [
-            rows[first:][: limit or None] if first else rows[-limit:] for rows in store.rows_by_bucket(whole, edges)
-        ]
+        buckets = store.rows_by_bucket(whole, edges)
+        rows = [rows[first:][: limit or None] if first else rows[-limit:] for rows in buckets]
         held_out = np.sort(np.concatenate(rows))
         test = whole.subset(held_out)
     elif config.data in ("extreme", "extreme-test"):
