@@ -125,7 +125,7 @@ def generated(config):
     clues = [round(high - (high - low) * (i + 0.5 * (buckets == 1)) / max(1, buckets - 1)) for i in range(buckets)]
     limits = [config.train_per_bucket, math.ceil(config.train_puzzles / buckets)]  # 0: no limit
     train_count = min(filter(None, limits), default=math.ceil(DEFAULT_COUNT / buckets))
-    tables = np.stack([generate.cached(test_count + train_count, clues=number, seed=5).table for number in clues])
+    tables = np.stack([generate.cached(test_count + train_count, clues=number, seed=8).table for number in clues])
     tables["rating"] = np.array(config.edges[:-1])[:, None]
     return [store.PuzzleSet(part.ravel()) for part in (tables[:, test_count:], tables[:, :test_count])]
 
