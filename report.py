@@ -136,7 +136,7 @@ def contrast():
 
 def trials():
     """Runs of other forms of the mini preset, by which it was chosen."""
-    rows = pd.read_csv(ROOT / "results" / "mini-trials.csv", dtype=str)
+    rows = pd.read_csv(ROOT / "results" / "mini-trials.csv", dtype=str, keep_default_na=False)
     return table(rows.columns, rows.values)
 
 
