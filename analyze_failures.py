@@ -157,7 +157,8 @@ def plot(found, names, path):
             label = f"{name}, back to the board before last"
             change.plot(iterations[2:], 100 * found.swings[:, which].mean(1), ":", color=colour, label=label)
     change.set(title="boards that change at an iteration", xlabel="iteration", ylabel="puzzles, %", ylim=(0, None))
-    change.legend(fontsize=8, frameon=False)
+    if len(iterations) > 2:
+        change.legend(fontsize=8, frameon=False)
     rate = 100 * found.wrong[failed].mean(0).reshape(9, 9) if failed.any() else np.zeros((9, 9))
     image = cells.imshow(rate, cmap="Reds", vmin=0)
     cells.set(title="how often a cell is wrong, failing puzzles", xticks=[], yticks=[])
