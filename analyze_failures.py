@@ -2,7 +2,7 @@
 
 python analyze_failures.py runs/exp_cosine/mini-seed0                     its own test set
 python analyze_failures.py runs/exp_cosine/mini-seed0 --iterations 64 --plot failures.png
-python analyze_failures.py weights/speedrun.pt --data my.csv --show       also the median failure of each bucket, in full
+python analyze_failures.py weights/speedrun.pt --data my.csv --show       also the median failure of each bucket
 
 A puzzle fails when a blank is wrong after the last iteration; it was best at the first of the iterations with most
 blanks right.
@@ -102,7 +102,8 @@ def tell(found, names):
         yield f"{share(found.swings[-1][failed])}  went back there to the board of two iterations before"
         yield f"{share(found.changes[-1][~failed])}  of the solved ones still changed"
     cells = np.argsort(-found.wrong.sum(0), kind="stable")[:10]
-    yield "\ncells most often wrong: " + ", ".join(f"r{c // 9 + 1}c{c % 9 + 1} {found.wrong[:, c].sum()}" for c in cells)
+    counts = (f"r{cell // 9 + 1}c{cell % 9 + 1} {found.wrong[:, cell].sum()}" for cell in cells)
+    yield f"\ncells most often wrong: {', '.join(counts)}"
     yield "\nblanks right, %, after iteration"
     some = sorted({*range(1, min(count, 8) + 1), *(2**k for k in range(3, 20) if 2**k <= count), count})
     accuracy = 100 * found.right / np.maximum(1, found.blanks)

@@ -1,9 +1,9 @@
 """How many puzzles a checkpoint solves: by rating, after any numbers of iterations, counted exactly and in fp32.
 
-python eval_extreme.py runs/exp_cosine/full-seed0                      the test split of sudoku-extreme, 422,786 puzzles
-python eval_extreme.py runs/exp_cosine/full-seed0 --per-bucket 5000    at most 5,000 of each bucket, drawn with a fixed seed
+python eval_extreme.py runs/exp_cosine/full-seed0                     the test split of sudoku-extreme, all of it
+python eval_extreme.py runs/exp_cosine/full-seed0 --per-bucket 5000   at most 5,000 random puzzles of each bucket
 python eval_extreme.py runs/exp_cosine/mini-seed0 --data own --iterations 6 16 64 256
-python eval_extreme.py weights/speedrun.pt --data my.csv               any CSV of puzzles, or a set made by data/generate.py
+python eval_extreme.py weights/speedrun.pt --data my.csv              any CSV, or a set made by data/generate.py
 
 A puzzle counts as solved when every blank is right. `balanced` is the mean over the buckets; `natural` weighs them as
 they occur in the whole set. Ratings of different sources are different scales.
