@@ -398,10 +398,11 @@ def test_layers_start_as_copies_of_one(name):
     module = experiments.load(name)
     config = module.Config()
     model = module.Model(config)
-    first, *others = [layer.state_dict() for layer in model.layers]
-    for other in others:
-        assert all(torch.equal(value, other[name]) for name, value in first.items())
-    assert len({p.data_ptr() for p in model.layers.parameters()}) == config.layers * len(first)
+    for layers in getattr(model, "encoders", None) or [model.layers]:  # separate encoders are drawn each on its own
+        first, *others = [layer.state_dict() for layer in layers]
+        for other in others:
+            assert all(torch.equal(value, other[name]) for name, value in first.items())
+        assert len({p.data_ptr() for p in layers.parameters()}) == config.layers * len(first)
 
 
 def first_loss(module):
