@@ -64,6 +64,7 @@ MINI = {
     "batch": lambda v, c: max(1, round(math.log2(max(1, v / 16)))),  # 128 -> 3, 512 -> 5, 2048 -> 7, 4096 -> 8
     "lr": lambda v, c: round(v * 10 / 3, 6),  # narrow layers want larger steps
     "rho": lambda v, c: v / 5,  # fewer weights have a smaller norm
+    "ema_decay": lambda v, c: round(1 - (1 - v) * mini_divisor(c), 6),  # looks back over the same share of the run
     "steps": lambda v, c: round(v / mini_divisor(c)),
     "warmup": lambda v, c: round(v / mini_divisor(c)),
     "phases": lambda v, c: tuple((round(until / mini_divisor(c)), *ratings) for until, *ratings in v),
@@ -97,7 +98,7 @@ SMOKE = MINI | {
 PRESETS = {"full": {}, "mini": MINI, "smoke": SMOKE}
 # Fields that no preset changes. A preset names every field of every config, here or in a rule.
 UNCHANGED = {"name", "seed", "resume", "device", "compile", "wandb", "runs", "preset", "test_iterations", "precision"}
-UNCHANGED |= {"edges", "muon_lr", "weight_decay", "depth", "lifetime", "easy_steps", "encoders"}
+UNCHANGED |= {"edges", "muon_lr", "weight_decay", "depth", "lifetime", "easy_steps", "encoders", "micro_batches"}
 MAY_BE_ZERO = {"seed", "warmup", "easy_steps", "train_puzzles", "train_per_bucket", "test_per_bucket"}
 
 
@@ -175,9 +176,7 @@ def load(config, run):
         if run.rank == 0 and run.world > 1:
             dist.barrier()
     except KeyboardInterrupt:
-        raise SystemExit(
-            "interrupted before the first step; nothing was trained, the same command starts again"
-        ) from None
+        raise SystemExit("interrupted: nothing was trained yet, the same command starts again") from None
     run.data = [zlib.crc32(np.ascontiguousarray(part.table).view(np.uint8)) for part in (data.train, data.test)]
     return data
 
@@ -286,13 +285,12 @@ class Run(plumbing.run.Run):
         super().__init__(config, file, plumbing.run.command(config, with_preset(type(config)(), config.preset), file))
 
     def compiled(self, model):
-        """On CUDA: one iteration compiled, and recomputed in the backward pass where memory would not suffice."""
+        """One iteration, compiled on CUDA, and recomputed in the backward pass where memory would not suffice."""
         super().compiled(model)
-        if self.device.type == "cuda":
-            count, share = self.config.iterations, self.config.batch // self.world
-            needed = share * loop.kept_bytes(model, torch.zeros(8, 81, dtype=torch.int64), count, self.precision()) / 8
-            if message := loop.fit(model, needed, count, torch.cuda.mem_get_info(self.device)[0]):
-                self.log(f"# {share} puzzles: {message}")
+        share = max(1, self.config.batch // self.world // getattr(self.config, "micro_batches", 1))
+        puzzles, count = torch.zeros(8, 81, dtype=torch.int64), self.config.iterations
+        needed = share * loop.kept_bytes(model, puzzles, count, self.precision()) / 8
+        self.log(f"# {share} puzzles at once: {loop.fit(model, needed, count, loop.free_bytes(self.device))}")
         return model
 
     def report(self, step, loss, logits, batch, rate):
