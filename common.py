@@ -5,7 +5,6 @@ behind a run (its folder, checkpoints, signals, devices) is in plumbing/run.py.
 """
 
 import contextlib
-import dataclasses
 import math
 import re
 import signal
@@ -24,6 +23,7 @@ from data import sources
 from data.store import EASIEST, EXTREME, KAGGLE  # noqa: F401 (passed on)
 from plumbing import candidates, loop  # noqa: F401 (passed on)
 from plumbing.dropout import Dropout, seed_dropout  # noqa: F401 (passed on)
+from plumbing.presets import PRESETS, with_preset
 from plumbing.run import sum_gradients  # noqa: F401 (passed on)
 
 IGNORED = -100  # the target of a clue: no loss there
@@ -37,82 +37,12 @@ Phases = tuple[tuple[int, float, float], ...]  # (until step, lowest rating, bel
 class RunConfig(plumbing.run.RunConfig):
     """Flags that every experiment has."""
 
-    preset: Literal["full", "mini", "smoke"] = "full"  # the log's run; minutes on 2 cores; seconds, for tests
+    preset: Literal["full", "gpu", "mini", "smoke"] = "full"  # the log's; minutes on a GPU; on 2 cores; for tests
     evaluate_every: int = 5_000  # steps between two passes over the test set
     test_iterations: tuple[int, ...] = ()  # further counts of iterations to test at the end; --resume adds them later
 
 
-def mini_divisor(config):
-    """What divides steps, warm-up and phases alike: 40, or less where fewer than 600 steps would be left."""
-    return max(1.0, min(40.0, config.steps / 600))
-
-
-def mini_data(config):
-    """Generated puzzles in place of a real set, with clue counts at which a mini network solves some and not all."""
-    hard = getattr(config, "edges", KAGGLE)[0] >= 3.0  # only the Kaggle buckets that 45 and 42 clues stand for
-    return {"kaggle": f"generated:42-{45 if hard else 54}", "minimal": "minimal"}.get(config.data, "generated:50-62")
-
-
-# One rule a field, (value, config) -> value, shrinks every run of the log alike: what an experiment changes stays so.
-MINI = {
-    "width": lambda v, c: max(8, v // 2),  # at a quarter, three times more steps pass before anything is solved
-    "mlp": lambda v, c: max(8, v // 4),
-    "layers": lambda v, c: max(1, v // 2),
-    "heads": lambda v, c: max(1, v // 2),
-    "iterations": lambda v, c: max(1, 3 * v // 8),
-    "dropout": lambda v, c: 0.0,  # a mini run sees each puzzle once or twice: nothing to regularise
-    "batch": lambda v, c: max(1, round(math.log2(max(1, v / 16)))),  # 128 -> 3, 512 -> 5, 2048 -> 7, 4096 -> 8
-    "lr": lambda v, c: round(v * 10 / 3, 6),  # narrow layers want larger steps
-    "rho": lambda v, c: v / 5,  # fewer weights have a smaller norm
-    "ema_decay": lambda v, c: round(1 - (1 - v) * mini_divisor(c), 6),  # looks back over the same share of the run
-    "steps": lambda v, c: round(v / mini_divisor(c)),
-    "warmup": lambda v, c: round(v / mini_divisor(c)),
-    "phases": lambda v, c: tuple((round(until / mini_divisor(c)), *ratings) for until, *ratings in v),
-    "train_puzzles": lambda v, c: v // 50,
-    "train_per_bucket": lambda v, c: v // 50,
-    "test_per_bucket": lambda v, c: 200,
-    "data": lambda v, c: mini_data(c),
-    "report_every": lambda v, c: 50,
-    "evaluate_every": lambda v, c: 250,
-    "save_every": lambda v, c: 100,
-}
-SMOKE = MINI | {
-    "width": lambda v, c: max(8, v // 8),
-    "mlp": lambda v, c: max(8, v // 8),
-    "layers": lambda v, c: max(1, v // 4),
-    "heads": lambda v, c: max(1, v // 4),
-    "iterations": lambda v, c: max(1, v // 8),
-    "dropout": lambda v, c: v,
-    "batch": lambda v, c: max(2, 2 * round(math.sqrt(v) / 8)),
-    "steps": lambda v, c: max(4, v // 10_000),
-    "warmup": lambda v, c: v // 1_000,
-    "phases": lambda v, c: tuple((until // 10_000, *ratings) for until, *ratings in v),
-    "train_puzzles": lambda v, c: min(v or 400, 400),
-    "train_per_bucket": lambda v, c: min(v, 80),
-    "test_per_bucket": lambda v, c: 20,
-    "test_iterations": lambda v, c: (),
-    "report_every": lambda v, c: 1,
-    "evaluate_every": lambda v, c: 4,
-    "save_every": lambda v, c: 2,
-}
-PRESETS = {"full": {}, "mini": MINI, "smoke": SMOKE}
-# Fields that no preset changes. A preset names every field of every config, here or in a rule.
-UNCHANGED = {"name", "seed", "resume", "device", "compile", "wandb", "runs", "preset", "test_iterations", "precision"}
-UNCHANGED |= {"edges", "muon_lr", "weight_decay", "depth", "lifetime", "easy_steps", "encoders", "micro_batches"}
 MAY_BE_ZERO = {"seed", "warmup", "easy_steps", "train_puzzles", "train_per_bucket", "test_per_bucket"}
-
-
-def with_preset(config, preset):
-    """This config shrunk by the preset's rules."""
-    rules = PRESETS[preset]
-    names = [field.name for field in dataclasses.fields(config)]
-    if rules and (unknown := set(names) - set(rules) - UNCHANGED):
-        raise SystemExit(
-            f"--preset {preset} has no rule for {', '.join(sorted(unknown))}; add one to MINI in common.py, "
-            "or the name to UNCHANGED"
-        )
-    changed = {name: rules[name](getattr(config, name), config) for name in names if name in rules}
-    return dataclasses.replace(config, **changed, preset=preset)
 
 
 def parse(config_class, argv=None):

@@ -18,7 +18,7 @@ import exp_extreme_baseline
 import exp_sam
 import sudoku
 from data import generate, sources, store
-from plumbing import disk, loop, run
+from plumbing import disk, loop, presets, run
 from tests import experiments
 
 TRANSFORMERS = [name for name in experiments.names() if name != "exp_speedrun"]
@@ -460,12 +460,12 @@ def test_contract_of_a_model(name):
 def test_every_preset_names_every_field():
     for name in experiments.names():
         fields = set(vars(experiments.load(name).Config()))
-        for preset in ("mini", "smoke"):
-            rules = set(common.PRESETS[preset])
-            assert fields <= rules | common.UNCHANGED, (name, preset)
-            assert not rules & common.UNCHANGED - {"test_iterations"}, preset
+        for preset in set(presets.PRESETS) - {"full"}:
+            rules = set(presets.PRESETS[preset])
+            assert fields <= rules | presets.UNCHANGED, (name, preset)
+            assert not rules & presets.UNCHANGED - {"test_iterations"}, preset
     known = set().union(*(vars(experiments.load(name).Config()) for name in experiments.names()))
-    assert common.UNCHANGED | set(common.MINI) <= known, "names that no experiment has"
+    assert presets.UNCHANGED | set(presets.MINI) <= known, "names that no experiment has"
 
 
 def test_a_field_that_no_preset_names_is_an_error():
@@ -474,16 +474,24 @@ def test_a_field_that_no_preset_names_is_an_error():
         common.with_preset(Config(), "mini")
 
 
+@pytest.mark.parametrize("preset", ["gpu", "mini"])
 @pytest.mark.parametrize("name", experiments.names())
-def test_mini_shrinks_the_whole_schedule_alike(name):
+def test_the_whole_schedule_shrinks_alike(name, preset):
     full = experiments.load(name).Config()
-    mini = common.with_preset(full, "mini")
-    divisor = full.steps / mini.steps
-    assert mini.steps >= min(600, full.steps)
-    for before, after in zip(getattr(full, "phases", ()), getattr(mini, "phases", ())):
+    small = common.with_preset(full, preset)
+    divisor = full.steps / small.steps
+    assert small.steps >= min(600, full.steps)
+    for before, after in zip(getattr(full, "phases", ()), getattr(small, "phases", ())):
         assert after[0] == pytest.approx(before[0] / divisor, abs=1) and after[1:] == before[1:]
     if getattr(full, "warmup", 0) and hasattr(full, "phases"):
-        assert mini.warmup == pytest.approx(full.warmup / divisor, abs=1)
+        assert small.warmup == pytest.approx(full.warmup / divisor, abs=1)
+
+
+@pytest.mark.parametrize("name", experiments.names())
+def test_the_gpu_preset_keeps_the_network(name):
+    module = experiments.load(name)
+    full, gpu = module.Config(), common.with_preset(module.Config(), "gpu")
+    assert str(module.Model(full)) == str(module.Model(gpu)) and full.lr == gpu.lr
 
 
 def test_the_command_in_a_summary_gives_the_same_config():
