@@ -21,7 +21,7 @@ import tyro
 
 import plumbing.run
 from data import sources
-from data.store import EASIEST, EXTREME, KAGGLE  # noqa: F401 (passed on)
+from data.store import EASIEST, EXTREME, KAGGLE, PuzzleSet, from_arrays  # noqa: F401 (passed on)
 from plumbing import candidates, loop  # noqa: F401 (passed on)
 from plumbing.dropout import Dropout, seed_dropout  # noqa: F401 (passed on)
 from plumbing.run import sum_gradients  # noqa: F401 (passed on)
@@ -66,8 +66,8 @@ MINI = {
     "steps": lambda v, c: round(v / mini_divisor(c)),
     "warmup": lambda v, c: round(v / mini_divisor(c)),
     "phases": lambda v, c: tuple((round(until / mini_divisor(c)), *ratings) for until, *ratings in v),
-    "train_puzzles": lambda v, c: v // 50,
-    "train_per_bucket": lambda v, c: v // 50,
+    "ema": lambda v, c: 1 - (1 - v) * mini_divisor(c),  # over as large a share of the steps
+    **dict.fromkeys(("train_puzzles", "train_per_bucket", "puzzles", "copies"), lambda v, c: v // 50),
     "test_per_bucket": lambda v, c: 200,
     "data": lambda v, c: mini_data(c),
     "report_every": lambda v, c: 50,
@@ -75,10 +75,8 @@ MINI = {
     "save_every": lambda v, c: 100,
 }
 SMOKE = MINI | {
-    "width": lambda v, c: max(8, v // 8),
-    "mlp": lambda v, c: max(8, v // 8),
-    "layers": lambda v, c: max(1, v // 4),
-    "heads": lambda v, c: max(1, v // 4),
+    **dict.fromkeys(("width", "mlp"), lambda v, c: max(8, v // 8)),
+    **dict.fromkeys(("layers", "heads"), lambda v, c: max(1, v // 4)),
     "iterations": lambda v, c: max(1, v // 8),
     "dropout": lambda v, c: v,
     "batch": lambda v, c: max(2, 2 * round(math.sqrt(v) / 8)),
@@ -96,7 +94,8 @@ SMOKE = MINI | {
 PRESETS = {"full": {}, "mini": MINI, "smoke": SMOKE}
 # Fields that no preset changes. A preset names every field of every config, here or in a rule.
 UNCHANGED = {"name", "seed", "resume", "device", "compile", "wandb", "runs", "preset", "test_iterations", "precision"}
-UNCHANGED |= {"edges", "muon_lr", "weight_decay", "depth", "lifetime", "easy_steps"}
+UNCHANGED |= {"edges", "muon_lr", "weight_decay", "depth", "lifetime", "easy_steps", "cycles", "low_cycles", "clip"}
+UNCHANGED |= {"micro_batches"}
 MAY_BE_ZERO = {"seed", "warmup", "easy_steps", "train_puzzles", "train_per_bucket", "test_per_bucket"}
 
 
@@ -174,9 +173,7 @@ def load(config, run):
         if run.rank == 0 and run.world > 1:
             dist.barrier()
     except KeyboardInterrupt:
-        raise SystemExit(
-            "interrupted before the first step; nothing was trained, the same command starts again"
-        ) from None
+        raise SystemExit("interrupted before the first step: nothing is lost, the same command starts anew") from None
     run.data = [zlib.crc32(np.ascontiguousarray(part.table).view(np.uint8)) for part in (data.train, data.test)]
     return data
 
@@ -192,11 +189,13 @@ def random_at(config, step):
     return np.random.Generator(np.random.Philox(key=[config.seed, step]))
 
 
-def batch_at(config, data, run, step):
-    """The batch of this step: a pure function of (seed, step), however many processes share it."""
+def batch_at(config, data, run, step, rows=None):
+    """The batch of this step, drawn from its pool or of these rows; a function of (seed, step), for any run.world."""
     random = random_at(config, step)
-    pool = pool_at(config, data, step)
-    puzzle, solution = data.train.rows(pool[random.integers(len(pool), size=config.batch)])
+    if rows is None:
+        pool = pool_at(config, data, step)
+        rows = pool[random.integers(len(pool), size=config.batch)]
+    puzzle, solution = data.train.rows(rows)
     seeds = random.integers(-(2**31), 2**31, size=config.batch, dtype=np.int32)
     blanks = int((puzzle == 0).sum())
     mine = slice(run.rank * config.batch // run.world, (run.rank + 1) * config.batch // run.world)
@@ -288,7 +287,8 @@ class Run(plumbing.run.Run):
         """On CUDA: one iteration compiled, and recomputed in the backward pass where memory would not suffice."""
         super().compiled(model)
         if self.device.type == "cuda":
-            count, share = self.config.iterations, self.config.batch // self.world
+            count = self.config.iterations
+            share = self.config.batch // self.world // getattr(self.config, "micro_batches", 1)
             needed = share * loop.kept_bytes(model, torch.zeros(8, 81, dtype=torch.int64), count, self.precision()) / 8
             if message := loop.fit(model, needed, count, torch.cuda.mem_get_info(self.device)[0]):
                 self.log(f"# {share} puzzles: {message}")
