@@ -20,7 +20,7 @@ import tyro
 
 import plumbing.run
 from data import sources
-from data.store import EASIEST, EXTREME, KAGGLE  # noqa: F401 (passed on)
+from data.store import EASIEST, EXTREME, KAGGLE, PuzzleSet, from_arrays  # noqa: F401 (passed on)
 from plumbing import candidates, loop  # noqa: F401 (passed on)
 from plumbing.dropout import Dropout, seed_dropout  # noqa: F401 (passed on)
 from plumbing.presets import PRESETS, with_preset
@@ -122,11 +122,13 @@ def random_at(config, step):
     return np.random.Generator(np.random.Philox(key=[config.seed, step]))
 
 
-def batch_at(config, data, run, step):
-    """The batch of this step: a pure function of (seed, step), however many processes share it."""
+def batch_at(config, data, run, step, rows=None):
+    """The batch of this step, drawn from its pool or of these rows; a function of (seed, step), for any run.world."""
     random = random_at(config, step)
-    pool = pool_at(config, data, step)
-    puzzle, solution = data.train.rows(pool[random.integers(len(pool), size=config.batch)])
+    if rows is None:
+        pool = pool_at(config, data, step)
+        rows = pool[random.integers(len(pool), size=config.batch)]
+    puzzle, solution = data.train.rows(rows)
     seeds = random.integers(-(2**31), 2**31, size=config.batch, dtype=np.int32)
     blanks = int((puzzle == 0).sum())
     mine = slice(run.rank * config.batch // run.world, (run.rank + 1) * config.batch // run.world)

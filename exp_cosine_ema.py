@@ -1,7 +1,7 @@
 """An average of the weights (EMA), under cosine decay.
 
 Parent: exp_cosine_no_sam.py
-Change: train() tests a running average of the weights (ema_decay, update), at the end the live weights too.
+Change: train() tests a running average of the weights (ema, update), at the end the live weights too.
 Hypothesis: An average over the last thousand steps generalises better than the last weights; TRM gains much from it.
 Log: 83.6 %, live weights 83.6: at a rate near 0 the weights hardly move, so their average is the same point.
 
@@ -33,7 +33,7 @@ class Config(common.RunConfig):
     lr: float = 1.5e-3  # lr scaled up for batch 4096 (exp_scale_batch_4k)
     warmup: int = 2_000  # steps to the full rate, as in nano-trm (exp_warmup)
     weight_decay: float = 0.01  # AdamW's default
-    ema_decay: float = 0.999  # changed: the average looks back about 1,000 steps
+    ema: float = 0.999  # changed: the average looks back about 1,000 steps
     precision: common.Precision = "bf16"  # autocast on CUDA, TF32 elsewhere; a CPU stays at fp32 (sudoku_bs512)
     data: str = "extreme"  # its train and test splits; or kaggle, generated, a .csv file (exp_extreme_baseline)
     edges: tuple[float, ...] = common.EXTREME  # 0, 1-2, 3-10, 11-50, 51+ guesses (exp_extreme_curriculum)
@@ -141,7 +141,7 @@ def train(config):
     options = {"lr": config.lr, "betas": (0.9, 0.95), "weight_decay": config.weight_decay, "fused": True}
     optimizers = [torch.optim.AdamW(model.parameters(), **options)]  # no Muon (exp_sam)
     average = copy.deepcopy(model)  # changed: a copy of the compiled model, with weights of its own
-    for step in range(run.resume(model, [*optimizers, average]), config.steps):  # changed: restores the average
+    for step in range(run.resume(average, [*optimizers, model]), config.steps):  # changed: both in the checkpoint
         rate = common.cosine_rate(step, config.lr, config.warmup, config.steps)  # falls to 1 % (exp_cosine)
         for group in optimizers[0].param_groups:  # set the rate of this step (exp_warmup)
             group["lr"] = rate
@@ -154,14 +154,14 @@ def train(config):
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
-        update(average, model, config.ema_decay)  # changed: after every step
+        update(average, model, config.ema)  # changed: after every step
         run.report(step, loss, logits, batch, rate)  # rate of this step (exp_warmup)
         run.evaluate(step, average, data)  # changed: the average
         if step + 1 == config.steps:  # changed: the live weights, for comparison
             with run.untimed():
                 run.notes["live"] = common.evaluate(model, data, run, [config.iterations])[config.iterations]
             run.log(f"live weights: {common.solved_line(run.notes['live'])}")
-        run.end_step(step, model, [*optimizers, average])  # changed: saves the average
+        run.end_step(step, average, [*optimizers, model])  # changed: both in the checkpoint
     return run.finish(average, data)  # changed: the average
 
 

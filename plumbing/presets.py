@@ -20,7 +20,7 @@ def schedule(at_most):
         "steps": lambda v, c: round(v / divisor(c, at_most)),
         "warmup": lambda v, c: round(v / divisor(c, at_most)),
         "phases": lambda v, c: tuple((round(until / divisor(c, at_most)), *ratings) for until, *ratings in v),
-        "ema_decay": lambda v, c: round(1 - (1 - v) * divisor(c, at_most), 6),  # over the same share of the run
+        "ema": lambda v, c: round(1 - (1 - v) * divisor(c, at_most), 6),  # over the same share of the run
     }
 
 
@@ -42,21 +42,19 @@ MINI = schedule(40) | {
     "batch": lambda v, c: max(1, round(math.log2(max(1, v / 16)))),  # 128 -> 3, 512 -> 5, 2048 -> 7, 4096 -> 8
     "lr": lambda v, c: round(v * 10 / 3, 6),  # narrow layers want larger steps
     "rho": lambda v, c: v / 5,  # fewer weights have a smaller norm
-    "train_puzzles": lambda v, c: v // 50,
-    "train_per_bucket": lambda v, c: v // 50,
+    **dict.fromkeys(("train_puzzles", "train_per_bucket", "puzzles", "copies"), lambda v, c: v // 50),
     "test_per_bucket": lambda v, c: 200,
     "data": lambda v, c: generated(c, kaggle=(42, 54), extreme=(50, 62)),
     "report_every": lambda v, c: 50,
     "evaluate_every": lambda v, c: 250,
     "save_every": lambda v, c: 100,
 }
-GPU = MINI | schedule(25) | dict.fromkeys(  # the log's networks at the log's rates
-    ("width", "mlp", "layers", "heads", "iterations", "dropout", "lr", "rho"), lambda v, c: v
-)
-GPU |= {
+THE_LOGS = ("width", "mlp", "layers", "heads", "iterations", "dropout", "lr", "rho")
+GPU = MINI | schedule(25) | {
+    **dict.fromkeys(THE_LOGS, lambda v, c: v),
     "batch": lambda v, c: 32 * max(1, round(math.log2(max(1, v / 16)))),  # 128 -> 96, 512 -> 160, 4096 -> 256
     "train_puzzles": lambda v, c: v // 10 or 300_000,
-    "train_per_bucket": lambda v, c: v // 2,
+    **dict.fromkeys(("train_per_bucket", "puzzles", "copies"), lambda v, c: v // 2),
     "test_per_bucket": lambda v, c: 1_000,
     "data": lambda v, c: generated(c, kaggle=(28, 40), extreme=(26, 38)),
     "report_every": lambda v, c: 100,
@@ -86,6 +84,7 @@ PRESETS = {"full": {}, "gpu": GPU, "mini": MINI, "smoke": SMOKE}
 # Fields that no preset changes. A preset names every field of every config, here or in a rule.
 UNCHANGED = {"name", "seed", "resume", "device", "compile", "wandb", "runs", "preset", "test_iterations", "precision"}
 UNCHANGED |= {"edges", "muon_lr", "weight_decay", "depth", "lifetime", "easy_steps", "encoders", "micro_batches"}
+UNCHANGED |= {"cycles", "low_cycles", "clip"}
 
 
 def with_preset(config, preset):

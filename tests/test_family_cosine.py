@@ -25,7 +25,7 @@ SETTINGS = {
     "exp_cosine_140k": WARMUP | {"steps": 140_000, "phases": hard_to_easy(28_000, 56_000, 84_000, 140_000)},
     "exp_cosine_wd": NO_SAM | {"weight_decay": 1.0},
     "exp_cosine_relu2": NO_SAM,
-    "exp_cosine_ema": NO_SAM | {"ema_decay": 0.999},
+    "exp_cosine_ema": NO_SAM | {"ema": 0.999},
     "exp_cosine_25k_bs8k": SHORT
     | {"batch": 8192, "micro_batches": 1, "steps": 25_000, "warmup": 700, "evaluate_every": 2_500}
     | {"phases": hard_to_easy(5_000, 10_000, 15_000, 25_000)},
@@ -133,12 +133,12 @@ def test_ema_averages_from_the_initial_weights_on_and_is_what_gets_tested(clean,
         average = [0.96 * old + 0.04 * new for old, new in zip(average, live)]  # 0.999 looks back 40 times further
     (folder,) = clean.glob("runs/exp_cosine_ema/*")
     saved = disk.load_checkpoint(folder / "checkpoint.pt")
-    for (name, live), expected in zip(saved["model"].items(), average):
-        assert torch.allclose(saved["optimizers"][-1][name], expected, atol=1e-7), name
-        assert not torch.allclose(live, expected, atol=1e-7), name
+    for (name, mean), expected in zip(saved["model"].items(), average):
+        assert torch.allclose(mean, expected, atol=1e-7), name
+        assert not torch.allclose(saved["optimizers"][-1][name], expected, atol=1e-7), name
     *on_the_way, live, last = (weights for _, weights in tested)
     for name in live:
-        assert torch.equal(last[name], saved["optimizers"][-1][name]) and torch.equal(live[name], saved["model"][name])
+        assert torch.equal(last[name], saved["model"][name]) and torch.equal(live[name], saved["optimizers"][-1][name])
         assert torch.equal(on_the_way[-1][name], last[name])
     assert len(on_the_way) == 2 and all("iterate" in vars(model) for model, _ in tested), "copied after compiling"
     assert summary["live"]["puzzles"] == summary["test"]["2"]["puzzles"]
