@@ -50,17 +50,21 @@ MINI = schedule(40) | {
     "save_every": lambda v, c: 100,
 }
 THE_LOGS = ("width", "mlp", "layers", "heads", "iterations", "dropout", "lr", "rho")
-GPU = MINI | schedule(25) | {
-    **dict.fromkeys(THE_LOGS, lambda v, c: v),
-    "batch": lambda v, c: 32 * max(1, round(math.log2(max(1, v / 16)))),  # 128 -> 96, 512 -> 160, 4096 -> 256
-    "train_puzzles": lambda v, c: v // 10 or 300_000,
-    **dict.fromkeys(("train_per_bucket", "puzzles", "copies"), lambda v, c: v // 2),
-    "test_per_bucket": lambda v, c: 1_000,
-    "data": lambda v, c: generated(c, kaggle=(28, 40), extreme=(26, 38)),
-    "report_every": lambda v, c: 100,
-    "evaluate_every": lambda v, c: 400,
-    "save_every": lambda v, c: 500,
-}
+GPU = (
+    MINI
+    | schedule(25)
+    | {
+        **dict.fromkeys(THE_LOGS, lambda v, c: v),
+        "batch": lambda v, c: 32 * max(1, round(math.log2(max(1, v / 16)))),  # 128 -> 96, 512 -> 160, 4096 -> 256
+        "train_puzzles": lambda v, c: v // 10 or 300_000,
+        **dict.fromkeys(("train_per_bucket", "puzzles", "copies"), lambda v, c: v // 2),
+        "test_per_bucket": lambda v, c: 1_000,
+        "data": lambda v, c: generated(c, kaggle=(28, 40), extreme=(26, 38)),
+        "report_every": lambda v, c: 100,
+        "evaluate_every": lambda v, c: 400,
+        "save_every": lambda v, c: 500,
+    }
+)
 SMOKE = MINI | {
     "width": lambda v, c: max(8, v // 8),
     "mlp": lambda v, c: max(8, v // 8),
