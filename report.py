@@ -20,10 +20,12 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 import bench
+import insights
 import lineage
 from plumbing import disk
 
 ROOT = Path(__file__).parent
+T95 = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)  # Student's t for 2 to 10 values, two-sided 95 %
 DOCUMENTS = ("README.md", "EXPERIMENTS.md")
 BLOCK = re.compile(  # an opening line with its words, then what stands between it and its end, if it has one
     r"^(<!-- report ([^\n]+?)(?: -->)?$\n?)((?:(?!<!-- report ).)*?(<!-- end -->))?", re.DOTALL | re.MULTILINE
@@ -134,6 +136,45 @@ def contrast():
     return table(head, rows)
 
 
+def paired(better, worse):
+    """Points of solved puzzles between two experiments' mini runs, by seed; both with the same test."""
+    columns = ["seed", "puzzles", "solved"]
+    runs = [frame(name).query("group == 'mini'").dropna(subset="solved")[columns] for name in (better, worse)]
+    pairs = runs[0].merge(runs[1], on=["seed", "puzzles"])
+    return 100 * (pairs["solved_x"] - pairs["solved_y"])
+
+
+def interval(points):
+    """The mean's 95 % interval by Student's t, over the seeds."""
+    reach = T95[min(len(points), len(T95) + 1) - 2] * points.std() / len(points) ** 0.5
+    return points.mean() - reach, points.mean() + reach
+
+
+def contrasts():
+    """Every contrast of insights.py: the difference by seed, its mean and interval, and what that says."""
+    rows = []
+    family = {experiment.name: experiment for experiment in of_the_log()}
+    for contrast in insights.CONTRASTS.values():
+        points = paired(contrast.better, contrast.worse)
+        names = [link(family[name]) for name in (contrast.better, contrast.worse)]
+        logged = [family[name].figure for name in (contrast.better, contrast.worse)]
+        figures = [", ".join(f"{p:+.1f}" for p in points) or "not run", "", ""]
+        if len(points) > 1:
+            low, high = interval(points)
+            says = "the log's way" if low > 0 else "the other way" if high < 0 else "open"
+            figures[1:] = [f"{points.mean():+.1f} ({low:+.1f} to {high:+.1f})", says]
+        rows.append([contrast.question, *names, " / ".join(logged), *figures])
+    return table(["contrast", "first", "second", "the log", "first above second, by seed", "mean (95 %)", ""], rows)
+
+
+def verdicts():
+    """The log's insights, each with a mark from the contrasts that test it."""
+    points = {name: paired(c.better, c.worse) for name, c in insights.CONTRASTS.items()}
+    intervals = {name: interval(values) for name, values in points.items() if len(values) > 1}
+    rows = [[i.log, insights.judged(i, intervals), ", ".join(i.contrasts), i.note] for i in insights.INSIGHTS]
+    return table(["the log", "mini says", "contrasts", "note"], rows)
+
+
 def trials():
     """Runs of other forms of the mini preset, by which it was chosen."""
     rows = pd.read_csv(ROOT / "results" / "mini-trials.csv", dtype=str, keep_default_na=False)
@@ -187,7 +228,8 @@ def ours(experiment, family):
     return lines if lines[-1].startswith("**Ours") else [*lines, "**Ours**: not run."]
 
 
-TABLES = {"kill": kill, "mini": mini, "contrast": contrast, "trials": trials, "speedrun": speedrun, "speed": speed}
+TABLES = {"kill": kill, "mini": mini, "contrast": contrast, "contrasts": contrasts, "verdicts": verdicts}
+TABLES |= {"trials": trials, "speedrun": speedrun, "speed": speed}
 
 
 def fill(text, tables, document):
