@@ -68,7 +68,7 @@ MINI = {
     "phases": lambda v, c: tuple((round(until / mini_divisor(c)), *ratings) for until, *ratings in v),
     "train_puzzles": lambda v, c: v // 50,
     "train_per_bucket": lambda v, c: v // 50,
-    "test_per_bucket": lambda v, c: 200,
+    "test_per_bucket": lambda v, c: 1_000 // (len(getattr(c, "edges", KAGGLE)) - 1),  # 1,000 in all
     "data": lambda v, c: mini_data(c),
     "report_every": lambda v, c: 50,
     "evaluate_every": lambda v, c: 250,
