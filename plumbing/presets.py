@@ -43,7 +43,7 @@ MINI = schedule(40) | {
     "lr": lambda v, c: round(v * 10 / 3, 6),  # narrow layers want larger steps
     "rho": lambda v, c: v / 5,  # fewer weights have a smaller norm
     **dict.fromkeys(("train_puzzles", "train_per_bucket", "puzzles", "copies"), lambda v, c: v // 50),
-    "test_per_bucket": lambda v, c: 200,
+    "test_per_bucket": lambda v, c: 1_000 // (len(getattr(c, "edges", KAGGLE)) - 1),  # 1,000 in all
     "data": lambda v, c: generated(c, kaggle=(42, 54), extreme=(50, 62)),
     "report_every": lambda v, c: 50,
     "evaluate_every": lambda v, c: 250,
