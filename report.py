@@ -225,7 +225,13 @@ def ours(experiment, family):
         hardware = runs["hardware"].iloc[0].split(";")[0]
         parts += [f"seeds: {seeds(runs)}", f"{runs['seconds'].mean():.0f} s on {hardware}"]
         lines.append(f"**Ours, {group}**: {', '.join(parts)}. `{runs['command'].iloc[0]}`  ")
-    return lines if lines[-1].startswith("**Ours") else [*lines, "**Ours**: not run."]
+    if not lines[-1].startswith("**Ours"):
+        return [*lines, "**Ours**: not run."]
+    if experiment.parent and len(points := paired(experiment.name, experiment.parent.stem)) > 1:
+        low, high = interval(points)
+        says = "better" if low > 0 else "worse" if high < 0 else "mini cannot tell"
+        lines.append(f"**Verdict**: {points.mean():+.1f} points ({low:+.1f} to {high:+.1f}) above its parent: {says}.")
+    return lines
 
 
 TABLES = {"kill": kill, "mini": mini, "contrast": contrast, "contrasts": contrasts, "verdicts": verdicts}
