@@ -6,6 +6,7 @@
 # Evidence goes to results/ as each run ends, and a run that has it there is left out: the same command goes on after any
 # interruption, also on another machine that has what was committed. Flags go to every run.
 set -u
+shopt -s nullglob
 CDPATH= cd -- "$(dirname -- "$0")/.." || exit 1
 
 export PRESET=${1:-}
