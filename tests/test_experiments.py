@@ -21,7 +21,6 @@ from data import generate, sources, store
 from plumbing import disk, loop, run
 from tests import experiments
 
-TRANSFORMERS = [name for name in experiments.names() if name != "exp_speedrun"]
 PARAMETERS = {"sudoku": 800_265, "exp_recur_add": 800_265, "exp_no_x_after_init": 800_393, "exp_cosine": 800_393}
 
 
@@ -224,7 +223,7 @@ def test_gelu_replaces_relu():
     assert seen[1].min() > -0.171
 
 
-@pytest.mark.parametrize("name", TRANSFORMERS)
+@pytest.mark.parametrize("name", experiments.of_the_log())
 def test_a_layer_is_that_of_pytorch(name, monkeypatch):
     """The same result with the same weights, and dropout in the same four places."""
     module = experiments.load(name)
@@ -393,7 +392,7 @@ def test_everything_after_uses_adamw_at_the_logs_rate(name, clean, monkeypatch):
     assert float(disk.read_rows(folder / "metrics.csv")[-1]["lr"]) == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("name", TRANSFORMERS)
+@pytest.mark.parametrize("name", experiments.of_the_log())
 def test_layers_start_as_copies_of_one(name):
     module = experiments.load(name)
     config = module.Config()
