@@ -21,7 +21,7 @@ from data import generate, sources, store
 from plumbing import disk, loop, presets, run
 from tests import experiments
 
-TRANSFORMERS = [name for name in experiments.names() if hasattr(experiments.load(name).Config, "heads")]
+TRANSFORMERS = [name for name in experiments.of_the_log() if hasattr(experiments.load(name).Config, "heads")]
 INDEPENDENT = {"exp_faster_2drope", "exp_faster_alibi"}  # layers with weights of their own, in PyTorch's own init
 OWN_ATTENTION = INDEPENDENT | {"exp_faster_t5bias"}  # compared with PyTorch in tests/pos_embedding/
 ACTIVATIONS = {"exp_cosine_gelu": "gelu", "exp_cosine_relu2": lambda x: F.relu(x) ** 2}
