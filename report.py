@@ -83,17 +83,16 @@ def table(head, rows):
 # ---------------------------------------------------------------- the blocks
 
 
-def of_the_log():
-    """The experiments of the log, parents before children; ours have tables of their own."""
-    family = lineage.walk(lineage.find(ROOT))
-    return [experiment for _, experiment in family if not experiment.fields["Log"].startswith("not in the log")]
+def all_of_them():
+    """The experiments, parents before children; exp_speedrun has tables of its own."""
+    return [experiment for _, experiment in lineage.walk(lineage.find(ROOT)) if experiment.name != "exp_speedrun"]
 
 
 def mini():
     """The whole line of descent, each run at the mini preset."""
     head = ["experiment", "change", "the log, full size", "solved at mini, mean (min-max)", "above its parent, by seed"]
     rows = []
-    for experiment in of_the_log():
+    for experiment in all_of_them():
         change, log = (" ".join(experiment.fields[name].split()) for name in ("Change", "Log"))
         runs = frame(experiment.name).query("preset == 'mini' and group == 'mini'")
         figures = ["not run", "", "", "", "", "", ""]
@@ -126,7 +125,7 @@ def contrast():
     """Runs that differ from their experiment by a flag, and runs tested at several numbers of iterations."""
     head = ["experiment", "run", "iterations", "solved, mean (min-max)", "blank cells right", "seeds", "command"]
     rows = []
-    for experiment in of_the_log():
+    for experiment in all_of_them():
         for group, runs in frame(experiment.name).query("preset == 'mini'").groupby("group"):
             tests = list(tested(runs).groupby("iterations"))
             for count, found in tests if group != "mini" or len(tests) > 1 else []:
@@ -153,7 +152,7 @@ def interval(points):
 def contrasts():
     """Every contrast of insights.py: the difference by seed, its mean and interval, and what that says."""
     rows = []
-    family = {experiment.name: experiment for experiment in of_the_log()}
+    family = {experiment.name: experiment for experiment in all_of_them()}
     for contrast in insights.CONTRASTS.values():
         points = paired(contrast.better, contrast.worse)
         names = [link(family[name]) for name in (contrast.better, contrast.worse)]

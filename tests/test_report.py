@@ -228,7 +228,7 @@ def test_a_contrast_pairs_the_seeds_and_has_students_interval(root, monkeypatch)
     row = rows(report.contrasts())[1]
     assert row[3:] == ["64.3 % / 82.8 %", "+10.0, +12.0, +14.0", "+12.0 (+7.0 to +17.0)", "the log's way"]
     assert rows(report.verdicts())[1][:3] == ["x is better", "confirmed", "a"]
-    (experiment,) = [e for e in report.of_the_log() if e.name == "exp_pos"]
+    (experiment,) = [e for e in report.all_of_them() if e.name == "exp_pos"]
     assert "**Verdict**: -12.0 points (-17.0 to -7.0) above its parent: worse." in report.ours(
         experiment, report.lineage.find(report.ROOT)
     )
@@ -254,7 +254,7 @@ def test_marks_of_insights(alike, intervals, mark):
 
 
 def test_insights_rest_on_contrasts_and_these_on_experiments():
-    family = {experiment.name for experiment in report.of_the_log()}
+    family = {experiment.name for experiment in report.all_of_them()}
     assert {name for c in insights.CONTRASTS.values() for name in (c.better, c.worse)} <= family
     assert {name for insight in insights.INSIGHTS for name in insight.contrasts} <= set(insights.CONTRASTS)
     assert all(bool(insight.contrasts) != bool(insight.verdict) for insight in insights.INSIGHTS)
