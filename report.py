@@ -26,7 +26,7 @@ from plumbing import disk
 
 ROOT = Path(__file__).parent
 T95 = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)  # Student's t for 2 to 10 values, two-sided 95 %
-DOCUMENTS = ("README.md", "EXPERIMENTS.md")
+DOCUMENTS = ("README.md", "EXPERIMENTS.md", "pos_embedding/EXPERIMENTS_POS.md")
 BLOCK = re.compile(  # an opening line with its words, then what stands between it and its end, if it has one
     r"^(<!-- report ([^\n]+?)(?: -->)?$\n?)((?:(?!<!-- report ).)*?(<!-- end -->))?", re.DOTALL | re.MULTILINE
 )
@@ -174,6 +174,20 @@ def verdicts():
     return table(["the log", "mini says", "contrasts", "note"], rows)
 
 
+def positions():
+    """The experiments of pos_embedding/, for its own page."""
+    family, rows = lineage.find(ROOT), []
+    for experiment in all_of_them():
+        if experiment.path.parent.name == "pos_embedding":
+            parent = family[experiment.parent]
+            runs = frame(experiment.name).query("group == 'mini'")
+            figures = [spread(runs["solved"]) if len(runs) else "not run", gain(runs, parent.name) if len(runs) else ""]
+            name = f"[`{experiment.path.name}`]({experiment.path.name})"
+            rows.append([name, experiment.title, experiment.figure, parent.figure, *figures])
+    head = ["experiment", "positions", "the log", "the log, its parent", "solved at mini", "above its parent, by seed"]
+    return table(head, rows)
+
+
 def trials():
     """Runs of other forms of the mini preset, by which it was chosen."""
     rows = pd.read_csv(ROOT / "results" / "mini-trials.csv", dtype=str, keep_default_na=False)
@@ -234,7 +248,7 @@ def ours(experiment, family):
 
 
 TABLES = {"kill": kill, "mini": mini, "contrast": contrast, "contrasts": contrasts, "verdicts": verdicts}
-TABLES |= {"trials": trials, "speedrun": speedrun, "speed": speed}
+TABLES |= {"positions": positions, "trials": trials, "speedrun": speedrun, "speed": speed}
 
 
 def fill(text, tables, document):

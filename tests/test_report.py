@@ -34,7 +34,8 @@ def root(clean, monkeypatch):
     ):
         (clean / name).write_text(DOCSTRING.format(parent=parent, log=log, name=name))
     (clean / "README.md").write_text("before\n<!-- report mini -->\nold\n<!-- end -->\nafter\n")
-    (clean / "EXPERIMENTS.md").write_text("nothing to fill\n")
+    for name in ("EXPERIMENTS.md", "pos_embedding/EXPERIMENTS_POS.md"):
+        (clean / name).write_text("nothing to fill\n")
     return clean
 
 
@@ -258,3 +259,11 @@ def test_insights_rest_on_contrasts_and_these_on_experiments():
     assert {name for c in insights.CONTRASTS.values() for name in (c.better, c.worse)} <= family
     assert {name for insight in insights.INSIGHTS for name in insight.contrasts} <= set(insights.CONTRASTS)
     assert all(bool(insight.contrasts) != bool(insight.verdict) for insight in insights.INSIGHTS)
+
+
+def test_positions_have_a_table_of_their_own(root):
+    put(root, "sudoku", "mini-seed0", {4: counts(50)})
+    put(root, "exp_pos", "mini-seed0", {4: counts(40)})
+    _, *found = rows(report.positions())
+    assert len(found) == 1 and found[0][0] == "[`exp_pos.py`](exp_pos.py)"
+    assert found[0][2:] == ["82.8 %", "64.3 %", "40.0 %", "-10.0"]
