@@ -194,6 +194,18 @@ def trials():
     return table(rows.columns, rows.values)
 
 
+def cost():
+    """What the gpu preset costs, as cost.py counted it."""
+    kept = json.loads((ROOT / "results" / "cost-gpu.json").read_text())
+    family = {experiment.name: experiment for experiment in all_of_them()}
+    rows = [
+        [link(family[row["experiment"]]), f"{row['gflop']:.2f}", row["batch"], row["steps"], f"{row['minutes']:.1f}"]
+        for row in kept["rows"]
+    ]
+    head = ["experiment", "GFLOP a puzzle and step", "batch", "steps", f"minutes at {kept['rate']:g} TFLOP/s"]
+    return table(head, rows)
+
+
 def speedrun():
     """How many of 1,000 unseen puzzles of each kind exp_speedrun.py solves, by test iterations."""
     everything = frame("exp_speedrun")
@@ -248,7 +260,7 @@ def ours(experiment, family):
 
 
 TABLES = {"kill": kill, "mini": mini, "contrast": contrast, "contrasts": contrasts, "verdicts": verdicts}
-TABLES |= {"positions": positions, "trials": trials, "speedrun": speedrun, "speed": speed}
+TABLES |= {"cost": cost, "positions": positions, "trials": trials, "speedrun": speedrun, "speed": speed}
 
 
 def fill(text, tables, document):
