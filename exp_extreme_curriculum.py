@@ -45,7 +45,7 @@ class Config(common.RunConfig):
     train_puzzles: int = 400_000  # changed: the first rows of the file
     train_per_bucket: int = 0  # changed: no limit
     test_per_bucket: int = 0  # changed: all 22,786 other rows
-    evaluate_every: int = 5_000  # as logged for all that follows (train_mixed)
+    evaluate_every: int = 5_000  # as logged (train_mixed)
 
 
 class Layer(nn.Module):

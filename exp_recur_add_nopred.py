@@ -42,9 +42,9 @@ class Config(common.RunConfig):
         (100_000, 0.0, 10.0),
     )
     train_puzzles: int = 0  # 0 for all there are
-    train_per_bucket: int = 0  # all 2,997,500 but the test's (train_curriculum_reverse)
-    test_per_bucket: int = 500  # the last ones of each bucket, 2,500 in all (train_curriculum_reverse)
-    evaluate_every: int = 5_000  # as logged for all that follows (train_mixed)
+    train_per_bucket: int = 0  # all 2,997,500 but the test's (train_mixed)
+    test_per_bucket: int = 500  # the last ones of each bucket, 2,500 in all (train_mixed)
+    evaluate_every: int = 5_000  # as logged (train_mixed)
 
 
 class Layer(nn.Module):

@@ -44,7 +44,7 @@ class Config(common.RunConfig):
     copies: int = 1_000  # symmetric copies of each, beside the original (exp_trm_exact)
     train_per_bucket: int = 0  # no limit (exp_extreme_curriculum)
     test_per_bucket: int = 5_000  # up to 25,000 in all (exp_extreme_baseline)
-    evaluate_every: int = 5_000  # as logged for all that follows (train_mixed)
+    evaluate_every: int = 5_000  # as logged (train_mixed)
 
 
 class SwiGLU(nn.Module):  # half of the hidden units gate the others, no biases (exp_trm_nested)

@@ -120,11 +120,10 @@ EASY |= {"train_puzzles": 0, "train_per_bucket": 100_000, "test_per_bucket": 1_0
 EASY |= {"width": 128, "heads": 4, "layers": 4, "mlp": 512, "iterations": 16, "dropout": 0.1, "weight_decay": 0.01}
 BATCH_512 = EASY | {"batch": 512, "precision": "bf16"}
 SAM = BATCH_512 | {"rho": 0.05}
-MIXED = SAM | {"edges": (0.0, 1.0, 2.0, 3.0, 4.0, 10.0), "phases": K, "train_per_bucket": 20_000,
-               "test_per_bucket": 200, "evaluate_every": 5_000}  # fmt: skip
-KAGGLE = MIXED | {"train_per_bucket": 0, "test_per_bucket": 500}
+MIXED = SAM | {"edges": (0.0, 1.0, 2.0, 3.0, 4.0, 10.0), "phases": K, "train_per_bucket": 0,
+               "test_per_bucket": 500, "evaluate_every": 5_000}  # fmt: skip
 EASY_TO_HARD = tuple((20_000 * (i + 1), 0.0, below) for i, below in enumerate((1.0, 2.0, 3.0, 4.0, 10.0)))
-REVERSE = KAGGLE | {"phases": ((20_000, 3.0, 10.0), (40_000, 2.0, 10.0), (60_000, 1.0, 10.0), (100_000, 0.0, 10.0))}
+REVERSE = MIXED | {"phases": ((20_000, 3.0, 10.0), (40_000, 2.0, 10.0), (60_000, 1.0, 10.0), (100_000, 0.0, 10.0))}
 
 
 def hard_to_easy(*ends):
@@ -144,7 +143,7 @@ SETTINGS = {
     "sudoku_bs512": BATCH_512 | {"muon_lr": 0.02},
     "exp_sam": SAM,
     "train_mixed": MIXED,
-    "train_curriculum": KAGGLE | {"phases": EASY_TO_HARD},
+    "train_curriculum": MIXED | {"phases": EASY_TO_HARD},
     "train_curriculum_reverse": REVERSE,
     "exp_recur_add": REVERSE,
     "exp_no_x_after_init": REVERSE,
