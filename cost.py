@@ -3,8 +3,8 @@
 python cost.py gpu                                the table
 python cost.py gpu --output results/cost-gpu.json keep it, for report.py
 
-The minutes are those of a GPU at --rate. The default is what the log's only reliable time comes to: 2 h 40 min on an
-H200 for 50,000 steps at batch 2048 without SAM.
+The minutes are those of a GPU at --rate. The default comes from a later run of the log's project, whose time was not
+withdrawn: 2 h 40 min on an H200 for 50,000 steps at batch 2048, with RoPE and without SAM.
 """
 
 from dataclasses import dataclass

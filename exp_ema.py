@@ -3,7 +3,8 @@
 Parent: exp_warmup.py
 Change: train() keeps an exponential moving average of the weights (ema), which is tested and saved as the model.
 Hypothesis: The average over many steps generalises better than the last weights.
-Log: 77.5 %, against 78.5 without, but there the average was never used: a rerun of exp_warmup.py. Here it is.
+Log: 77.5 %, against 78.5 without; but there the average was never used, so it is a rerun of exp_warmup.py. Here it is
+used.
 
 python exp_ema.py            the log's run; --preset mini takes minutes on two CPU cores
 modal run exp_ema.py         the same on a rented GPU

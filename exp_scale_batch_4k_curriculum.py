@@ -45,7 +45,7 @@ class Config(common.RunConfig):
     train_puzzles: int = 2_700_000  # the first rows of the file (exp_extreme_baseline)
     train_per_bucket: int = 0  # no limit (exp_extreme_curriculum)
     test_per_bucket: int = 5_000  # up to 25,000 in all (exp_extreme_baseline)
-    evaluate_every: int = 1_000  # changed: ten tests in this run too
+    evaluate_every: int = 1_000  # changed: ten tests in the shorter run
 
 
 class Layer(nn.Module):

@@ -3,8 +3,8 @@
 Parent: train_curriculum_reverse.py
 Change: width 192, heads 6, layers 6, mlp 768; batch 256, all that the log's GPU held.
 Hypothesis: More capacity helps most on hard puzzles.
-Log: 1888/2500 (75.5 %), 1996 at its best step, 60k, against 1994. The batch halved too, so no verdict on size.
-2,679,945 parameters; the log says 2.4M.
+Log: 1888/2500 (75.5 %), 1996 at its best step, 60k (the log says 1982 at 70k), against 1994. The batch is half as
+large too, so this says nothing about size alone. 2,679,945 parameters; the log says 2.4M.
 
 python exp_scale_model.py            the log's run; --preset mini takes minutes on two CPU cores
 modal run exp_scale_model.py         the same on a rented GPU

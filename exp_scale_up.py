@@ -3,7 +3,7 @@
 Parent: exp_extreme_baseline.py
 Change: width 256, layers 8, heads 8, mlp 1024; train() takes each batch in four parts (micro_batches, backward_pass).
 Hypothesis: TRM has 5M parameters and solves 87.4 %; a network of that size may close the gap.
-Log: 69.7 %, against 71.4 with 0.8M parameters. It says 5M, but these are 6,332,681.
+Log: 69.7 %, against 71.4 with 0.8M parameters. The log says 5M parameters, but these are 6,332,681.
 
 python exp_scale_up.py            the log's run; --preset mini takes minutes on two CPU cores
 modal run exp_scale_up.py         the same on a rented GPU

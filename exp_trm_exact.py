@@ -4,8 +4,9 @@ Parent: exp_trm_nested.py
 Change: train() learns from an augmented table (augmented, rows_at, puzzles, copies), keeps an average of the weights
     (ema) and tests it; batch 768, steps 100,000; phases is gone.
 Hypothesis: nano-trm's 87.4 % may come from its data: few puzzles, many symmetric copies.
-Log: 14.6 % (v2, this file); v1 made its copies as it went, at batch 256 for 50,000 steps: 16.5. Neither carries states
-    over or halts, starts from fixed states or warms up as nano-trm does: see exp_trm_carry.py.
+Log: 14.6 % (its second version, this file), the log's "~14 %". The first made its copies as it went, at batch 256 for
+50,000 steps: 16.5. Neither carries states on, halts, starts from fixed states or warms up, as TRM does: see
+exp_trm_carry.py.
 
 python exp_trm_exact.py            the log's run; --preset mini takes minutes on two CPU cores
 modal run exp_trm_exact.py         the same on a rented GPU

@@ -3,7 +3,8 @@
 Parent: sudoku.py
 Change: 16 encoders of 4 layers in place of one (Model.__init__); Model.start and Model.iterate take each in its turn.
 Hypothesis: If shared weights only save memory, 16 times the parameters at the same cost solve more.
-Log: 581/1000, with a peak given as 566, which contradicts it; 643 with shared weights. 12,696,585 parameters.
+Log: 581/1000, with a peak given as 566, which contradicts it; 643 at its best step with shared weights. 12,696,585
+parameters.
 
 python exp_unrolled.py            the log's run; --preset mini takes minutes on two CPU cores
 modal run exp_unrolled.py         the same on a rented GPU

@@ -3,7 +3,7 @@
 Parent: sudoku.py
 Change: Model.__init__ has one fixed table for row, column and box, Model.positions adds from it.
 Hypothesis: Known waves need no learning, as in the first transformer.
-Log: 0/1000. Row and column can be swapped in the sum: r1c2 and r2c1 look alike, and with both blank get one digit.
+Log: 0/1000. Row and column can be swapped in the sum: r1c2 and r2c1 look alike, and both get the same digit if blank.
 
 python pos_embedding/exp_sinusoidal_pos.py            the log's run; --preset mini takes minutes on two CPU cores
 modal run pos_embedding/exp_sinusoidal_pos.py         the same on a rented GPU

@@ -19,16 +19,12 @@ if [[ $PRESET != @(smoke|mini|gpu|full) ]]; then
 fi
 
 seeds=(${SEEDS:-20 21 22}) # the presets were chosen by looking at lower ones
-insights="sudoku ablation_no_iteration ablation_no_intermediate exp_unrolled exp_middle1 sudoku_bs256 sudoku_bs512 exp_sam
-train_mixed train_curriculum train_curriculum_reverse exp_recur_add exp_recur_concat exp_recur_gated exp_recur_mem
-exp_recur_add_nopred exp_recur_concat_nopred exp_recur_mem_nopred exp_no_x_after_init exp_extreme_baseline
-exp_scale_batch exp_scale_batch_4k exp_warmup exp_cosine exp_cosine_no_sam exp_cosine_wd exp_cosine_gelu exp_cosine_relu2
-exp_cosine_regular exp_cosine_mixed exp_scale_wide exp_scale_up_big_gpu exp_cosine_50k exp_faster_2drope
-exp_faster_rowcol exp_faster_abspos exp_faster_t5bias exp_faster_alibi ablation_no_sudoku_pos exp_sinusoidal_pos"
 
 python() {
   if [ -n "${PYTHON:-}" ]; then "$PYTHON" "$@"; else ./run.sh python "$@"; fi
 }
+
+insights=" $(python insights.py) " # names of the experiments that contrasts need
 
 one() { # FILE SEED FLAGS...: run, then keep the evidence
   local file=$1 stem name=$PRESET-seed$2
@@ -50,7 +46,7 @@ for seed in "${seeds[@]}"; do
   for file in sudoku*.py ablation_*.py train_*.py exp_*.py pos_embedding/[!c]*.py; do
     stem=$(basename "$file" .py)
     [ "$stem" != exp_speedrun ] || continue # ours, with presets of its own size
-    [ "$seed" = "${seeds[0]}" ] || [[ " ${insights//$'\n'/ } " = *" $stem "* ]] || continue
+    [ "$seed" = "${seeds[0]}" ] || [[ $insights = *" $stem "* ]] || continue
     [ -s "results/$stem/$PRESET-seed$seed/summary.json" ] || files+=("$file")
   done
   echo "# seed $seed: ${#files[@]} runs to do"

@@ -354,6 +354,7 @@ def ladder(tmp_path):
         (tmp_path / f"{name}.py").write_text(EXPERIMENT)
     (tmp_path / "pos_embedding/common.py").write_text("raise SystemExit('not an experiment')\n")
     (tmp_path / "report.py").write_text(REPORT)
+    (tmp_path / "insights.py").write_text("print('exp_faster_alibi sudoku')\n")
     (tmp_path / "plumbing/remote.py").write_text("import sys; print(*sys.argv[1:], file=open('calls', 'a'))\n")
 
     def run(*arguments, **more):
@@ -398,13 +399,6 @@ def test_the_ladder_on_modal_is_a_fan_for_each_seed(ladder):
         + [f"fan sudoku.py {files} -- --preset gpu --seed {seed}" for seed in (21, 22)]
     )
     assert ladder("gpu")[1][0].endswith("None"), "one run at a time, with all threads"
-
-
-def test_the_ladder_names_experiments_that_exist():
-    text = (ROOT / "scripts/ladder.sh").read_text()
-    names = text.split('insights="')[1].split('"')[0].split()
-    known = {path.stem for pattern in ("*.py", "pos_embedding/*.py") for path in ROOT.glob(pattern)}
-    assert set(names) <= known and len(set(names)) == len(names) > 30
 
 
 @pytest.mark.parametrize("arguments", [[], ["tiny"], ["--seed", "1"]])
