@@ -5,7 +5,6 @@ behind a run (its folder, checkpoints, signals, devices) is in plumbing/run.py.
 """
 
 import contextlib
-import dataclasses
 import math
 import re
 import signal
@@ -21,9 +20,10 @@ import tyro
 
 import plumbing.run
 from data import sources
-from data.store import EASIEST, EXTREME, KAGGLE  # noqa: F401 (passed on)
+from data.store import EASIEST, EXTREME, KAGGLE, PuzzleSet, from_arrays  # noqa: F401 (passed on)
 from plumbing import candidates, loop  # noqa: F401 (passed on)
 from plumbing.dropout import Dropout, seed_dropout  # noqa: F401 (passed on)
+from plumbing.presets import PRESETS, with_preset
 from plumbing.run import sum_gradients  # noqa: F401 (passed on)
 
 IGNORED = -100  # the target of a clue: no loss there
@@ -37,80 +37,12 @@ Phases = tuple[tuple[int, float, float], ...]  # (until step, lowest rating, bel
 class RunConfig(plumbing.run.RunConfig):
     """Flags that every experiment has."""
 
-    preset: Literal["full", "mini", "smoke"] = "full"  # the log's run; minutes on 2 cores; seconds, for tests
+    preset: Literal["full", "gpu", "mini", "smoke"] = "full"  # the log's; minutes on a GPU; on 2 cores; for tests
     evaluate_every: int = 5_000  # steps between two passes over the test set
     test_iterations: tuple[int, ...] = ()  # further counts of iterations to test at the end; --resume adds them later
 
 
-def mini_divisor(config):
-    """What divides steps, warm-up and phases alike: 40, or less where fewer than 600 steps would be left."""
-    return max(1.0, min(40.0, config.steps / 600))
-
-
-def mini_data(config):
-    """Generated puzzles in place of a real set, with clue counts at which a mini network solves some and not all."""
-    return {"kaggle": "generated:42-54", "minimal": "minimal"}.get(config.data, "generated:50-62")
-
-
-# One rule a field, (value, config) -> value, shrinks every run of the log alike: what an experiment changes stays so.
-MINI = {
-    "width": lambda v, c: max(8, v // 2),  # at a quarter, three times more steps pass before anything is solved
-    "mlp": lambda v, c: max(8, v // 4),
-    "layers": lambda v, c: max(1, v // 2),
-    "heads": lambda v, c: max(1, v // 2),
-    "iterations": lambda v, c: max(1, 3 * v // 8),
-    "dropout": lambda v, c: 0.0,  # a mini run sees each puzzle once or twice: nothing to regularise
-    "batch": lambda v, c: max(1, round(math.log2(max(1, v / 16)))),  # 128 -> 3, 512 -> 5, 2048 -> 7, 4096 -> 8
-    "lr": lambda v, c: round(v * 10 / 3, 6),  # narrow layers want larger steps
-    "rho": lambda v, c: v / 5,  # fewer weights have a smaller norm
-    "steps": lambda v, c: round(v / mini_divisor(c)),
-    "warmup": lambda v, c: round(v / mini_divisor(c)),
-    "phases": lambda v, c: tuple((round(until / mini_divisor(c)), *ratings) for until, *ratings in v),
-    "train_puzzles": lambda v, c: v // 50,
-    "train_per_bucket": lambda v, c: v // 50,
-    "test_per_bucket": lambda v, c: 1_000 // (len(getattr(c, "edges", KAGGLE)) - 1),  # 1,000 in all
-    "data": lambda v, c: mini_data(c),
-    "report_every": lambda v, c: 50,
-    "evaluate_every": lambda v, c: 250,
-    "save_every": lambda v, c: 100,
-}
-SMOKE = MINI | {
-    "width": lambda v, c: max(8, v // 8),
-    "mlp": lambda v, c: max(8, v // 8),
-    "layers": lambda v, c: max(1, v // 4),
-    "heads": lambda v, c: max(1, v // 4),
-    "iterations": lambda v, c: max(1, v // 8),
-    "dropout": lambda v, c: v,
-    "batch": lambda v, c: max(2, 2 * round(math.sqrt(v) / 8)),
-    "steps": lambda v, c: max(4, v // 10_000),
-    "warmup": lambda v, c: v // 1_000,
-    "phases": lambda v, c: tuple((until // 10_000, *ratings) for until, *ratings in v),
-    "train_puzzles": lambda v, c: min(v or 400, 400),
-    "train_per_bucket": lambda v, c: min(v, 80),
-    "test_per_bucket": lambda v, c: 20,
-    "test_iterations": lambda v, c: (),
-    "report_every": lambda v, c: 1,
-    "evaluate_every": lambda v, c: 4,
-    "save_every": lambda v, c: 2,
-}
-PRESETS = {"full": {}, "mini": MINI, "smoke": SMOKE}
-# Fields that no preset changes. A preset names every field of every config, here or in a rule.
-UNCHANGED = {"name", "seed", "resume", "device", "compile", "wandb", "runs", "preset", "test_iterations", "precision"}
-UNCHANGED |= {"edges", "muon_lr", "weight_decay", "depth", "lifetime", "easy_steps"}
 MAY_BE_ZERO = {"seed", "warmup", "easy_steps", "train_puzzles", "train_per_bucket", "test_per_bucket"}
-
-
-def with_preset(config, preset):
-    """This config shrunk by the preset's rules."""
-    rules = PRESETS[preset]
-    names = [field.name for field in dataclasses.fields(config)]
-    if rules and (unknown := set(names) - set(rules) - UNCHANGED):
-        raise SystemExit(
-            f"--preset {preset} has no rule for {', '.join(sorted(unknown))}; add one to MINI in common.py, "
-            "or the name to UNCHANGED"
-        )
-    changed = {name: rules[name](getattr(config, name), config) for name in names if name in rules}
-    return dataclasses.replace(config, **changed, preset=preset)
 
 
 def parse(config_class, argv=None):
@@ -174,9 +106,7 @@ def load(config, run):
         if run.rank == 0 and run.world > 1:
             dist.barrier()
     except KeyboardInterrupt:
-        raise SystemExit(
-            "interrupted before the first step; nothing was trained, the same command starts again"
-        ) from None
+        raise SystemExit("interrupted: nothing was trained yet, the same command starts again") from None
     run.data = [zlib.crc32(np.ascontiguousarray(part.table).view(np.uint8)) for part in (data.train, data.test)]
     return data
 
@@ -192,11 +122,13 @@ def random_at(config, step):
     return np.random.Generator(np.random.Philox(key=[config.seed, step]))
 
 
-def batch_at(config, data, run, step):
-    """The batch of this step: a pure function of (seed, step), however many processes share it."""
+def batch_at(config, data, run, step, rows=None):
+    """The batch of this step, drawn from its pool or of these rows; a function of (seed, step), for any run.world."""
     random = random_at(config, step)
-    pool = pool_at(config, data, step)
-    puzzle, solution = data.train.rows(pool[random.integers(len(pool), size=config.batch)])
+    if rows is None:
+        pool = pool_at(config, data, step)
+        rows = pool[random.integers(len(pool), size=config.batch)]
+    puzzle, solution = data.train.rows(rows)
     seeds = random.integers(-(2**31), 2**31, size=config.batch, dtype=np.int32)
     blanks = int((puzzle == 0).sum())
     mine = slice(run.rank * config.batch // run.world, (run.rank + 1) * config.batch // run.world)
@@ -282,16 +214,16 @@ def cosine_rate(step, peak, warmup, steps, floor=0.01):
 
 class Run(plumbing.run.Run):
     def __init__(self, config, file):
+        self.tested = -1, {}  # the last test: after which step, and its result
         super().__init__(config, file, plumbing.run.command(config, with_preset(type(config)(), config.preset), file))
 
     def compiled(self, model):
-        """On CUDA: one iteration compiled, and recomputed in the backward pass where memory would not suffice."""
+        """One iteration, compiled on CUDA, and recomputed in the backward pass where memory would not suffice."""
         super().compiled(model)
-        if self.device.type == "cuda":
-            count, share = self.config.iterations, self.config.batch // self.world
-            needed = share * loop.kept_bytes(model, torch.zeros(8, 81, dtype=torch.int64), count, self.precision()) / 8
-            if message := loop.fit(model, needed, count, torch.cuda.mem_get_info(self.device)[0]):
-                self.log(f"# {share} puzzles: {message}")
+        share = max(1, self.config.batch // self.world // getattr(self.config, "micro_batches", 1))
+        puzzles, count = torch.zeros(8, 81, dtype=torch.int64), self.config.iterations
+        needed = share * loop.kept_bytes(model, puzzles, count, self.precision()) / 8
+        self.log(f"# {share} puzzles at once: {loop.fit(model, needed, count, loop.free_bytes(self.device))}")
         return model
 
     def report(self, step, loss, logits, batch, rate):
@@ -316,7 +248,8 @@ class Run(plumbing.run.Run):
         if self.due(step, self.config.evaluate_every):
             with self.untimed():
                 n = self.config.iterations
-                row = evaluate(model, data, self, [n])[n]
+                self.tested = step, evaluate(model, data, self, [n])
+            row = self.tested[1][n]
             self.row |= {"test_solved": round(row["share"], 6), "test_cells": round(row["cell_accuracy"], 6)}
             self.log(f"step {step + 1:>6} test: {solved_line(row)}")
 
@@ -324,13 +257,14 @@ class Run(plumbing.run.Run):
         """The last test, summary.json, and lines that grep can read."""
         self.default_signals()  # all is saved: Ctrl-C ends the test at once
         counts = sorted({self.config.iterations, *self.config.test_iterations})
-        ended = self.finished()
-        if ended and all(str(n) in ended["test"] for n in counts):
+        if (ended := self.finished()) and all(str(n) in ended["test"] for n in counts):
             self.log(f"# finished already: solved {100 * ended['solved']:.1f}%")
             self.close()
             return ended
-        with self.untimed():
-            table = evaluate(model, data, self, counts)
+        step, table = self.tested
+        if step + 1 < self.config.steps or list(table) != counts:
+            with self.untimed():
+                table = evaluate(model, data, self, counts)
         tests = [(row["test_solved"], row["step"]) for row in self.rows if "test_solved" in row]
         peak, step = max(tests, key=lambda test: test[0], default=(None, None))
         for n, row in table.items():

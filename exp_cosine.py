@@ -3,7 +3,7 @@
 Parent: exp_warmup.py
 Change: train() lets the rate fall along a cosine to 1 % after the warm-up.
 Hypothesis: Small late steps refine what large ones leave rough.
-Log: 84.0 % (80.5 on the natural mix), against 78.5 without: its largest single gain on sudoku-extreme.
+Log: 84.0 % (about 80.5 on the natural mix), against 78.5 without: the log's largest single gain on sudoku-extreme.
 
 python exp_cosine.py            the log's run; --preset mini takes minutes on two CPU cores
 modal run exp_cosine.py         the same on a rented GPU

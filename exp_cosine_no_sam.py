@@ -3,7 +3,7 @@
 Parent: exp_cosine.py
 Change: train() takes plain AdamW steps; perturb, restore and rho are gone.
 Hypothesis: The cosine's small late steps find flat minima by themselves.
-Log: 83.6 % (79.0 on the natural mix), against 84.0 with SAM at twice the time.
+Log: 83.6 % (about 79.0 on the natural mix), against 84.0 with SAM, which takes two passes a step.
 
 python exp_cosine_no_sam.py            the log's run; --preset mini takes minutes on two CPU cores
 modal run exp_cosine_no_sam.py         the same on a rented GPU

@@ -3,7 +3,8 @@
 Parent: exp_extreme_baseline.py
 Change: width 256, heads 8, mlp 1024; depth as before.
 Hypothesis: Width uses parameters better than depth.
-Log: 74.8 %, against 73.5 with twice the depth. It says d 512, ff 2048, but its 3.2M parameters are d 256, ff 1024.
+Log: 74.8 %, against 73.5 with twice the depth. The log says d 512, ff 2048, but its 3.2M parameters fit d 256, ff 1024
+only.
 
 python exp_scale_wide.py            the log's run; --preset mini takes minutes on two CPU cores
 modal run exp_scale_wide.py         the same on a rented GPU

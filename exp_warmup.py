@@ -3,7 +3,7 @@
 Parent: exp_scale_batch_4k.py
 Change: train() raises the rate over the first 2,000 steps (warmup).
 Hypothesis: Early gradients at a large batch are unstable; small steps first.
-Log: 78.5 %, against 76.3 without.
+Log: 78.5 %, against 76.3 without; a rerun had 77.5 (exp_ema.py).
 
 python exp_warmup.py            the log's run; --preset mini takes minutes on two CPU cores
 modal run exp_warmup.py         the same on a rented GPU

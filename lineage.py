@@ -27,11 +27,11 @@ from plumbing import disk
 ROOT = Path(__file__).resolve().parent
 PATTERNS = [folder + name for folder in ("", "pos_embedding/") for name in ("sudoku", "exp_", "train_", "ablation_")]
 FIELDS = ("Parent", "Change", "Hypothesis", "Log")
-TEST_SETS = {  # by what Config's `data` and `edges` mention: figures on different test sets do not compare
-    "extreme-test": ("sudoku-extreme, natural mix", "tab:cyan"),
-    "EXTREME": ("sudoku-extreme, five buckets", "tab:blue"),
-    "EASIEST": ("Kaggle, easiest only", "tab:green"),
-    "KAGGLE": ("Kaggle, five buckets", "tab:orange"),
+TEST_SETS = {  # by `data` and `edges` of Config
+    ('"extreme-test"', "common.EXTREME"): "sudoku-extreme, natural mix",
+    ('"extreme"', "common.EXTREME"): "sudoku-extreme, five buckets",
+    ('"kaggle"', "common.KAGGLE"): "Kaggle, five buckets",
+    ('"kaggle"', "common.EASIEST"): "Kaggle, easiest only",
 }
 
 
@@ -45,6 +45,10 @@ class Experiment:
     @property
     def name(self):
         return self.path.stem
+
+    @property
+    def title(self):
+        return docstring(self.source).split("\n")[0].rstrip(".")
 
     @property
     def figure(self):
@@ -229,34 +233,28 @@ def log_percent(text):
     return 100 * float(match[1]) / float(match[2] or 100) if match else None
 
 
-def plot_tree(output, root):
-    """The lines of `lineage.py tree`, each with its two figures on one scale."""
-    from matplotlib.figure import Figure  # takes a second to import
+def test_set(experiment):
+    """Where its Config is tested; figures of different test sets do not compare."""
+    data, edges = (re.search(rf"^    {name}: .*? = (\S+)", experiment.source, re.M) for name in ("data", "edges"))
+    return TEST_SETS.get((data and data[1], edges and edges[1]), "other puzzles")
 
-    lines = tree(root).splitlines()
-    figure = Figure(figsize=(15, 1.4 + 0.24 * len(lines)), layout="constrained")
-    axis = figure.subplots()
-    labels = [f"{line:<{max(map(len, lines))}}" for line in lines]
-    axis.set_yticks(range(len(lines)), labels, family="monospace", fontsize=8)
-    marks = {}
-    for y, (_, experiment) in enumerate(walk(find(root)), 1):
-        fields = " ".join(re.findall(r"^    (?:data|edges): .*", experiment.source, flags=re.MULTILINE))
-        label, colour = next((TEST_SETS[word] for word in TEST_SETS if word in fields), ("other puzzles", "tab:gray"))
-        log, (group, own, _) = log_percent(experiment.figure), ours(experiment.name, root)
-        if log is not None:
-            marks[f"the log: {label}"] = axis.plot(log, y, "o", mfc="none", mec=colour, mew=1.5, ms=8)[0]
-        if own is not None and group == "full":
-            marks[f"ours: {label}"] = axis.plot(own, y, "o", color=colour, ms=4.5)[0]
-        elif own is not None:
-            marks[f"ours: {group} preset, generated puzzles"] = axis.plot(own, y, "D", color="tab:purple", ms=5)[0]
-    axis.set(xlim=(-2, 102), ylim=(len(lines) - 0.4, -0.6), xlabel="puzzles solved, %", axisbelow=True)
-    axis.grid(axis="y", color="0.93")
-    axis.tick_params(left=False)
-    axis.spines[["top", "left", "right"]].set_visible(False)
-    marks = dict(sorted(marks.items(), reverse=True))
-    figure.legend(marks.values(), marks.keys(), loc="outside lower right", ncols=3, fontsize=8, frameon=False)
-    disk.replace(output, lambda file: figure.savefig(file, dpi=150, format=output.suffix[1:]))
-    print(f"wrote {output}")
+
+def plot_tree(output, root):
+    """The tree as a picture, with what each change did to the log's figure and to ours."""
+    from plumbing import picture  # matplotlib takes a second to import
+
+    family, rows = find(root), []
+    for branch, experiment in walk(family):
+        parent, test = family.get(experiment.parent), test_set(experiment)
+        same = parent and test_set(parent) == test
+        logs = [log_percent(e.figure) if e else None for e in (experiment, parent if same else None)]
+        own, old = (
+            {(run["seed"], run["puzzles"]): run["solved"] for run in runs(e.name, root) if run["group"] == "mini"}
+            for e in (experiment, parent or experiment)
+        )
+        mini = [100 * (own[key] - old[key]) for key in own if parent and None not in (own[key], old.get(key))]
+        rows.append(picture.Row(branch + experiment.name, experiment.title, test, *logs, mini))
+    disk.replace(output, lambda file: picture.draw(rows, file, output.suffix[1:]))
 
 
 # ---------------------------------------------------------------- propagate
@@ -366,7 +364,8 @@ def main(argv=None, root=ROOT):
     elif asked.command == "propagate":
         return propagate(asked.experiment, root, asked.base, asked.dry_run, asked.force)
     else:
-        plot_tree(picture_path("--output", asked.output), root)
+        plot_tree(output := picture_path("--output", asked.output), root)
+        print(f"wrote {output}")
     return 0
 
 

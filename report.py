@@ -1,6 +1,6 @@
 """Tables and plots of the documentation, made from results/.
 
-python report.py                       write them anew, in place
+python report.py                       write them anew, in place, with results.png and tree.png
 python report.py --check               change nothing; fail when a document does not match results/
 python report.py keep runs/exp_x/mini-seed0 ...   copy a run's evidence (config, metrics, summary) to results/
 python report.py ship runs/exp_speedrun/full-seed0   make its weights those that solve.py uses by default
@@ -20,11 +20,13 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 import bench
+import insights
 import lineage
 from plumbing import disk
 
 ROOT = Path(__file__).parent
-DOCUMENTS = ("README.md", "EXPERIMENTS.md")
+T95 = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)  # Student's t for 2 to 10 values, two-sided 95 %
+DOCUMENTS = ("README.md", "EXPERIMENTS.md", "pos_embedding/EXPERIMENTS_POS.md")
 BLOCK = re.compile(  # an opening line with its words, then what stands between it and its end, if it has one
     r"^(<!-- report ([^\n]+?)(?: -->)?$\n?)((?:(?!<!-- report ).)*?(<!-- end -->))?", re.DOTALL | re.MULTILINE
 )
@@ -81,17 +83,16 @@ def table(head, rows):
 # ---------------------------------------------------------------- the blocks
 
 
-def of_the_log():
-    """The experiments of the log, parents before children; ours have tables of their own."""
-    family = lineage.walk(lineage.find(ROOT))
-    return [experiment for _, experiment in family if not experiment.fields["Log"].startswith("not in the log")]
+def all_of_them():
+    """The experiments, parents before children; exp_speedrun has tables of its own."""
+    return [experiment for _, experiment in lineage.walk(lineage.find(ROOT)) if experiment.name != "exp_speedrun"]
 
 
 def mini():
     """The whole line of descent, each run at the mini preset."""
     head = ["experiment", "change", "the log, full size", "solved at mini, mean (min-max)", "above its parent, by seed"]
     rows = []
-    for experiment in of_the_log():
+    for experiment in all_of_them():
         change, log = (" ".join(experiment.fields[name].split()) for name in ("Change", "Log"))
         runs = frame(experiment.name).query("preset == 'mini' and group == 'mini'")
         figures = ["not run", "", "", "", "", "", ""]
@@ -124,7 +125,7 @@ def contrast():
     """Runs that differ from their experiment by a flag, and runs tested at several numbers of iterations."""
     head = ["experiment", "run", "iterations", "solved, mean (min-max)", "blank cells right", "seeds", "command"]
     rows = []
-    for experiment in of_the_log():
+    for experiment in all_of_them():
         for group, runs in frame(experiment.name).query("preset == 'mini'").groupby("group"):
             tests = list(tested(runs).groupby("iterations"))
             for count, found in tests if group != "mini" or len(tests) > 1 else []:
@@ -134,10 +135,75 @@ def contrast():
     return table(head, rows)
 
 
+def paired(better, worse):
+    """Points of solved puzzles between two experiments' mini runs, by seed; both with the same test."""
+    columns = ["seed", "puzzles", "solved"]
+    runs = [frame(name).query("group == 'mini'").dropna(subset="solved")[columns] for name in (better, worse)]
+    pairs = runs[0].merge(runs[1], on=["seed", "puzzles"])
+    return 100 * (pairs["solved_x"] - pairs["solved_y"])
+
+
+def interval(points):
+    """The mean's 95 % interval by Student's t, over the seeds."""
+    reach = T95[min(len(points), len(T95) + 1) - 2] * points.std() / len(points) ** 0.5
+    return points.mean() - reach, points.mean() + reach
+
+
+def contrasts():
+    """Every contrast of insights.py: the difference by seed, its mean and interval, and what that says."""
+    rows = []
+    family = {experiment.name: experiment for experiment in all_of_them()}
+    for contrast in insights.CONTRASTS.values():
+        points = paired(contrast.better, contrast.worse)
+        names = [link(family[name]) for name in (contrast.better, contrast.worse)]
+        logged = [family[name].figure for name in (contrast.better, contrast.worse)]
+        figures = [", ".join(f"{p:+.1f}" for p in points) or "not run", "", ""]
+        if len(points) > 1:
+            low, high = interval(points)
+            says = "the log's way" if low > 0 else "the other way" if high < 0 else "open"
+            figures[1:] = [f"{points.mean():+.1f} ({low:+.1f} to {high:+.1f})", says]
+        rows.append([contrast.question, *names, " / ".join(logged), *figures])
+    return table(["contrast", "first", "second", "the log", "first above second, by seed", "mean (95 %)", ""], rows)
+
+
+def verdicts():
+    """The log's insights, each with a mark from the contrasts that test it."""
+    points = {name: paired(c.better, c.worse) for name, c in insights.CONTRASTS.items()}
+    intervals = {name: interval(values) for name, values in points.items() if len(values) > 1}
+    rows = [[i.log, insights.judged(i, intervals), ", ".join(i.contrasts), i.note] for i in insights.INSIGHTS]
+    return table(["the log", "mini says", "contrasts", "note"], rows)
+
+
+def positions():
+    """The experiments of pos_embedding/, for its own page."""
+    family, rows = lineage.find(ROOT), []
+    for experiment in all_of_them():
+        if experiment.path.parent.name == "pos_embedding":
+            parent = family[experiment.parent]
+            runs = frame(experiment.name).query("group == 'mini'")
+            figures = [spread(runs["solved"]) if len(runs) else "not run", gain(runs, parent.name) if len(runs) else ""]
+            name = f"[`{experiment.path.name}`]({experiment.path.name})"
+            rows.append([name, experiment.title, experiment.figure, parent.figure, *figures])
+    head = ["experiment", "positions", "the log", "the log, its parent", "solved at mini", "above its parent, by seed"]
+    return table(head, rows)
+
+
 def trials():
     """Runs of other forms of the mini preset, by which it was chosen."""
     rows = pd.read_csv(ROOT / "results" / "mini-trials.csv", dtype=str, keep_default_na=False)
     return table(rows.columns, rows.values)
+
+
+def cost():
+    """What the gpu preset costs, as cost.py counted it."""
+    kept = json.loads((ROOT / "results" / "cost-gpu.json").read_text())
+    family = {experiment.name: experiment for experiment in all_of_them()}
+    rows = [
+        [link(family[row["experiment"]]), f"{row['gflop']:.2f}", row["batch"], row["steps"], f"{row['minutes']:.1f}"]
+        for row in kept["rows"]
+    ]
+    head = ["experiment", "GFLOP a puzzle and step", "batch", "steps", f"minutes at {kept['rate']:g} TFLOP/s"]
+    return table(head, rows)
 
 
 def speedrun():
@@ -184,10 +250,17 @@ def ours(experiment, family):
         hardware = runs["hardware"].iloc[0].split(";")[0]
         parts += [f"seeds: {seeds(runs)}", f"{runs['seconds'].mean():.0f} s on {hardware}"]
         lines.append(f"**Ours, {group}**: {', '.join(parts)}. `{runs['command'].iloc[0]}`  ")
-    return lines if lines[-1].startswith("**Ours") else [*lines, "**Ours**: not run."]
+    if not lines[-1].startswith("**Ours"):
+        return [*lines, "**Ours**: not run."]
+    if experiment.parent and len(points := paired(experiment.name, experiment.parent.stem)) > 1:
+        low, high = interval(points)
+        says = "better" if low > 0 else "worse" if high < 0 else "mini cannot tell"
+        lines.append(f"**Verdict**: {points.mean():+.1f} points ({low:+.1f} to {high:+.1f}) above its parent: {says}.")
+    return lines
 
 
-TABLES = {"kill": kill, "mini": mini, "contrast": contrast, "trials": trials, "speedrun": speedrun, "speed": speed}
+TABLES = {"kill": kill, "mini": mini, "contrast": contrast, "contrasts": contrasts, "verdicts": verdicts}
+TABLES |= {"cost": cost, "positions": positions, "trials": trials, "speedrun": speedrun, "speed": speed}
 
 
 def fill(text, tables, document):
@@ -284,6 +357,7 @@ def main(argv=None):
     write_documents(ROOT, DOCUMENTS, TABLES | experiments, arguments.check, "python report.py")
     if not arguments.check:
         plot()
+        lineage.plot_tree(ROOT / "tree.png", ROOT)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,11 @@
 """How a model's iterations run: compiled, recomputed in the backward pass, and what they keep in memory."""
 
 import contextlib
+import math
+import os
+import re
 import types
+from pathlib import Path
 
 import torch
 from torch.utils.checkpoint import checkpoint
@@ -48,14 +52,25 @@ def kept_bytes(model, examples, count, precision):
     return sum(kept.values())
 
 
+def free_bytes(device):
+    """What a process can still take of the device's memory; infinite where the system does not tell."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    with contextlib.suppress(OSError):  # only Linux has this file
+        available = re.search(r"MemAvailable: *(\d+) kB", Path("/proc/meminfo").read_text())
+        return 1024 * int(available[1]) / int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return math.inf
+
+
 def fit(model, needed, count, free):
-    """Recompute the iterations where `needed` bytes are more than `free` ones. -> what to tell the user, or None"""
+    """Recompute the iterations where `needed` bytes are more than `free` ones. -> what to tell the user"""
+    sizes = f"the backward pass needs {needed / 1e9:.1f} GB" + f", {free / 1e9:.1f} GB are free" * (free < math.inf)
     if needed < 0.9 * free:
-        return None
+        return sizes
     recompute(model)
     least = needed / count
-    sizes = f"the backward pass would keep {needed / 1e9:.0f} GB, {free / 1e9:.0f} GB are free"
-    sizes += f": iterations are recomputed, which keeps {least / 1e9:.0f} GB"
+    sizes += f": iterations are recomputed, which needs {least / 1e9:.1f} GB"
     if least > 0.9 * free:
-        raise SystemExit(f"{sizes}, still too much; lower --batch, or use more processes (torchrun)")
+        advice = "lower --batch, use more processes (torchrun), or more --micro-batches where an experiment has them"
+        raise SystemExit(f"{sizes}, still too much; {advice}")
     return sizes

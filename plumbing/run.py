@@ -279,7 +279,7 @@ class Run:
                 with contextlib.suppress(Exception):
                     self.wandb.log(self.row, step=step + 1)
         self.row = {}
-        if save and self.rank == 0:
+        if save:  # on every process: what they share out, they gather for it
             state = {
                 "experiment": self.experiment,
                 "step": step + 1,
@@ -292,8 +292,9 @@ class Run:
                 "code": self.code,
                 "notes": self.notes,
             }
-            with disk.writing(self.folder, "checkpoint.pt"):
-                disk.save_checkpoint(self.checkpoint, state)
+            if self.rank == 0:
+                with disk.writing(self.folder, "checkpoint.pt"):
+                    disk.save_checkpoint(self.checkpoint, state)
         if stop:
             self.log(f"# stopped after step {step + 1}; the same command with --resume goes on")
             self.close()
@@ -304,6 +305,18 @@ class Run:
         if self.world > 1:
             dist.all_reduce(number, operation)
         return number
+
+    def gathered(self, share):
+        """All processes' shares of a tensor, one after the other."""
+        if self.world == 1:
+            return share
+        shares = [torch.empty_like(share) for _ in range(self.world)]
+        dist.all_gather(shares, share.contiguous())
+        return torch.cat(shares)
+
+    def share(self, whole):
+        """This process's share of what `gathered` gave."""
+        return whole.chunk(self.world)[self.rank].clone()
 
     def check_finite(self, step, model=None):
         """A run that diverges is a result: it ends with a summary that says at which step."""

@@ -21,6 +21,9 @@ def cache(tmp_path_factory):
 
 @pytest.fixture
 def clean(tmp_path, monkeypatch):
-    """A folder to run in, with nothing in it."""
+    """A folder to run in, with nothing in it; a run that ended in an error leaves no signal handlers behind."""
     monkeypatch.chdir(tmp_path)
-    return tmp_path
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    yield tmp_path
+    for number, handler in before.items():
+        signal.signal(number, handler)

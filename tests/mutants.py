@@ -70,7 +70,7 @@ def tested(mutant, folder):
         shutil.copy2(ROOT / name, copy / name)
     (copy / mutant.file).write_text(applied(mutant))
     environment = os.environ | {"OMP_NUM_THREADS": "1", "NUMBA_CACHE_DIR": str(Path(folder) / "numba")}
-    experiment = mutant.file.startswith(("exp_", "sudoku", "train_"))
+    experiment = Path(mutant.file).name.startswith(("exp_", "sudoku", "train_", "ablation_"))
     left_out = DRIFT if experiment and "test_lineage" not in mutant.tests else []
     begin = time.monotonic()
     for which in (mutant.tests.split(), ["tests"]):

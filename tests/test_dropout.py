@@ -112,9 +112,12 @@ def test_recomputed_iterations_have_the_same_masks_and_keep_less(seeds):
 
 def test_iterations_are_recomputed_only_where_memory_does_not_suffice():
     model = Iterated()
-    assert loop.fit(model, needed=80e9, count=16, free=100e9) is None and "iterate" not in vars(model)
-    assert "171 GB, 139 GB are free" in loop.fit(model, needed=171e9, count=16, free=139e9)
+    assert loop.fit(model, needed=80e9, count=16, free=100e9) == "the backward pass needs 80.0 GB, 100.0 GB are free"
+    assert loop.fit(model, needed=80e9, count=16, free=float("inf")) == "the backward pass needs 80.0 GB"
+    assert "iterate" not in vars(model)
+    assert "171.0 GB, 139.0 GB are free: iterations" in loop.fit(model, needed=171e9, count=16, free=139e9)
     assert "iterate" in vars(model)
+    assert loop.free_bytes(torch.device("cpu")) > 1e6
     with pytest.raises(SystemExit, match=r"lower --batch"):
         loop.fit(Iterated(), needed=171e9, count=16, free=8e9)
 

@@ -18,9 +18,13 @@ import exp_extreme_baseline
 import exp_sam
 import sudoku
 from data import generate, sources, store
-from plumbing import disk, loop, run
+from plumbing import disk, loop, presets, run
 from tests import experiments
 
+TRANSFORMERS = [name for name in experiments.of_the_log() if hasattr(experiments.load(name).Config, "heads")]
+INDEPENDENT = {"exp_faster_2drope", "exp_faster_alibi"}  # layers with weights of their own, in PyTorch's own init
+OWN_ATTENTION = INDEPENDENT | {"exp_faster_t5bias"}  # compared with PyTorch in tests/pos_embedding/
+ACTIVATIONS = {"exp_cosine_gelu": "gelu", "exp_cosine_relu2": lambda x: F.relu(x) ** 2}
 PARAMETERS = {"sudoku": 800_265, "exp_recur_add": 800_265, "exp_no_x_after_init": 800_393, "exp_cosine": 800_393}
 
 
@@ -70,8 +74,11 @@ def test_smoke(name, clean, monkeypatch, seen):
     summary = module.main(["--preset", "smoke"])
     steps = summary["steps"]
     if name != "exp_speedrun":  # one process, no dropout
-        assert seen.sums == list(range(1, seen.passes + 1))
-        assert len(set(seen.seeds)) == len(seen.seeds) == seen.passes == steps * (1 + sam)
+        parts = getattr(module.Config, "micro_batches", 1)  # backward passes whose gradients are summed together
+        assert seen.sums == list(range(parts, seen.passes + 1, parts))
+        assert seen.passes == steps * (1 + sam) * parts
+        if hasattr(module.Config, "dropout"):
+            assert len(set(seen.seeds)) == len(seen.seeds) == seen.passes
     assert seen.restored == [True] * steps * sam
     folder = clean / "runs" / name / "smoke-seed0"
     assert {"config.json", "metrics.csv", "log.txt", "checkpoint.pt", "summary.json"} <= {
@@ -222,26 +229,34 @@ def test_gelu_replaces_relu():
     assert seen[1].min() > -0.171
 
 
-@pytest.mark.parametrize("name", experiments.of_the_log())
-def test_a_layer_is_that_of_pytorch(name, monkeypatch):
-    """The same result with the same weights, and dropout in the same four places."""
-    module = experiments.load(name)
+def layer_of(module):
+    """A small layer of this experiment, its weights drawn anew: norms and biases too."""
     config = dataclasses.replace(module.Config(), width=16, heads=2, mlp=24, dropout=0.1)
     torch.manual_seed(0)
-    layer, activation = module.Layer(config), "gelu" if name == "exp_cosine_gelu" else "relu"
+    layer = module.Layer(config)
+    with torch.no_grad():
+        for p in layer.parameters():
+            p.normal_()
+    return layer
+
+
+def assert_is_pytorchs(layer, monkeypatch, activation="relu", given=(), mask=None):
+    """The same result with the same weights, and dropout in the same four places."""
     reference = torch.nn.TransformerEncoderLayer(16, 2, 24, 0.0, activation, batch_first=True, norm_first=True)
     pairs = {"self_attn.in_proj_": "qkv.", "self_attn.out_proj.": "out.", "norm1.": "norm_attention."}
     pairs |= {"linear1.": "up.", "linear2.": "down.", "norm2.": "norm_mlp."}
-    with torch.no_grad():
-        for p in layer.parameters():
-            p.normal_()  # norms and biases too
     own = layer.state_dict()
     reference.load_state_dict({a + part: own[b + part] for a, b in pairs.items() for part in ("weight", "bias")})
     dropped = []
     monkeypatch.setattr(common.Dropout, "forward", lambda self, x: dropped.append(tuple(x.shape)) or x)
     h = torch.randn(3, 81, 16)
-    assert torch.allclose(layer(h), reference(h), rtol=1e-4, atol=1e-3)
+    assert torch.allclose(layer(h, *given), reference(h, mask), rtol=1e-4, atol=1e-3)
     assert dropped == [(3, 2, 81, 81), (3, 81, 16), (3, 81, 24), (3, 81, 16)]
+
+
+@pytest.mark.parametrize("name", [name for name in TRANSFORMERS if name not in OWN_ATTENTION])
+def test_a_layer_is_that_of_pytorch(name, monkeypatch):
+    assert_is_pytorchs(layer_of(experiments.load(name)), monkeypatch, ACTIVATIONS.get(name, "relu"))
 
 
 def test_row_column_and_box_of_each_cell():
@@ -391,15 +406,16 @@ def test_everything_after_uses_adamw_at_the_logs_rate(name, clean, monkeypatch):
     assert float(disk.read_rows(folder / "metrics.csv")[-1]["lr"]) == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("name", experiments.of_the_log())
+@pytest.mark.parametrize("name", [name for name in TRANSFORMERS if name not in INDEPENDENT])
 def test_layers_start_as_copies_of_one(name):
     module = experiments.load(name)
     config = module.Config()
     model = module.Model(config)
-    first, *others = [layer.state_dict() for layer in model.layers]
-    for other in others:
-        assert all(torch.equal(value, other[name]) for name, value in first.items())
-    assert len({p.data_ptr() for p in model.layers.parameters()}) == config.layers * len(first)
+    for layers in getattr(model, "encoders", None) or [model.layers]:  # separate encoders are drawn each on its own
+        first, *others = [layer.state_dict() for layer in layers]
+        for other in others:
+            assert all(torch.equal(value, other[name]) for name, value in first.items())
+        assert len({p.data_ptr() for p in layers.parameters()}) == config.layers * len(first)
 
 
 def first_loss(module):
@@ -446,12 +462,12 @@ def test_contract_of_a_model(name):
 def test_every_preset_names_every_field():
     for name in experiments.names():
         fields = set(vars(experiments.load(name).Config()))
-        for preset in ("mini", "smoke"):
-            rules = set(common.PRESETS[preset])
-            assert fields <= rules | common.UNCHANGED, (name, preset)
-            assert not rules & common.UNCHANGED - {"test_iterations"}, preset
+        for preset in set(presets.PRESETS) - {"full"}:
+            rules = set(presets.PRESETS[preset])
+            assert fields <= rules | presets.UNCHANGED, (name, preset)
+            assert not rules & presets.UNCHANGED - {"test_iterations"}, preset
     known = set().union(*(vars(experiments.load(name).Config()) for name in experiments.names()))
-    assert common.UNCHANGED | set(common.MINI) <= known, "names that no experiment has"
+    assert presets.UNCHANGED | set(presets.MINI) <= known, "names that no experiment has"
 
 
 def test_a_field_that_no_preset_names_is_an_error():
@@ -460,16 +476,24 @@ def test_a_field_that_no_preset_names_is_an_error():
         common.with_preset(Config(), "mini")
 
 
+@pytest.mark.parametrize("preset", ["gpu", "mini"])
 @pytest.mark.parametrize("name", experiments.names())
-def test_mini_shrinks_the_whole_schedule_alike(name):
+def test_the_whole_schedule_shrinks_alike(name, preset):
     full = experiments.load(name).Config()
-    mini = common.with_preset(full, "mini")
-    divisor = full.steps / mini.steps
-    assert mini.steps >= min(600, full.steps)
-    for before, after in zip(getattr(full, "phases", ()), getattr(mini, "phases", ())):
+    small = common.with_preset(full, preset)
+    divisor = full.steps / small.steps
+    assert small.steps >= min(600, full.steps)
+    for before, after in zip(getattr(full, "phases", ()), getattr(small, "phases", ())):
         assert after[0] == pytest.approx(before[0] / divisor, abs=1) and after[1:] == before[1:]
     if getattr(full, "warmup", 0) and hasattr(full, "phases"):
-        assert mini.warmup == pytest.approx(full.warmup / divisor, abs=1)
+        assert small.warmup == pytest.approx(full.warmup / divisor, abs=1)
+
+
+@pytest.mark.parametrize("name", experiments.names())
+def test_the_gpu_preset_keeps_the_network(name):
+    module = experiments.load(name)
+    full, gpu = module.Config(), common.with_preset(module.Config(), "gpu")
+    assert str(module.Model(full)) == str(module.Model(gpu)) and full.lr == gpu.lr
 
 
 def test_the_command_in_a_summary_gives_the_same_config():

@@ -187,7 +187,7 @@ def tree(tmp_path):
 def test_help_of_modal_run(tree, file):
     done = tree("modal", "run", file, "--help")
     assert done.returncode == 0, done.stderr
-    for text in (f"modal run {file}", "--preset {full,mini,smoke}", "--batch INT", "one H200", "SUDOKU_MODAL_GPU"):
+    for text in (f"modal run {file}", "--preset {full,gpu,mini,smoke}", "--batch INT", "one H200", "SUDOKU_MODAL_GPU"):
         assert text in done.stdout
 
 

@@ -5,6 +5,7 @@ import json
 import pytest
 
 import exp_cosine_no_sam as experiment
+import insights
 import lineage
 import report
 
@@ -33,7 +34,8 @@ def root(clean, monkeypatch):
     ):
         (clean / name).write_text(DOCSTRING.format(parent=parent, log=log, name=name))
     (clean / "README.md").write_text("before\n<!-- report mini -->\nold\n<!-- end -->\nafter\n")
-    (clean / "EXPERIMENTS.md").write_text("nothing to fill\n")
+    for name in ("EXPERIMENTS.md", "pos_embedding/EXPERIMENTS_POS.md"):
+        (clean / name).write_text("nothing to fill\n")
     return clean
 
 
@@ -212,3 +214,56 @@ def test_what_cannot_be_read_or_written_is_one_line(root):
         with pytest.raises(SystemExit) as ended:
             lineage.run_command(lambda: report.main([]))
         assert len(ended.value.code.splitlines()) == 1
+
+
+def test_a_contrast_pairs_the_seeds_and_has_students_interval(root, monkeypatch):
+    monkeypatch.setattr(insights, "CONTRASTS", {"a": insights.Contrast("x or y", "sudoku", "exp_pos")})
+    monkeypatch.setattr(insights, "INSIGHTS", (insights.Insight("x is better", ("a",)),))
+    for seed, (old, new) in enumerate([(50, 40), (53, 41), (55, 41)]):
+        put(root, "sudoku", f"mini-seed{seed}", {4: counts(old)})
+        put(root, "exp_pos", f"mini-seed{seed}", {4: counts(new)})
+        if seed == 0:
+            assert rows(report.contrasts())[1][4:] == ["+10.0", "", ""]
+            assert rows(report.verdicts())[1][1] == "not run"
+    put(root, "sudoku", "mini-seed3", {4: counts(99)})  # no partner
+    row = rows(report.contrasts())[1]
+    assert row[3:] == ["64.3 % / 82.8 %", "+10.0, +12.0, +14.0", "+12.0 (+7.0 to +17.0)", "the log's way"]
+    assert rows(report.verdicts())[1][:3] == ["x is better", "confirmed", "a"]
+    (experiment,) = [e for e in report.all_of_them() if e.name == "exp_pos"]
+    assert "**Verdict**: -12.0 points (-17.0 to -7.0) above its parent: worse." in report.ours(
+        experiment, report.lineage.find(report.ROOT)
+    )
+
+
+@pytest.mark.parametrize(
+    "alike, intervals, mark",
+    [
+        (False, {"a": (1, 9), "b": (1, 9)}, "confirmed"),
+        (False, {"a": (1, 9)}, "confirmed in part"),  # b is not run
+        (False, {"a": (1, 9), "b": (-1, 9)}, "confirmed in part"),
+        (False, {"a": (1, 9), "b": (-9, -1)}, "confirmed in part, in part the opposite"),
+        (False, {"a": (-1, 9), "b": (-9, -1)}, "not confirmed"),
+        (False, {"a": (-1, 9), "b": (-1, 9)}, "mini cannot tell"),
+        (False, {}, "not run"),
+        (True, {"a": (-4, 4), "b": (1, 4)}, "confirmed, within 5 points"),
+        (True, {"a": (-4, 4), "b": (1, 6)}, "not confirmed"),
+        (True, {"a": (-4, 4), "b": (-1, 6)}, "mini cannot tell"),
+    ],
+)
+def test_marks_of_insights(alike, intervals, mark):
+    assert insights.judged(insights.Insight("", ("a", "b"), alike), intervals) == mark
+
+
+def test_insights_rest_on_contrasts_and_these_on_experiments():
+    family = {experiment.name for experiment in report.all_of_them()}
+    assert {name for c in insights.CONTRASTS.values() for name in (c.better, c.worse)} <= family
+    assert {name for insight in insights.INSIGHTS for name in insight.contrasts} <= set(insights.CONTRASTS)
+    assert all(bool(insight.contrasts) != bool(insight.verdict) for insight in insights.INSIGHTS)
+
+
+def test_positions_have_a_table_of_their_own(root):
+    put(root, "sudoku", "mini-seed0", {4: counts(50)})
+    put(root, "exp_pos", "mini-seed0", {4: counts(40)})
+    _, *found = rows(report.positions())
+    assert len(found) == 1 and found[0][0] == "[`exp_pos.py`](exp_pos.py)"
+    assert found[0][2:] == ["82.8 %", "64.3 %", "40.0 %", "-10.0"]

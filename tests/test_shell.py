@@ -324,3 +324,84 @@ def test_script_says_how_it_is_used(script, arguments):
 @pytest.mark.parametrize("script", [ROOT / "run.sh", *sorted(ROOT.glob("scripts/*.sh"))], ids=lambda path: path.name)
 def test_scripts_parse(script):
     assert subprocess.run(["bash", "-n", str(script)]).returncode == 0
+
+
+# ---------------------------------------------------------------- the ladder
+
+EXPERIMENT = """import json, os, sys
+from pathlib import Path
+name, seed = Path(sys.argv[0]).stem, sys.argv[sys.argv.index("--seed") + 1]
+print(name, *sys.argv[1:], os.environ.get("OMP_NUM_THREADS"), file=open("calls", "a"))
+if name in os.environ.get("FAILS", "").split():
+    sys.exit(3)
+folder = Path(f"runs/{name}/{sys.argv[2]}-seed{seed}")
+folder.mkdir(parents=True, exist_ok=True)
+(folder / "summary.json").write_text("{}")
+"""
+REPORT = """import shutil, sys
+if sys.argv[1:2] == ["keep"]:
+    shutil.copytree(sys.argv[2], sys.argv[2].replace("runs", "results", 1))
+"""
+
+
+@pytest.fixture
+def ladder(tmp_path):
+    """ladder.sh beside experiments that note how they are called and leave a summary; -> (run it, its new calls)"""
+    for folder in ("scripts", "plumbing", "pos_embedding"):
+        (tmp_path / folder).mkdir()
+    shutil.copy(ROOT / "scripts" / "ladder.sh", tmp_path / "scripts")
+    for name in ("sudoku", "exp_other", "exp_speedrun", "pos_embedding/exp_faster_alibi"):
+        (tmp_path / f"{name}.py").write_text(EXPERIMENT)
+    (tmp_path / "pos_embedding/common.py").write_text("raise SystemExit('not an experiment')\n")
+    (tmp_path / "report.py").write_text(REPORT)
+    (tmp_path / "insights.py").write_text("print('exp_faster_alibi sudoku')\n")
+    (tmp_path / "plumbing/remote.py").write_text("import sys; print(*sys.argv[1:], file=open('calls', 'a'))\n")
+
+    def run(*arguments, **more):
+        environment = os.environ | {"PYTHON": sys.executable} | more
+        environment.pop("OMP_NUM_THREADS", None)
+        command = ["bash", str(tmp_path / "scripts" / "ladder.sh"), *arguments]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd="/", timeout=60)
+        calls = (tmp_path / "calls").read_text().splitlines() if (tmp_path / "calls").exists() else []
+        (tmp_path / "calls").unlink(missing_ok=True)
+        return done, sorted(calls)
+
+    return run
+
+
+def test_the_ladder_runs_all_once_and_what_carries_insights_with_more_seeds(ladder, tmp_path):
+    done, calls = ladder("mini", "--note", "two words")
+    rest = "--resume --note two words 1"
+    seeds = dict.fromkeys(("sudoku", "exp_faster_alibi"), (20, 21, 22)) | {"exp_other": (20,)}
+    assert calls == sorted(f"{n} --preset mini --seed {s} {rest}" for n, own in seeds.items() for s in own)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "results/exp_faster_alibi/mini-seed22/summary.json").exists(), "kept as it ends"
+
+
+def test_the_ladder_goes_on_from_what_is_committed(ladder, tmp_path):
+    folder = tmp_path / "results/sudoku/mini-seed20"
+    folder.mkdir(parents=True)
+    (folder / "summary.json").write_text("{}")
+    done, calls = ladder("mini", FAILS="exp_other")
+    assert [call.split()[0] + call.split()[4] for call in calls if "alibi" not in call] == [
+        "exp_other20", "sudoku21", "sudoku22"]  # fmt: skip
+    assert done.returncode == 1 and "exp_other.py --seed 20 failed (status 3)" in done.stderr
+    done, calls = ladder("mini")
+    assert len(calls) == 1 and calls[0].startswith("exp_other") and done.returncode == 0
+    assert ladder("mini")[1] == []
+
+
+def test_the_ladder_on_modal_is_a_fan_for_each_seed(ladder):
+    calls = ladder("gpu", "modal")[1]
+    files = "pos_embedding/exp_faster_alibi.py"
+    assert calls == sorted(
+        [f"fan sudoku.py exp_other.py {files} -- --preset gpu --seed 20"]
+        + [f"fan sudoku.py {files} -- --preset gpu --seed {seed}" for seed in (21, 22)]
+    )
+    assert ladder("gpu")[1][0].endswith("None"), "one run at a time, with all threads"
+
+
+@pytest.mark.parametrize("arguments", [[], ["tiny"], ["--seed", "1"]])
+def test_the_ladder_says_how_it_is_used(ladder, arguments):
+    done, calls = ladder(*arguments)
+    assert done.returncode == 2 and "usage: scripts/ladder.sh" in done.stderr and not calls
