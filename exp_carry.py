@@ -158,10 +158,10 @@ class Slots:  # changed: this process's share of the puzzles in training, with t
 
 @torch.no_grad()
 def perturb(model, rho):  # add rho * g / |g| to the weights (exp_sam)
-    parameters = list(model.parameters())
-    norm = torch.stack([p.grad.norm() for p in parameters if p.grad is not None]).norm()  # changed: not all have one
-    weights = [p.clone() for p in parameters]
-    for p in [p for p in parameters if p.grad is not None]:  # changed: encode_puzzle has none in most steps
+    parameters = [p for p in model.parameters() if p.grad is not None]
+    norm = torch.stack([p.grad.norm() for p in parameters]).norm()
+    weights = [p.clone() for p in model.parameters()]
+    for p in parameters:
         p += p.grad * (rho / (norm + 1e-12))
     model.zero_grad()
     return weights

@@ -308,12 +308,15 @@ def test_rates_of_the_70k_run():
 
 
 def test_sam_takes_the_gradient_at_perturbed_weights_and_restores_them_exactly():
-    """f = (a^2 + 4 b^2) / 2 at (3, 1): gradient (3, 4), norm 5; rho 0.5 goes to (3.3, 1.4), gradient (3.3, 5.6)."""
+    """f = (a^2 + 4 b^2) / 2 at (3, 1): gradient (3, 4), norm 5; rho 0.5 goes to (3.3, 1.4), gradient (3.3, 5.6).
+
+    What has no gradient, like a memory that one iteration does not read, stays where it is.
+    """
 
     class Bowl(torch.nn.Module):
         def __init__(self):
             super().__init__()
-            self.a, self.b = (torch.nn.Parameter(torch.tensor([v])) for v in (3.0, 1.0))
+            self.a, self.b, self.unused = (torch.nn.Parameter(torch.tensor([v])) for v in (3.0, 1.0, 7.0))
 
         def loss(self):
             return (self.a**2 + 4 * self.b**2).sum() / 2
@@ -321,11 +324,11 @@ def test_sam_takes_the_gradient_at_perturbed_weights_and_restores_them_exactly()
     bowl = Bowl()
     bowl.loss().backward()
     weights = exp_sam.perturb(bowl, 0.5)
-    assert [p.item() for p in bowl.parameters()] == pytest.approx([3.3, 1.4])
+    assert [p.item() for p in bowl.parameters()] == pytest.approx([3.3, 1.4, 7.0])
     bowl.loss().backward()
     exp_sam.restore(bowl, weights)
-    assert [p.item() for p in bowl.parameters()] == [3.0, 1.0]
-    assert [p.grad.item() for p in bowl.parameters()] == pytest.approx([3.3, 5.6])
+    assert [p.item() for p in bowl.parameters()] == [3.0, 1.0, 7.0]
+    assert [p.grad.item() for p in (bowl.a, bowl.b)] == pytest.approx([3.3, 5.6])
 
 
 def test_sam_restores_every_bit_of_a_network():
