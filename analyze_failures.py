@@ -193,7 +193,7 @@ def main(argv=None):
     if not len(puzzle):
         raise SystemExit(f"--data {asked.data}: no puzzle is rated within {edges}")
     boards = boards_of(model, puzzle, asked.iterations or config["iterations"], asked.batch, device)
-    found, names = analyse(boards, puzzle, solution, bucket), list(eval_extreme.names(edges))
+    found, names = analyse(boards, puzzle, solution, bucket), list(eval_extreme.names(edges, puzzles.rating))
     for line in tell(found, names):
         print(line)
     if asked.show:

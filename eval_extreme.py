@@ -76,9 +76,10 @@ def count(model, puzzles, edges, iterations, batch, device):
     return total, len(puzzles) / (time.perf_counter() - start)
 
 
-def names(edges):
-    """0, 1-2, 3-10, 51+ for whole limits; else the half-open interval."""
-    whole = all(edge == round(edge) for edge in edges[:-1])
+def names(edges, ratings):
+    """0, 1-2, 3-10, 51+ where limits and ratings are whole numbers; else half-open intervals."""
+    numbers = np.append(ratings, edges)
+    whole = (numbers[np.isfinite(numbers)] % 1 == 0).all()
     for low, below in zip(edges, edges[1:]):
         if not whole:
             yield f"[{low:g}, {below:g})"
@@ -86,7 +87,7 @@ def names(edges):
             yield f"{low:g}+" if below == np.inf else f"{low:g}" if below == low + 1 else f"{low:g}-{below - 1:g}"
 
 
-def table(total, edges, shares):
+def table(total, names, shares):
     """A row for each bucket, then the means; a column for each number of iterations."""
     rows = {}
     for n, (solved, puzzles, cells, blanks) in total.items():
@@ -96,7 +97,7 @@ def table(total, edges, shares):
         column = [*rate, rate[held].mean(), (rate * shares)[held].sum(), 100 * cells.sum() / max(1, blanks.sum())]
         rows[f"{n} iterations"] = column
     counts = [f"{n:,}" for n in puzzles] + [f"{puzzles.sum():,}"] * 3
-    index = [f"rated {name}" for name in names(edges)] + ["balanced", "natural", "blanks right"]
+    index = [f"rated {name}" for name in names] + ["balanced", "natural", "blanks right"]
     return pd.DataFrame({"puzzles": counts} | rows, index)
 
 
@@ -107,6 +108,8 @@ def main(argv=None):
         raise SystemExit("--batch and --iterations: expected 1 or more; --per-bucket: 0 or more")
     if asked.output and not (asked.output.endswith(".json") and Path(asked.output).parent.is_dir()):
         raise SystemExit(f"--output {asked.output}: expected a .json file in a folder that exists")
+    if asked.edges and (len(asked.edges) < 2 or any(np.diff(asked.edges) <= 0)):
+        raise SystemExit(f"--edges {' '.join(map(str, asked.edges))}: expected two or more rising numbers")
     device, path = pick_device(asked.device), solve.choose_weights(asked.weights, None)
     model = solve.load(path, device, Console(highlight=False, soft_wrap=True))
     config = disk.load_checkpoint(path)["config"]
@@ -125,7 +128,10 @@ def main(argv=None):
     iterations = sorted(set(asked.iterations)) or [config["iterations"]]
     total, speed = count(model, drawn, edges, iterations, asked.batch, device)
     print(f"{len(drawn):,} of {len(puzzles):,} puzzles of {asked.data}, solved in %, fp32")
-    print(table(total, edges, shares).to_string(float_format="{:.1f}".format, na_rep="-"))
+    if inside < len(puzzles):
+        limits = " ".join(f"{edge:g}" for edge in edges)
+        print(f"{len(puzzles) - inside:,} puzzles are rated outside --edges {limits} and left out")
+    print(table(total, names(edges, drawn.rating), shares).to_string(float_format="{:.1f}".format, na_rep="-"))
     print(f"{speed:,.0f} puzzles/s at {max(iterations)} iterations, batch {asked.batch}, {disk.describe(device)}")
     if asked.output:
         rows = {n: dict(zip(("solved", "puzzles", "cells", "blanks"), counts.tolist())) for n, counts in total.items()}

@@ -122,9 +122,9 @@ def forward_loss(model, batch, config):
 
 @torch.no_grad()
 def perturb(model, rho):  # changed: add rho * g / |g| to the weights
-    parameters = list(model.parameters())
+    parameters = [p for p in model.parameters() if p.grad is not None]
     norm = torch.stack([p.grad.norm() for p in parameters]).norm()
-    weights = [p.clone() for p in parameters]
+    weights = [p.clone() for p in model.parameters()]
     for p in parameters:
         p += p.grad * (rho / (norm + 1e-12))
     model.zero_grad()

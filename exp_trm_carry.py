@@ -2,7 +2,7 @@
 
 Parent: exp_trm_exact.py
 Change: train() goes on from the states of the last step (Slots, forward_loss), up to 16 passes on a puzzle; blank_loss
-    is that of stablemax; rows_at draws no puzzle twice; fixed first states, warmup, weight_decay 0.01.
+    is that of stablemax; rows_at draws different puzzles for a step; fixed first states, warmup, weight_decay 0.01.
 Hypothesis: These parts make few puzzles enough; the author of the log named most of them as missing.
 Log: not in the log. TRM reports 87.4 %; its halting is learned, ours looks at the solution.
 
@@ -163,7 +163,7 @@ def augmented(puzzles, config):  # the training set, made beforehand: a function
 
 
 def rows_at(config, data, step):  # changed: drawn
-    """This step's rows: random copies of puzzles that are all different."""  # changed: no epochs
+    """This step's rows: random copies of puzzles that are all different; free slots take them."""  # changed: no epochs
     random, count = common.random_at(config, step), len(data.train) // (config.copies + 1)  # changed: of puzzles
     puzzles = np.resize(random.permutation(count), config.batch)  # changed: repeated only where there are too few
     return puzzles + count * random.integers(config.copies + 1, size=config.batch)  # changed: a copy of each

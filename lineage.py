@@ -186,9 +186,9 @@ def runs(name, root=ROOT):
 
 
 def ours(name, root=ROOT):
-    """Our own figure: (group, per cent solved or None, text), the mean over the seeds of full runs, else of mini."""
+    """Our own figure: (group, per cent solved or None, text), the mean over the seeds; of full runs, else gpu, else mini."""
     kept = [run for run in runs(name, root) if run["group"] == run["preset"]]
-    group = min((run["group"] for run in kept), default="not run")  # full comes before mini in the alphabet
+    group = min((run["group"] for run in kept), default="not run")  # in alphabetical order
     kept = [run for run in kept if run["group"] == group]
     solved = [100 * run["solved"] for run in kept if run["solved"] is not None]
     notes = [group] if kept and group != "full" else []

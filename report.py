@@ -25,7 +25,6 @@ import lineage
 from plumbing import disk
 
 ROOT = Path(__file__).parent
-T95 = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)  # Student's t for 2 to 10 values, two-sided 95 %
 DOCUMENTS = ("README.md", "EXPERIMENTS.md", "pos_embedding/EXPERIMENTS_POS.md")
 BLOCK = re.compile(  # an opening line with its words, then what stands between it and its end, if it has one
     r"^(<!-- report ([^\n]+?)(?: -->)?$\n?)((?:(?!<!-- report ).)*?(<!-- end -->))?", re.DOTALL | re.MULTILINE
@@ -43,6 +42,12 @@ def frame(name):
         run["peak_solved"] = run["peak"]["solved"] if "peak" in run else None
     columns = ["run", "group", "preset", "seed", "puzzles", "seconds", "hardware", "command", "solved", "diverged_at"]
     return pd.DataFrame(rows, columns=[*columns, "cells", "peak_solved", "own", "test"])
+
+
+def at_preset(name, preset="mini"):
+    """Its runs at this preset with nothing else changed."""
+    runs = frame(name)
+    return runs[runs["group"] == preset]
 
 
 def tested(runs):
@@ -94,12 +99,12 @@ def mini():
     rows = []
     for experiment in all_of_them():
         change, log = (" ".join(experiment.fields[name].split()) for name in ("Change", "Log"))
-        runs = frame(experiment.name).query("preset == 'mini' and group == 'mini'")
+        runs = at_preset(experiment.name)
         figures = ["not run", "", "", "", "", "", ""]
         if len(runs):
             figures = [spread(runs[column]) for column in ("solved", "cells", "peak_solved")]
             figures[1:1] = [
-                gain(runs, experiment.parent.stem) if experiment.parent else "-",
+                gain(experiment.name, experiment.parent.stem) if experiment.parent else "-",
                 half(experiment.name, runs),
             ]
             figures += [seeds(runs), f"{runs['seconds'].mean():.0f} s"]
@@ -107,10 +112,9 @@ def mini():
     return table([*head, "half solved at step", "blank cells right", "best test on the way", "seeds", "time"], rows)
 
 
-def gain(runs, parent):
+def gain(name, parent):
     """Points of solved puzzles above the parent's run with the same seed, where the test is the same."""
-    pairs = runs.merge(frame(parent).query("group == 'mini'"), on=["seed", "puzzles"])
-    return ", ".join(f"{100 * points:+.1f}" for points in (pairs["solved_x"] - pairs["solved_y"]).dropna()) or "-"
+    return ", ".join(f"{points:+.1f}" for points in paired(name, parent)) or "-"
 
 
 def half(name, runs):
@@ -135,43 +139,63 @@ def contrast():
     return table(head, rows)
 
 
-def paired(better, worse):
-    """Points of solved puzzles between two experiments' mini runs, by seed; both with the same test."""
+def matched(better, worse, preset="mini"):
+    """The runs of two experiments at a preset, by seed; both with the same test. One that diverged solved nothing."""
     columns = ["seed", "puzzles", "solved"]
-    runs = [frame(name).query("group == 'mini'").dropna(subset="solved")[columns] for name in (better, worse)]
-    pairs = runs[0].merge(runs[1], on=["seed", "puzzles"])
-    return 100 * (pairs["solved_x"] - pairs["solved_y"])
+    runs = [at_preset(name, preset)[columns].fillna({"solved": 0.0}) for name in (better, worse)]
+    return runs[0].merge(runs[1], on=["seed", "puzzles"])
 
 
-def interval(points):
-    """The mean's 95 % interval by Student's t, over the seeds."""
-    reach = T95[min(len(points), len(T95) + 1) - 2] * points.std() / len(points) ** 0.5
-    return points.mean() - reach, points.mean() + reach
+def paired(better, worse, preset="mini"):
+    """Points of solved puzzles between two experiments, by seed."""
+    pairs = matched(better, worse, preset)
+    return 100 * (pairs["solved_x"] - pairs["solved_y"]).astype(float)
 
 
-def contrasts():
+def contrasts(preset="mini"):
     """Every contrast of insights.py: the difference by seed, its mean and interval, and what that says."""
     rows = []
     family = {experiment.name: experiment for experiment in all_of_them()}
     for contrast in insights.CONTRASTS.values():
-        points = paired(contrast.better, contrast.worse)
+        points = paired(contrast.better, contrast.worse, preset)
         names = [link(family[name]) for name in (contrast.better, contrast.worse)]
         logged = [family[name].figure for name in (contrast.better, contrast.worse)]
         figures = [", ".join(f"{p:+.1f}" for p in points) or "not run", "", ""]
         if len(points) > 1:
-            low, high = interval(points)
-            says = "the log's way" if low > 0 else "the other way" if high < 0 else "open"
+            low, high = insights.interval(points)
+            says = "first better" if low > 0 else "second better" if high < 0 else "open"
             figures[1:] = [f"{points.mean():+.1f} ({low:+.1f} to {high:+.1f})", says]
         rows.append([contrast.question, *names, " / ".join(logged), *figures])
-    return table(["contrast", "first", "second", "the log", "first above second, by seed", "mean (95 %)", ""], rows)
+    head = ["contrast", "first", "second", "the log", "first above second, by seed", "mean (95 %)", ""]
+    count = sum(bool(row[-1]) for row in rows)
+    chance = f"{count} intervals. At this level one in twenty excludes zero by chance: about {count / 20:.0f} of these."
+    return [*table(head, rows), "", chance]
 
 
-def verdicts():
+def verdicts(preset="mini"):
     """The log's insights, each with a mark from the contrasts that test it."""
-    points = {name: paired(c.better, c.worse) for name, c in insights.CONTRASTS.items()}
-    intervals = {name: interval(values) for name, values in points.items() if len(values) > 1}
-    rows = [[i.log, insights.judged(i, intervals), ", ".join(i.contrasts), i.note] for i in insights.INSIGHTS]
-    return table(["the log", "mini says", "contrasts", "note"], rows)
+    pairs = {name: matched(c.better, c.worse, preset) for name, c in insights.CONTRASTS.items()}
+    points = {name: paired(c.better, c.worse, preset) for name, c in insights.CONTRASTS.items()}
+    intervals = {name: insights.interval(values) for name, values in points.items() if len(values) > 1}
+    solved = {name: 100 * pairs[name][["solved_x", "solved_y"]].stack() for name in intervals}
+    room = insights.NARROW
+    narrow = {name for name, shares in solved.items() if shares.max() < room or shares.min() > 100 - room}
+    rows = []
+    for insight in insights.INSIGHTS:
+        mark = insights.judged(insight, intervals, narrow)
+        mark = seed_spread(preset) if mark == insights.SPREAD else mark
+        rows.append([insight.log, mark, ", ".join(insight.contrasts), insight.note])
+    return table(["the log", f"{preset} says", "contrasts", "note"], rows)
+
+
+def seed_spread(preset):
+    """How far the seeds of an experiment lie apart."""
+    found = (at_preset(experiment.name, preset)["solved"].dropna() for experiment in all_of_them())
+    ranges = [100 * (solved.max() - solved.min()) for solved in found if len(solved) > 2]
+    if not ranges:
+        return "not run"
+    apart = f"median {pd.Series(ranges).median():.1f}, most {max(ranges):.1f}"
+    return f"best and worst of three seeds, {len(ranges)} experiments: {apart} points apart"
 
 
 def positions():
@@ -180,8 +204,9 @@ def positions():
     for experiment in all_of_them():
         if experiment.path.parent.name == "pos_embedding":
             parent = family[experiment.parent]
-            runs = frame(experiment.name).query("group == 'mini'")
-            figures = [spread(runs["solved"]) if len(runs) else "not run", gain(runs, parent.name) if len(runs) else ""]
+            figures = ["not run", ""]
+            if len(runs := at_preset(experiment.name)):
+                figures = [spread(runs["solved"]), gain(experiment.name, parent.name)]
             name = f"[`{experiment.path.name}`]({experiment.path.name})"
             rows.append([name, experiment.title, experiment.figure, parent.figure, *figures])
     head = ["experiment", "positions", "the log", "the log, its parent", "solved at mini", "above its parent, by seed"]
@@ -203,7 +228,11 @@ def cost():
         for row in kept["rows"]
     ]
     head = ["experiment", "GFLOP a puzzle and step", "batch", "steps", f"minutes at {kept['rate']:g} TFLOP/s"]
-    return table(head, rows)
+    minutes = {row["experiment"]: row["minutes"] for row in kept["rows"]}
+    needed = {name for contrast in insights.CONTRASTS.values() for name in (contrast.better, contrast.worse)}
+    more = 2 * sum(minutes[name] for name in needed)
+    said = f"One run of each: {sum(minutes.values()):.0f} minutes, median {pd.Series(minutes).median():.1f}. "
+    return [*table(head, rows), "", said + f"Two more seeds of those that contrasts need: {more:.0f} minutes."]
 
 
 def speedrun():
@@ -253,9 +282,10 @@ def ours(experiment, family):
     if not lines[-1].startswith("**Ours"):
         return [*lines, "**Ours**: not run."]
     if experiment.parent and len(points := paired(experiment.name, experiment.parent.stem)) > 1:
-        low, high = interval(points)
+        low, high = insights.interval(points)
         says = "better" if low > 0 else "worse" if high < 0 else "mini cannot tell"
-        lines.append(f"**Verdict**: {points.mean():+.1f} points ({low:+.1f} to {high:+.1f}) above its parent: {says}.")
+        against = f"{points.mean():+.1f} points ({low:+.1f} to {high:+.1f}) against its parent"
+        lines.append(f"**Verdict**: {against}: {says}.")
     return lines
 
 
@@ -296,7 +326,7 @@ def plot():
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
     for name in ("sudoku", "train_mixed", "exp_recur_add", "exp_warmup", "exp_cosine", "exp_cosine_no_sam"):
-        runs = frame(name).query("preset == 'mini' and group == 'mini'").dropna(subset="solved")["run"]
+        runs = at_preset(name).dropna(subset="solved")["run"]
         if len(runs):
             metrics = pd.concat(pd.read_csv(ROOT / "results" / name / run / "metrics.csv") for run in runs)
             accuracy = 100 * metrics.groupby("step")["accuracy"].mean()
@@ -322,10 +352,30 @@ def plot():
     disk.replace(ROOT / "results.png", lambda file: figure.savefig(file, dpi=120))
 
 
+FREE = {"name", "seed", "resume", "device", "compile", "wandb", "runs", "test_iterations"}  # change no experiment
+
+
+def altered(folder):
+    """The flags by which a run named after its preset differs from that preset; it must not be pooled with it."""
+    config = json.loads((folder / "config.json").read_text())
+    if folder.name != f"{config['preset']}-seed{config['seed']}":
+        return []  # a name of its own
+    import common  # imports torch, which only this needs
+
+    expected = vars(common.with_preset(lineage.module(folder.parent.name).Config(), config["preset"]))
+    same = json.loads(json.dumps(expected))  # tuples become lists
+    return [name for name, value in config.items() if name not in FREE and value != same.get(name)]
+
+
 def keep(folders):
     for folder in (Path(folder).resolve() for folder in folders):
         if not (folder / "summary.json").exists():
             raise SystemExit(f"{folder} has no summary.json: is it a run, and did it finish? (--resume goes on)")
+        if flags := altered(folder):
+            given = ", ".join(f"--{name.replace('_', '-')}" for name in flags)
+            raise SystemExit(
+                f"{folder} is not its preset: {given} differ; run it again with --name, as in faster-seed0"
+            )
         target = ROOT / "results" / folder.parent.name / folder.name
         target.mkdir(parents=True, exist_ok=True)
         for path in (folder / name for name in ("config.json", "metrics.csv", "summary.json")):

@@ -38,7 +38,7 @@ MINI = schedule(40) | {
     "layers": lambda v, c: max(1, v // 2),
     "heads": lambda v, c: max(1, v // 2),
     "iterations": lambda v, c: max(1, 3 * v // 8),
-    "dropout": lambda v, c: 0.0,  # a mini run sees each puzzle once or twice: nothing to regularise
+    "dropout": lambda v, c: 0.0,  # most mini runs see a puzzle twice at most: nothing to regularise
     "batch": lambda v, c: max(1, round(math.log2(max(1, v / 16)))),  # 128 -> 3, 512 -> 5, 2048 -> 7, 4096 -> 8
     "lr": lambda v, c: round(v * 10 / 3, 6),  # narrow layers want larger steps
     "rho": lambda v, c: v / 5,  # fewer weights have a smaller norm
@@ -57,7 +57,9 @@ GPU = (
         **dict.fromkeys(THE_LOGS, lambda v, c: v),
         "batch": lambda v, c: 32 * max(1, round(math.log2(max(1, v / 16)))),  # 128 -> 96, 512 -> 160, 4096 -> 256
         "train_puzzles": lambda v, c: v // 10 or 300_000,
-        **dict.fromkeys(("train_per_bucket", "puzzles", "copies"), lambda v, c: v // 2),
+        "train_per_bucket": lambda v, c: v // 2,
+        "puzzles": lambda v, c: v,
+        "copies": lambda v, c: v // 25,  # seen as often as in the full run
         "test_per_bucket": lambda v, c: 1_000,
         "data": lambda v, c: generated(c, kaggle=(28, 40), extreme=(26, 38)),
         "report_every": lambda v, c: 100,

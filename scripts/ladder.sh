@@ -2,9 +2,10 @@
 # scripts/ladder.sh PRESET [modal] [FLAGS...]
 # Every experiment of the log at this preset: one seed of all, then two more seeds of those that carry its insights.
 # Hardware: mini, 2 CPU cores, about 3 minutes a run, two at a time with one thread each (JOBS=4 on more cores); gpu,
-# one H200, about 3 minutes a run, one at a time; gpu modal, one rented H200 a run, all runs of a seed at once.
+# one H200, minutes a run, one at a time; gpu modal, a rented H200 for each run, all runs of a seed at once: some 60.
 # Evidence goes to results/ as each run ends, and a run that has it there is left out: the same command goes on after any
-# interruption, also on another machine that has what was committed. Flags go to every run.
+# interruption, also on another machine that has what was committed. SEEDS="20 21" for other seeds. Flags go to every
+# run: --device, --wandb and the like; what changes an experiment is refused when its evidence is kept.
 set -u
 shopt -s nullglob
 CDPATH= cd -- "$(dirname -- "$0")/.." || exit 1
@@ -24,44 +25,58 @@ python() {
   if [ -n "${PYTHON:-}" ]; then "$PYTHON" "$@"; else ./run.sh python "$@"; fi
 }
 
-insights=" $(python insights.py) " # names of the experiments that contrasts need
+insights=$(python insights.py) || exit 1 # names of the experiments that contrasts need
 
 one() { # FILE SEED FLAGS...: run, then keep the evidence
+  [ ! -s "$STOPPED" ] || return 0
   local file=$1 stem name=$PRESET-seed$2
   stem=$(basename "$file" .py)
   mkdir -p "runs/$stem"
   python "$file" --preset "$PRESET" --seed "$2" --resume "${@:3}" >"runs/$stem/$name.txt" 2>&1
   local status=$?
   case $status in
-    0) python report.py keep "runs/$stem/$name" && echo "$(date +%H:%M) $stem $name: $(tail -n 1 "runs/$stem/$name.txt")" ;;
-    129 | 130 | 143) exit 255 ;; # SIGHUP, Ctrl-C or SIGTERM: xargs starts no more
+    0)
+      echo "$(date +%H:%M) $stem $name: $(tail -n 1 "runs/$stem/$name.txt")"
+      python report.py keep "runs/$stem/$name" || echo "runs/$stem/$name: evidence not kept" | tee -a "$FAILED" >&2
+      ;;
+    129 | 130 | 143) echo "$file --seed $2" >>"$STOPPED" ;; # SIGHUP, Ctrl-C or SIGTERM: no more are started
     *) echo "$file --seed $2 failed (status $status), see runs/$stem/$name.txt" | tee -a "$FAILED" >&2 ;;
   esac
 }
 export -f python one
-FAILED=$(mktemp) && export FAILED
+FAILED=$(mktemp) STOPPED=$(mktemp) && export FAILED STOPPED
+
+stop() {
+  echo "# stopped; the same command goes on from there" >&2
+  exit 130
+}
+trap stop INT # takes effect after the runs have had their Ctrl-C
 
 for seed in "${seeds[@]}"; do
   files=()
   for file in sudoku*.py ablation_*.py train_*.py exp_*.py pos_embedding/[!c]*.py; do
     stem=$(basename "$file" .py)
     [ "$stem" != exp_speedrun ] || continue # ours, with presets of its own size
-    [ "$seed" = "${seeds[0]}" ] || [[ $insights = *" $stem "* ]] || continue
+    [ "$seed" = "${seeds[0]}" ] || [[ " $insights " = *" $stem "* ]] || continue
     [ -s "results/$stem/$PRESET-seed$seed/summary.json" ] || files+=("$file")
   done
   echo "# seed $seed: ${#files[@]} runs to do"
   [ ${#files[@]} -gt 0 ] || continue
   if [ "$where" = modal ]; then
-    python -m plumbing.remote fan "${files[@]}" -- --preset "$PRESET" --seed "$seed" "$@" || echo "seed $seed" >>"$FAILED"
+    python -m plumbing.remote fan "${files[@]}" -- --preset "$PRESET" --seed "$seed" "$@"
+    status=$?
+    [ $status -lt 129 ] || stop
+    [ $status -eq 0 ] || echo "some of seed $seed, see above" >>"$FAILED"
     for file in "${files[@]}"; do
       folder=runs/$(basename "$file" .py)/$PRESET-seed$seed
-      [ ! -s "$folder/summary.json" ] || python report.py keep "$folder"
+      [ ! -s "$folder/summary.json" ] || python report.py keep "$folder" || echo "$folder: not kept" >>"$FAILED"
     done
     continue
   fi
   jobs=2
   if [ "$PRESET" = gpu ]; then jobs=1; else export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}; fi
-  printf '%s\n' "${files[@]}" | xargs -P "${JOBS:-$jobs}" -I{} bash -c 'one "$@"' one {} "$seed" "$@" || break
+  printf '%s\n' "${files[@]}" | xargs -P "${JOBS:-$jobs}" -I{} bash -c 'one "$@"' one {} "$seed" "$@"
+  [ ! -s "$STOPPED" ] || stop
 done
 
 python report.py

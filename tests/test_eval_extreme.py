@@ -55,25 +55,40 @@ def test_counts_are_those_of_a_direct_computation(run, monkeypatch, capsys):
 
 def test_balanced_and_natural_means():
     total = {4: np.array([[1, 3, 0], [2, 6, 0], [9, 9, 0], [10, 20, 0]])}
-    column = eval_extreme.table(total, (0.0, 1.0, 3.0, math.inf), np.array([0.9, 0.1, 0.0]))["4 iterations"]
+    names = list(eval_extreme.names((0.0, 1.0, 3.0, math.inf), np.array([0.0, 5.0])))
+    column = eval_extreme.table(total, names, np.array([0.9, 0.1, 0.0]))["4 iterations"]
     assert list(column.index) == ["rated 0", "rated 1-2", "rated 3+", "balanced", "natural", "blanks right"]
     assert math.isnan(column.iloc[2])  # no puzzle there
     assert list(column.drop("rated 3+")) == pytest.approx([50, 50, 50, 50, 60])
     total[4][0] = [2, 0, 0]
-    column = eval_extreme.table(total, (0.0, 1.0, 3.0, math.inf), np.array([0.9, 0.1, 0.0]))["4 iterations"]
+    column = eval_extreme.table(total, names, np.array([0.9, 0.1, 0.0]))["4 iterations"]
     assert [column["balanced"], column["natural"]] == pytest.approx([50, 90])
+
+
+def test_names_of_buckets():
+    assert list(eval_extreme.names((0.0, 0.1), np.zeros(3))) == ["[0, 0.1)"]
+    assert list(eval_extreme.names((3.0, 4.0, 10.0), np.array([3.7]))) == ["[3, 4)", "[4, 10)"]
+    assert list(eval_extreme.names((0.0, 1.0, 3.0, 51.0, math.inf), np.array([7.0]))) == ["0", "1-2", "3-50", "51+"]
 
 
 def test_a_file_is_tested_as_a_whole_or_by_bucket(run, capsys):
     store.save(run / "set.npy", puzzles_of([0.0] * 6 + [5.0] * 3 + [60.0]))
     eval_extreme.main([str(run), "--data", "set.npy", "--edges", "0", "1", "inf", "--per-bucket", "2"])
     lines = capsys.readouterr().out.splitlines()
-    assert lines[1].startswith("4 of 10") and lines[3].split()[:3] == ["rated", "0", "2"]
+    assert lines[1].startswith("4 of 10") and "left out" not in lines[2] and lines[3].split()[:3] == ["rated", "0", "2"]
+    eval_extreme.main([str(run), "--data", "set.npy", "--edges", "0", "6"])
+    assert "1 puzzles are rated outside --edges 0 6 and left out" in capsys.readouterr().out
     puzzle, solution = puzzles_of([0.0]).rows(np.arange(1))
     text = [",".join(["x", "".join(map(str, puzzle[0])), "".join(map(str, solution[0])), "7"])]
     (run / "my.csv").write_text("source,question,answer,rating\n" + "\n".join(text) + "\n")
     eval_extreme.main([str(run), "--data", "my.csv"])
     assert "1 of 1 puzzles of my.csv" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("edges", [["5"], ["10", "5", "0"], ["0", "10", "5", "20"], ["0", "0"]])
+def test_limits_of_buckets_have_to_rise(run, edges):
+    with pytest.raises(SystemExit, match=f"--edges {float(edges[0])}.*rising"):
+        eval_extreme.main([str(run), "--data", "own", "--edges", *edges])
 
 
 @pytest.mark.parametrize("main", [eval_extreme.main, analyze_failures.main])

@@ -44,20 +44,6 @@ def test_settings_of_the_log(name):
     assert parameters == (1_011_033 if name == "exp_cosine_50k_1M" else 800_393)
 
 
-@pytest.mark.parametrize("preset", ["mini", "smoke"])
-def test_presets_keep_the_change(preset):
-    for parent, child, field in (
-        ("exp_cosine", "exp_cosine_mixed", "phases"),
-        ("exp_cosine", "exp_cosine_regular", "phases"),
-        ("exp_cosine", "exp_cosine_140k", "steps"),
-        ("exp_cosine_no_sam", "exp_cosine_wd", "weight_decay"),
-        ("exp_cosine_50k", "exp_cosine_25k_bs8k", "batch"),
-        ("exp_cosine_50k", "exp_cosine_50k_1M", "width"),
-    ):
-        values = [getattr(common.with_preset(experiments.load(n).Config(), preset), field) for n in (parent, child)]
-        assert values[0] != values[1], (child, field)
-
-
 def ratings_at(name, *steps):
     """The ratings in the pool of each of these steps, out of 0, 1, 2, 3, 10, 11, 50, 51, 400."""
     config, data = experiments.load(name).Config(), rated(store.EXTREME)

@@ -88,7 +88,7 @@ def test_a_run_is_compared_with_its_parents_run_of_the_same_seed_and_test(root):
         else:
             put(root, "exp_pos", f"mini-seed{seed}", solved=None, diverged_at=9)
     put(root, "exp_pos", "mini-seed3", {4: counts(99)})  # its parent has no such seed
-    assert rows(report.mini())[2][4] == "+10.0, -5.0"
+    assert rows(report.mini())[2][4] == "+10.0, -5.0, -60.0"
     for path in root.glob("results/sudoku/*/config.json"):
         path.write_text(json.dumps(json.loads(path.read_text()) | {"data": "kaggle"}))
     assert rows(report.mini())[2][4] == "-"
@@ -207,6 +207,22 @@ def test_keep_copies_what_is_quoted(root, monkeypatch):
     assert {path.name for path in kept.iterdir()} == {"config.json", "summary.json"}
 
 
+def test_keep_refuses_a_changed_run_under_its_presets_name(root):
+    experiment.main(["--preset", "smoke", "--lr", "0.01", "--test-iterations", "1"])
+    with pytest.raises(SystemExit, match=r"smoke-seed0 is not its preset: --lr differ.*--name"):
+        report.main(["keep", "runs/exp_cosine_no_sam/smoke-seed0"])
+    experiment.main(["--preset", "smoke", "--lr", "0.01", "--name", "fast-seed0"])
+    report.main(["keep", "runs/exp_cosine_no_sam/fast-seed0"])
+    assert [run["group"] for run in lineage.runs("exp_cosine_no_sam", root)] == ["fast"]
+
+
+def test_kept_runs_are_what_their_names_say():
+    """Fails when a preset or a default changes under figures that were measured with the old one."""
+    family = {experiment.name for experiment in lineage.find().values()}
+    kept = [path.parent for path in lineage.ROOT.glob("results/*/*/config.json") if path.parts[-3] in family]
+    assert len(kept) > 50 and not {str(folder): flags for folder in kept if (flags := report.altered(folder))}
+
+
 def test_what_cannot_be_read_or_written_is_one_line(root):
     (root / "results.png").mkdir()
     for broken in (lambda: None, lambda: (root / "README.md").unlink()):
@@ -227,37 +243,74 @@ def test_a_contrast_pairs_the_seeds_and_has_students_interval(root, monkeypatch)
             assert rows(report.verdicts())[1][1] == "not run"
     put(root, "sudoku", "mini-seed3", {4: counts(99)})  # no partner
     row = rows(report.contrasts())[1]
-    assert row[3:] == ["64.3 % / 82.8 %", "+10.0, +12.0, +14.0", "+12.0 (+7.0 to +17.0)", "the log's way"]
+    assert row[3:] == ["64.3 % / 82.8 %", "+10.0, +12.0, +14.0", "+12.0 (+7.0 to +17.0)", "first better"]
     assert rows(report.verdicts())[1][:3] == ["x is better", "confirmed", "a"]
     (experiment,) = [e for e in report.all_of_them() if e.name == "exp_pos"]
-    assert "**Verdict**: -12.0 points (-17.0 to -7.0) above its parent: worse." in report.ours(
+    assert "**Verdict**: -12.0 points (-17.0 to -7.0) against its parent: worse." in report.ours(
         experiment, report.lineage.find(report.ROOT)
     )
 
 
+def test_a_diverged_run_solved_nothing_in_contrasts_and_against_its_parent(root, monkeypatch):
+    monkeypatch.setattr(insights, "CONTRASTS", {"a": insights.Contrast("x or y", "sudoku", "exp_pos")})
+    monkeypatch.setattr(insights, "INSIGHTS", (insights.Insight("x is better", ("a",)),))
+    for seed in range(3):
+        put(root, "sudoku", f"mini-seed{seed}", {4: counts(50 + seed)})
+        put(root, "exp_pos", f"mini-seed{seed}", solved=None, diverged_at=9)
+    assert rows(report.contrasts())[1][4:6] == ["+50.0, +51.0, +52.0", "+51.0 (+48.5 to +53.5)"]
+    assert rows(report.verdicts())[1][1] == "confirmed"
+    assert rows(report.mini())[2][4] == "-50.0, -51.0, -52.0"
+
+
 @pytest.mark.parametrize(
-    "alike, intervals, mark",
+    "solved, mark", [(50, "confirmed, within 5 points"), (97, "mini cannot tell"), (2, "mini cannot tell")]
+)
+def test_two_that_solve_nearly_all_or_nothing_are_not_called_alike(root, monkeypatch, solved, mark):
+    monkeypatch.setattr(insights, "CONTRASTS", {"a": insights.Contrast("x or y", "sudoku", "exp_pos")})
+    monkeypatch.setattr(insights, "INSIGHTS", (insights.Insight("y will do", ("a",), enough="second"),))
+    for seed in range(3):
+        for name in ("sudoku", "exp_pos"):
+            put(root, name, f"mini-seed{seed}", {4: counts(solved)})
+    assert rows(report.verdicts())[1][1].split(":")[0] == mark
+
+
+@pytest.mark.parametrize(
+    "enough, intervals, mark",
     [
-        (False, {"a": (1, 9), "b": (1, 9)}, "confirmed"),
-        (False, {"a": (1, 9)}, "confirmed in part"),  # b is not run
-        (False, {"a": (1, 9), "b": (-1, 9)}, "confirmed in part"),
-        (False, {"a": (1, 9), "b": (-9, -1)}, "confirmed in part, in part the opposite"),
-        (False, {"a": (-1, 9), "b": (-9, -1)}, "not confirmed"),
-        (False, {"a": (-1, 9), "b": (-1, 9)}, "mini cannot tell"),
-        (False, {}, "not run"),
-        (True, {"a": (-4, 4), "b": (1, 4)}, "confirmed, within 5 points"),
-        (True, {"a": (-4, 4), "b": (1, 6)}, "not confirmed"),
-        (True, {"a": (-4, 4), "b": (-1, 6)}, "mini cannot tell"),
+        ("", {"a": (1, 9), "b": (1, 9)}, "confirmed"),
+        ("", {"a": (1, 9)}, "confirmed in part"),  # b is not run
+        ("", {"a": (1, 9), "b": (-1, 9)}, "confirmed in part"),
+        ("", {"a": (1, 9), "b": (-9, -1)}, "confirmed in part, in part the opposite"),
+        ("", {"a": (-1, 9), "b": (-9, -1)}, "not confirmed"),
+        ("", {"a": (-1, 9), "b": (-1, 9)}, "mini cannot tell"),
+        ("", {}, "not run"),
+        ("both", {"a": (-4, 4), "b": (1, 4)}, "confirmed, within 5 points"),
+        ("both", {"a": (-4, 4)}, "mini cannot tell"),  # b is not run
+        ("both", {"a": (-4, 4), "b": (1, 6)}, "mini cannot tell"),  # the difference is sure, that it matters is not
+        ("both", {"a": (-4, 4), "b": (6, 9)}, "not confirmed"),
+        ("both", {"a": (-4, 4), "b": (-9, -6)}, "not confirmed"),
+        ("first", {"a": (-4, 40), "b": (6, 9)}, "confirmed, within 5 points"),
+        ("first", {"a": (-4, 40), "b": (-9, -6)}, "not confirmed"),
+        ("second", {"a": (-40, 4), "b": (-9, -6)}, "confirmed, within 5 points"),
+        ("second", {"a": (-40, 4), "b": (6, 9)}, "not confirmed"),
+        ("second", {"a": (-40, 4), "b": (4, 9)}, "mini cannot tell"),
     ],
 )
-def test_marks_of_insights(alike, intervals, mark):
-    assert insights.judged(insights.Insight("", ("a", "b"), alike), intervals) == mark
+def test_marks_of_insights(enough, intervals, mark):
+    assert insights.judged(insights.Insight("", ("a", "b"), enough), intervals) == mark
+
+
+def test_the_spread_over_seeds_is_computed(root, monkeypatch):
+    monkeypatch.setattr(insights, "INSIGHTS", (insights.Insight("runs vary", verdict=insights.SPREAD),))
+    for seed, solved in enumerate((40, 50, 43)):
+        put(root, "sudoku", f"mini-seed{seed}", {4: counts(solved)})
+    assert "1 experiments: median 10.0, most 10.0 points" in rows(report.verdicts())[1][1]
 
 
 def test_insights_rest_on_contrasts_and_these_on_experiments():
     family = {experiment.name for experiment in report.all_of_them()}
     assert {name for c in insights.CONTRASTS.values() for name in (c.better, c.worse)} <= family
-    assert {name for insight in insights.INSIGHTS for name in insight.contrasts} <= set(insights.CONTRASTS)
+    assert {name for insight in insights.INSIGHTS for name in insight.contrasts} == set(insights.CONTRASTS)
     assert all(bool(insight.contrasts) != bool(insight.verdict) for insight in insights.INSIGHTS)
 
 

@@ -333,13 +333,15 @@ from pathlib import Path
 name, seed = Path(sys.argv[0]).stem, sys.argv[sys.argv.index("--seed") + 1]
 print(name, *sys.argv[1:], os.environ.get("OMP_NUM_THREADS"), file=open("calls", "a"))
 if name in os.environ.get("FAILS", "").split():
-    sys.exit(3)
+    sys.exit(int(os.environ.get("STATUS", "3")))
 folder = Path(f"runs/{name}/{sys.argv[2]}-seed{seed}")
 folder.mkdir(parents=True, exist_ok=True)
 (folder / "summary.json").write_text("{}")
 """
-REPORT = """import shutil, sys
+REPORT = """import os, shutil, sys
 if sys.argv[1:2] == ["keep"]:
+    if os.environ.get("REFUSES", "nothing") in sys.argv[2]:
+        sys.exit(1)
     shutil.copytree(sys.argv[2], sys.argv[2].replace("runs", "results", 1))
 """
 
@@ -355,7 +357,9 @@ def ladder(tmp_path):
     (tmp_path / "pos_embedding/common.py").write_text("raise SystemExit('not an experiment')\n")
     (tmp_path / "report.py").write_text(REPORT)
     (tmp_path / "insights.py").write_text("print('exp_faster_alibi sudoku')\n")
-    (tmp_path / "plumbing/remote.py").write_text("import sys; print(*sys.argv[1:], file=open('calls', 'a'))\n")
+    (tmp_path / "plumbing/remote.py").write_text(
+        "import os, sys; print(*sys.argv[1:], file=open('calls', 'a')); os._exit(int(os.environ.get('FAN', '0')))\n"
+    )
 
     def run(*arguments, **more):
         environment = os.environ | {"PYTHON": sys.executable} | more
@@ -399,6 +403,31 @@ def test_the_ladder_on_modal_is_a_fan_for_each_seed(ladder):
         + [f"fan sudoku.py {files} -- --preset gpu --seed {seed}" for seed in (21, 22)]
     )
     assert ladder("gpu")[1][0].endswith("None"), "one run at a time, with all threads"
+
+
+@pytest.mark.parametrize("status", ["129", "130", "143"])
+def test_the_ladder_starts_nothing_after_a_run_that_was_stopped(ladder, status):
+    done, calls = ladder("mini", JOBS="1", FAILS="sudoku", STATUS=status)
+    assert [call.split()[0] for call in calls] == ["sudoku"]
+    assert done.returncode == 130 and "the same command goes on" in done.stderr
+
+
+def test_the_ladder_names_evidence_that_was_not_kept(ladder):
+    done, calls = ladder("mini", REFUSES="exp_other")
+    assert done.returncode == 1 and "runs/exp_other/mini-seed20: evidence not kept" in done.stderr and len(calls) == 7
+
+
+def test_the_ladder_ends_with_a_stopped_fan_and_goes_on_after_a_failed_one(ladder):
+    done, calls = ladder("gpu", "modal", FAN="130")
+    assert done.returncode == 130 and len(calls) == 1
+    done, calls = ladder("gpu", "modal", FAN="1")
+    assert done.returncode == 1 and len(calls) == 3 and "some of seed 21" in done.stderr
+
+
+def test_the_ladder_needs_the_names_of_the_contrasts(ladder, tmp_path):
+    (tmp_path / "insights.py").write_text("raise SystemExit('no')\n")
+    done, calls = ladder("mini")
+    assert done.returncode == 1 and not calls
 
 
 @pytest.mark.parametrize("arguments", [[], ["tiny"], ["--seed", "1"]])
