@@ -186,7 +186,7 @@ def runs(name, root=ROOT):
 
 
 def ours(name, root=ROOT):
-    """Our own figure: (group, per cent solved or None, text), the mean over the seeds; of full runs, else gpu, else mini."""
+    """Our own figure: (group, per cent solved or None, text): the mean over seeds of full runs, else gpu, else mini."""
     kept = [run for run in runs(name, root) if run["group"] == run["preset"]]
     group = min((run["group"] for run in kept), default="not run")  # in alphabetical order
     kept = [run for run in kept if run["group"] == group]
