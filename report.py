@@ -184,6 +184,8 @@ def verdicts(preset="mini"):
     for insight in insights.INSIGHTS:
         mark = insights.judged(insight, intervals, narrow)
         mark = seed_spread(preset) if mark == insights.SPREAD else mark
+        if mark == "not run" and any(len(points[name]) for name in insight.contrasts):
+            mark = "one seed so far"
         rows.append([insight.log, mark, ", ".join(insight.contrasts), insight.note])
     return table(["the log", f"{preset} says", "contrasts", "note"], rows)
 

@@ -235,12 +235,13 @@ def test_what_cannot_be_read_or_written_is_one_line(root):
 def test_a_contrast_pairs_the_seeds_and_has_students_interval(root, monkeypatch):
     monkeypatch.setattr(insights, "CONTRASTS", {"a": insights.Contrast("x or y", "sudoku", "exp_pos")})
     monkeypatch.setattr(insights, "INSIGHTS", (insights.Insight("x is better", ("a",)),))
+    assert rows(report.verdicts())[1][1] == "not run"
     for seed, (old, new) in enumerate([(50, 40), (53, 41), (55, 41)]):
         put(root, "sudoku", f"mini-seed{seed}", {4: counts(old)})
         put(root, "exp_pos", f"mini-seed{seed}", {4: counts(new)})
         if seed == 0:
             assert rows(report.contrasts())[1][4:] == ["+10.0", "", ""]
-            assert rows(report.verdicts())[1][1] == "not run"
+            assert rows(report.verdicts())[1][1] == "one seed so far"
     put(root, "sudoku", "mini-seed3", {4: counts(99)})  # no partner
     row = rows(report.contrasts())[1]
     assert row[3:] == ["64.3 % / 82.8 %", "+10.0, +12.0, +14.0", "+12.0 (+7.0 to +17.0)", "first better"]
