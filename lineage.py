@@ -12,6 +12,7 @@ so do the child's descendants; all commands compare with the parent's text in th
 import argparse
 import ast
 import difflib
+import functools
 import importlib
 import json
 import os
@@ -86,6 +87,7 @@ def module(name):
     return importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
 
 
+@functools.cache
 def docstring(source, path="<string>"):
     try:
         return ast.get_docstring(ast.parse(source, path)) or ""

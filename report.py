@@ -148,7 +148,10 @@ def matched(better, worse, preset="mini"):
 
 def paired(better, worse, preset="mini"):
     """Points of solved puzzles between two experiments, by seed."""
-    pairs = matched(better, worse, preset)
+    return difference(matched(better, worse, preset))
+
+
+def difference(pairs):
     return 100 * (pairs["solved_x"] - pairs["solved_y"]).astype(float)
 
 
@@ -175,7 +178,7 @@ def contrasts(preset="mini"):
 def verdicts(preset="mini"):
     """The log's insights, each with a mark from the contrasts that test it."""
     pairs = {name: matched(c.better, c.worse, preset) for name, c in insights.CONTRASTS.items()}
-    points = {name: paired(c.better, c.worse, preset) for name, c in insights.CONTRASTS.items()}
+    points = {name: difference(runs) for name, runs in pairs.items()}
     intervals = {name: insights.interval(values) for name, values in points.items() if len(values) > 1}
     solved = {name: 100 * pairs[name][["solved_x", "solved_y"]].stack() for name in intervals}
     room = insights.NARROW

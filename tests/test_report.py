@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+import common
 import exp_cosine_no_sam as experiment
 import insights
 import lineage
@@ -216,11 +217,25 @@ def test_keep_refuses_a_changed_run_under_its_presets_name(root):
     assert [run["group"] for run in lineage.runs("exp_cosine_no_sam", root)] == ["fast"]
 
 
+def kept_runs():
+    family = {experiment.name for experiment in lineage.find().values()}
+    return [path.parent for path in lineage.ROOT.glob("results/*/*/config.json") if path.parts[-3] in family]
+
+
 def test_kept_runs_are_what_their_names_say():
     """Fails when a preset or a default changes under figures that were measured with the old one."""
-    family = {experiment.name for experiment in lineage.find().values()}
-    kept = [path.parent for path in lineage.ROOT.glob("results/*/*/config.json") if path.parts[-3] in family]
-    assert len(kept) > 50 and not {str(folder): flags for folder in kept if (flags := report.altered(folder))}
+    assert len(kept_runs()) > 50 and not [folder for folder in kept_runs() if report.altered(folder)]
+
+
+def test_the_command_of_a_kept_run_gives_its_config():
+    for folder in kept_runs():
+        config, summary = (json.loads((folder / f"{name}.json").read_text()) for name in ("config", "summary"))
+        _, _, *flags = summary["command"].split()
+        module = lineage.module(folder.parent.name)
+        asked = json.loads(json.dumps(vars(common.parse(module.Config, flags))))
+        assert {n: asked[n] for n in config.keys() & asked.keys() - report.FREE} == {
+            n: config[n] for n in config.keys() & asked.keys() - report.FREE
+        }, folder
 
 
 def test_what_cannot_be_read_or_written_is_one_line(root):
