@@ -114,7 +114,7 @@ def test_ema_averages_from_the_initial_weights_on_and_is_what_gets_tested(clean,
         return model
 
     monkeypatch.setattr(common.Run, "compiled", compiled)
-    summary = exp_cosine_ema.main(SMOKE)
+    summary = exp_cosine_ema.main([*SMOKE, "--test-iterations", "1"])  # which also tests at the end
     for live in steps:
         average = [0.96 * old + 0.04 * new for old, new in zip(average, live)]  # 0.999 looks back 40 times further
     (folder,) = clean.glob("runs/exp_cosine_ema/*")
@@ -122,10 +122,11 @@ def test_ema_averages_from_the_initial_weights_on_and_is_what_gets_tested(clean,
     for (name, mean), expected in zip(saved["model"].items(), average):
         assert torch.allclose(mean, expected, atol=1e-7), name
         assert not torch.allclose(saved["optimizers"][-1][name], expected, atol=1e-7), name
-    *_, last, live = (weights for _, weights in tested)
+    *_, last, live, end = (weights for _, weights in tested)
     for name in live:
         assert torch.equal(last[name], saved["model"][name]) and torch.equal(live[name], saved["optimizers"][-1][name])
-    assert len(tested) == 3 and all("iterate" in vars(model) for model, _ in tested), "copied after compiling"
+        assert torch.equal(end[name], last[name])
+    assert len(tested) == 4 and all("iterate" in vars(model) for model, _ in tested), "copied after compiling"
     assert summary["live"]["puzzles"] == summary["test"]["2"]["puzzles"]
     assert "live weights: solved" in (folder / "log.txt").read_text()
 
