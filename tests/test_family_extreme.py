@@ -440,7 +440,7 @@ def test_the_average_of_the_weights_is_tested_and_saved(name, clean, monkeypatch
     note = lambda model, *rest: tested.append(copy.deepcopy(model)) or real(model, *rest)  # noqa: E731
     monkeypatch.setattr(common, "evaluate", note)
     hooks = register_optimizer_step_pre_hook(before), register_optimizer_step_post_hook(after)
-    module.main(QUICK)
+    module.main([*QUICK, "--test-iterations", "1", "2"])  # which also tests at the end
     for hook in hooks:
         hook.remove()
     saved = disk.load_checkpoint(clean / f"runs/{name}/smoke-seed0/checkpoint.pt")
