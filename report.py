@@ -25,6 +25,7 @@ import lineage
 from plumbing import disk
 
 ROOT = Path(__file__).parent
+CHANCE = 0.15  # of the blank cells right; a guess at random has 1/9
 DOCUMENTS = ("README.md", "EXPERIMENTS.md", "pos_embedding/EXPERIMENTS_POS.md")
 BLOCK = re.compile(  # an opening line with its words, then what stands between it and its end, if it has one
     r"^(<!-- report ([^\n]+?)(?: -->)?$\n?)((?:(?!<!-- report ).)*?(<!-- end -->))?", re.DOTALL | re.MULTILINE
@@ -69,9 +70,10 @@ def spread(values):
 
 
 def seeds(runs):
-    """How many seeds there are, and which of them diverged: those have no figures."""
-    lost = runs[runs["solved"].isna()]
+    """How many seeds there are, and which of them failed; those that diverged have no figures."""
+    lost, stuck = runs[runs["solved"].isna()], runs[pd.to_numeric(runs["cells"]) < CHANCE]
     notes = [f"seed {run.seed} diverged at step {int(run.diverged_at)}" for run in lost.itertuples()]
+    notes += [f"seed {run.seed} no better than chance" for run in stuck.itertuples()]
     return "; ".join([str(len(runs)), *notes])
 
 

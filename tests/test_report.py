@@ -115,6 +115,13 @@ def test_a_diverged_seed_is_named_and_not_averaged(root):
     report.plot()
 
 
+def test_a_seed_that_learned_nothing_is_named(root):
+    put(root, "sudoku", "mini-seed0", {4: counts(0)}, cells=0.12)
+    put(root, "sudoku", "mini-seed1", {4: counts(40)}, cells=0.8)
+    assert rows(report.mini())[1][3] == "20.0 % (0.0-40.0)"
+    assert rows(report.mini())[1][8] == "2; seed 0 no better than chance"
+
+
 def test_figures_are_those_of_the_runs_own_iterations(root):
     """Also of summaries that do not hold `cells` and `peak` yet."""
     tests = {4: counts(30, 10, cells=0.7), 16: counts(90, 80, cells=0.9, share_natural=0.5)}
