@@ -1,6 +1,6 @@
 """Make one deliberate mistake at a time in a copy of the repository, and see whether the tests notice.
 
-python tests/mutants.py                 all of them, about 15 minutes; what was done before is not done again
+python tests/mutants.py                 all of them, about half an hour; what was done before is not done again
 python tests/mutants.py muon rate       those whose name holds one of these words
 python tests/mutants.py --table         the table of what is known, nothing run
 
