@@ -24,7 +24,6 @@ import eval_extreme
 import lineage
 import solve
 from data import sources, store
-from plumbing import disk
 from plumbing.run import pick_device
 
 
@@ -97,9 +96,11 @@ def tell(found, names):
     lost = found.lost[failed]
     yield f"{share(lost > 0)}  had more cells right at an earlier iteration, {mean_of(lost[lost > 0])} on average"
     yield f"{share(found.once[failed])}  were solved at an earlier iteration"
-    if count > 2:
+    if count > 1:
         yield f"{share(found.changes[-1][failed])}  still changed at the last iteration"
+    if count > 2:
         yield f"{share(found.swings[-1][failed])}  went back there to the board of two iterations before"
+    if count > 1:
         yield f"{share(found.changes[-1][~failed])}  of the solved ones still changed"
     cells = np.argsort(-found.wrong.sum(0), kind="stable")[:10]
     counts = (f"r{cell // 9 + 1}c{cell % 9 + 1} {found.wrong[:, cell].sum()}" for cell in cells)
@@ -138,13 +139,16 @@ def plot(found, names, path):
     (progress, best), (change, cells) = figure.subplots(2, 2)
     iterations, failed = np.arange(1, len(found.right) + 1), found.failed
     accuracy = 100 * found.right / np.maximum(1, found.blanks)
+    dot = "o" if len(iterations) < 4 else ""  # a single point draws no line
+    marker = f"-{dot}"
     if (~failed).any():
-        progress.plot(iterations, accuracy[:, ~failed].mean(1), color="tab:green", lw=2.5, label="solved, all ratings")
+        label = "solved, all ratings"
+        progress.plot(iterations, accuracy[:, ~failed].mean(1), marker, color="tab:green", lw=2.5, label=label)
     for i, name in enumerate(names):
         here = failed & (found.bucket == i)
         if here.any():
             colour = (0.55 + 0.45 * i / len(names), 0.75 - 0.65 * i / len(names), 0.3)
-            progress.plot(iterations, accuracy[:, here].mean(1), color=colour, label=f"failed, rated {name}")
+            progress.plot(iterations, accuracy[:, here].mean(1), marker, color=colour, label=f"failed, rated {name}")
     progress.set(title="progress", xlabel="iteration", ylabel="blanks right, %")
     progress.legend(fontsize=8, frameon=False)
     edges = np.unique(np.linspace(0.5, len(iterations) + 0.5, min(len(iterations), 40) + 1))
@@ -152,14 +156,18 @@ def plot(found, names, path):
               color=("tab:orange", "tab:red"), label=("solved then, lost later", "never solved"))  # fmt: skip
     best.set(title="when failing puzzles were best", xlabel="iteration", ylabel="failing puzzles")
     best.legend(fontsize=8, frameon=False)
+    best.set_ylim(0, 1.25 * max(1, best.get_ylim()[1]))  # room for the legend
     for which, colour, name in ((failed, "tab:red", "failed"), (~failed, "tab:green", "solved")):
+        if which.any() and len(iterations) > 1:
+            change.plot(iterations[1:], 100 * found.changes[:, which].mean(1), marker, color=colour, label=name)
         if which.any() and len(iterations) > 2:
-            change.plot(iterations[1:], 100 * found.changes[:, which].mean(1), color=colour, label=name)
             label = f"{name}, back to the board before last"
-            change.plot(iterations[2:], 100 * found.swings[:, which].mean(1), ":", color=colour, label=label)
+            change.plot(iterations[2:], 100 * found.swings[:, which].mean(1), f":{dot}", color=colour, label=label)
     change.set(title="boards that change at an iteration", xlabel="iteration", ylabel="puzzles, %", ylim=(0, None))
-    if len(iterations) > 2:
+    if change.has_data():
         change.legend(fontsize=8, frameon=False)
+    else:
+        change.text(0.5, 0.5, "needs two iterations", ha="center", transform=change.transAxes)
     rate = 100 * found.wrong[failed].mean(0).reshape(9, 9) if failed.any() else np.zeros((9, 9))
     image = cells.imshow(rate, cmap="Reds", vmin=0)
     cells.set(title="how often a cell is wrong, failing puzzles", xticks=[], yticks=[])
@@ -181,9 +189,9 @@ def main(argv=None):
     picture = lineage.picture_path("--plot", asked.plot) if asked.plot else None
     device, path = pick_device(asked.device), solve.choose_weights(asked.weights, None)
     model = solve.load(path, device, Console(highlight=False, soft_wrap=True))
-    config = disk.load_checkpoint(path)["config"]
+    config = eval_extreme.config_of(path)
     try:
-        puzzles, edges, _ = eval_extreme.test_set(asked.data, config)
+        puzzles, edges, _ = eval_extreme.test_set(asked.data, config, per_bucket=asked.per_bucket)
     except (ValueError, FileNotFoundError) as error:
         raise SystemExit(str(error)) from None
     buckets = store.rows_by_bucket(puzzles, edges)

@@ -217,11 +217,12 @@ class Run(plumbing.run.Run):
         self.tested = -1, {}  # the last test: after which step, and its result
         super().__init__(config, file, plumbing.run.command(config, with_preset(type(config)(), config.preset), file))
 
-    def compiled(self, model):
-        """One iteration, compiled on CUDA, and recomputed in the backward pass where memory would not suffice."""
+    def compiled(self, model, kept=None):
+        """One iteration, compiled on CUDA, and recomputed in the backward pass where memory would not suffice.
+        `kept`: how many iterations a training step goes back through; all, where nothing is said."""
         super().compiled(model)
         share = max(1, self.config.batch // self.world // getattr(self.config, "micro_batches", 1))
-        puzzles, count = torch.zeros(8, 81, dtype=torch.int64), self.config.iterations
+        puzzles, count = torch.zeros(8, 81, dtype=torch.int64), kept or self.config.iterations
         needed = share * loop.kept_bytes(model, puzzles, count, self.precision()) / 8
         self.log(f"# {share} puzzles at once: {loop.fit(model, needed, count, loop.free_bytes(self.device))}")
         return model

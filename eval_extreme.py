@@ -6,7 +6,7 @@ python eval_extreme.py runs/exp_cosine/mini-seed0 --data own --iterations 6 16 6
 python eval_extreme.py weights/speedrun.pt --data my.csv              any CSV, or a set made by data/generate.py
 
 A puzzle counts as solved when every blank is right. `balanced` is the mean over the buckets; `natural` weighs them as
-they occur in the whole set. Ratings of different sources are different scales.
+they occur in the whole set, where that is known. Ratings of different sources are different scales.
 """
 
 import sys
@@ -45,20 +45,35 @@ class Arguments:
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
 
 
-def test_set(data, config):
-    """(puzzles, edges of their buckets, each bucket's share in the source or None) of --data."""
-    edges = config.get("edges", common.EXTREME)
-    if data == "extreme":
-        from data import sudoku_extreme
+def config_of(path):
+    """The config of a checkpoint; fields that its experiment got later have their defaults."""
+    saved = disk.load_checkpoint(path)
+    return vars(lineage.module(saved["experiment"]).Config()) | saved["config"]
 
-        return sudoku_extreme.load(train=False), FINE, None
-    if data.endswith(".csv"):
-        from data.rows import read_csv
 
-        return read_csv(data), edges, None
-    if data.endswith(".npy"):
-        return store.load(data), edges, None
-    found = sources.load(SimpleNamespace(**config | ({} if data == "own" else {"data": data})))
+def test_set(data, config, edges=(), per_bucket=0):
+    """(puzzles of --data, limits of their buckets, each bucket's share in the source or None if that is not known)"""
+    if data == "extreme" or data.endswith((".csv", ".npy")):
+        if data == "extreme":
+            from data import sudoku_extreme
+
+            puzzles = sudoku_extreme.load(train=False)
+        elif data.endswith(".csv"):
+            from data.rows import read_csv
+
+            puzzles = read_csv(data)
+        elif Path(data).exists():
+            puzzles = store.load(data)
+        else:
+            raise FileNotFoundError(f"--data {data}: there is no such file")
+        edges = edges or (FINE if data == "extreme" else config["edges"])
+        counts = np.array([len(rows) for rows in store.rows_by_bucket(puzzles, edges)])
+        return puzzles, edges, counts / max(1, counts.sum())
+    if data == "own":
+        found = sources.load(SimpleNamespace(**config))
+        return found.test, edges or found.edges, None if edges else found.bucket_shares
+    asked = {"data": data, "edges": edges, "test_per_bucket": per_bucket}
+    found = sources.load(SimpleNamespace(**config | {name: value for name, value in asked.items() if value}))
     return found.test, found.edges, found.bucket_shares
 
 
@@ -89,7 +104,8 @@ def names(edges, ratings):
 
 def table(total, names, shares):
     """A row for each bucket, then the means; a column for each number of iterations."""
-    rows = {}
+    rows, known = {}, shares is not None
+    shares = np.array(shares if known else [0] * len(names))
     for n, (solved, puzzles, cells, blanks) in total.items():
         with np.errstate(invalid="ignore"):
             rate = 100 * solved / puzzles
@@ -98,7 +114,7 @@ def table(total, names, shares):
         rows[f"{n} iterations"] = column
     counts = [f"{n:,}" for n in puzzles] + [f"{puzzles.sum():,}"] * 3
     index = [f"rated {name}" for name in names] + ["balanced", "natural", "blanks right"]
-    return pd.DataFrame({"puzzles": counts} | rows, index)
+    return pd.DataFrame({"puzzles": counts} | rows, index).drop([] if known else "natural")
 
 
 def main(argv=None):
@@ -112,18 +128,15 @@ def main(argv=None):
         raise SystemExit(f"--edges {' '.join(map(str, asked.edges))}: expected two or more rising numbers")
     device, path = pick_device(asked.device), solve.choose_weights(asked.weights, None)
     model = solve.load(path, device, Console(highlight=False, soft_wrap=True))
-    config = disk.load_checkpoint(path)["config"]
+    config = config_of(path)
     try:
-        puzzles, edges, shares = test_set(asked.data, config)
+        puzzles, edges, shares = test_set(asked.data, config, asked.edges, asked.per_bucket)
     except (ValueError, FileNotFoundError) as error:
         raise SystemExit(str(error)) from None
-    if asked.edges:
-        edges, shares = asked.edges, None
     buckets = store.rows_by_bucket(puzzles, edges)
     inside = sum(map(len, buckets))
     if not inside:
         raise SystemExit(f"--data {asked.data}: none of its {len(puzzles):,} ratings lies in --edges {edges}")
-    shares = np.array(shares or [len(rows) / inside for rows in buckets])
     drawn = sources.draw(puzzles, buckets, [asked.per_bucket or len(rows) for rows in buckets])
     iterations = sorted(set(asked.iterations)) or [config["iterations"]]
     total, speed = count(model, drawn, edges, iterations, asked.batch, device)
@@ -131,11 +144,12 @@ def main(argv=None):
     if inside < len(puzzles):
         limits = " ".join(f"{edge:g}" for edge in edges)
         print(f"{len(puzzles) - inside:,} puzzles are rated outside --edges {limits} and left out")
-    print(table(total, names(edges, drawn.rating), shares).to_string(float_format="{:.1f}".format, na_rep="-"))
+    print(table(total, list(names(edges, drawn.rating)), shares).to_string(float_format="{:.1f}".format, na_rep="-"))
     print(f"{speed:,.0f} puzzles/s at {max(iterations)} iterations, batch {asked.batch}, {disk.describe(device)}")
     if asked.output:
         rows = {n: dict(zip(("solved", "puzzles", "cells", "blanks"), counts.tolist())) for n, counts in total.items()}
-        result = {"weights": str(path), "data": asked.data, "edges": [str(e) for e in edges], "shares": shares.tolist()}
+        result = {"weights": str(path), "data": asked.data, "edges": [str(e) for e in edges]}
+        result["shares"] = None if shares is None else list(shares)
         command = " ".join(["python eval_extreme.py", *(sys.argv[1:] if argv is None else argv)])
         disk.write_json(asked.output, result | {"command": command, "hardware": disk.describe(device), "test": rows})
 

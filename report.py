@@ -182,11 +182,11 @@ def verdicts(preset="mini"):
     pairs = {name: matched(c.better, c.worse, preset) for name, c in insights.CONTRASTS.items()}
     points = {name: difference(runs) for name, runs in pairs.items()}
     intervals = {name: insights.interval(values) for name, values in points.items() if len(values) > 1}
-    solved = {name: 100 * pairs[name][["solved_x", "solved_y"]].stack() for name in intervals}
-    room = insights.NARROW
-    narrow = {name for name, shares in solved.items() if shares.max() < room or shares.min() > 100 - room}
+    means = {name: [100 * pairs[name][side].mean() for side in ("solved_x", "solved_y")] for name in intervals}
     rows = []
     for insight in insights.INSIGHTS:
+        measured = [name for name in insight.contrasts if name in means]
+        narrow = [name for name in measured if insights.no_room(insight.enough, *means[name])]
         mark = insights.judged(insight, intervals, narrow)
         mark = seed_spread(preset) if mark == insights.SPREAD else mark
         if mark == "not run" and any(len(points[name]) for name in insight.contrasts):
@@ -288,11 +288,14 @@ def ours(experiment, family):
         lines.append(f"**Ours, {group}**: {', '.join(parts)}. `{runs['command'].iloc[0]}`  ")
     if not lines[-1].startswith("**Ours"):
         return [*lines, "**Ours**: not run."]
-    if experiment.parent and len(points := paired(experiment.name, experiment.parent.stem)) > 1:
+    points = paired(experiment.name, experiment.parent.stem) if experiment.parent else ()
+    if len(points) > 1:
         low, high = insights.interval(points)
         says = "better" if low > 0 else "worse" if high < 0 else "mini cannot tell"
         against = f"{points.mean():+.1f} points ({low:+.1f} to {high:+.1f}) against its parent"
         lines.append(f"**Verdict**: {against}: {says}.")
+    elif len(points):
+        lines.append(f"**Verdict**: {points.mean():+.1f} points against its parent, one seed: not enough to tell.")
     return lines
 
 

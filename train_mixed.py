@@ -3,8 +3,8 @@
 Parent: exp_sam.py
 Change: 2,997,500 puzzles of all of Kaggle's difficulty buckets instead of 100,000 easy ones; tested on each bucket.
 Hypothesis: Skill on easy puzzles does not carry over to hard ones; a mix teaches both.
-Log: 1930/2500. An earlier version on 100,000 puzzles (--train-per-bucket 20000 --test-per-bucket 200) had 722/1000,
-740 at its best step, 77k; its 953 ... 775 from difficulty 1 up were measured on training rows.
+Log: 1930/2500. An earlier version on 100,000 puzzles (--train-per-bucket 20000 --test-per-bucket 200 --evaluate-every
+1000) had 722/1000, 740 at its best step, 77k; its 953 ... 775 from difficulty 1 up were measured on training rows.
 
 python train_mixed.py            the log's run; --preset mini takes minutes on two CPU cores
 modal run train_mixed.py         the same on a rented GPU

@@ -65,6 +65,40 @@ def test_balanced_and_natural_means():
     assert [column["balanced"], column["natural"]] == pytest.approx([50, 90])
 
 
+def test_natural_is_left_out_where_the_source_is_not_known():
+    names = list(eval_extreme.names((0.0, 1.0, 3.0), np.zeros(1)))
+    found = eval_extreme.table({4: np.array([[1, 3], [2, 6], [9, 9], [10, 20]])}, names, None)["4 iterations"]
+    assert list(found.index) == ["rated 0", "rated 1-2", "balanced", "blanks right"] and found["balanced"] == 50
+
+
+def test_what_each_source_is_tested_on(run, monkeypatch):
+    """The flags decide which puzzles a source gives, but the run's own test set stays what it was."""
+    asked = []
+
+    def load(config):
+        asked.append((config.data, config.edges, config.test_per_bucket))
+        return eval_extreme.sources.Data(None, "puzzles", config.edges, [0.5, 0.5])
+
+    monkeypatch.setattr(eval_extreme.sources, "load", load)
+    config = {"data": "extreme", "edges": (0.0, 1.0, 5.0), "test_per_bucket": 9}
+    assert eval_extreme.test_set("own", config) == ("puzzles", (0.0, 1.0, 5.0), [0.5, 0.5])
+    assert eval_extreme.test_set("own", config, (0.0, 2.0)) == ("puzzles", (0.0, 2.0), None)  # a balanced draw
+    assert eval_extreme.test_set("kaggle", config, (0.0, 2.0), 500) == ("puzzles", (0.0, 2.0), [0.5, 0.5])
+    eval_extreme.test_set("kaggle", config)
+    own, two = ("extreme", (0.0, 1.0, 5.0), 9), ("kaggle", (0.0, 2.0), 500)
+    assert asked == [own, own, two, ("kaggle", (0.0, 1.0, 5.0), 9)]
+
+
+def test_a_config_without_a_later_field_gets_its_default(run):
+    saved = disk.load_checkpoint(run / "checkpoint.pt")
+    del saved["config"]["data"]
+    disk.save_checkpoint(run / "checkpoint.pt", saved)
+    config = eval_extreme.config_of(run / "checkpoint.pt")
+    assert (
+        config["data"] == sudoku.Config().data and config["width"] == saved["config"]["width"] != sudoku.Config().width
+    )
+
+
 def test_names_of_buckets():
     assert list(eval_extreme.names((0.0, 0.1), np.zeros(3))) == ["[0, 0.1)"]
     assert list(eval_extreme.names((3.0, 4.0, 10.0), np.array([3.7]))) == ["[3, 4)", "[4, 10)"]
@@ -99,7 +133,8 @@ def test_limits_of_buckets_have_to_rise(run, edges):
 def test_bad_flags_are_one_line(run, main, flags):
     with pytest.raises(SystemExit) as error:
         main([str(run), *flags])
-    assert "\n" not in str(error.value) and any(word in str(error.value) for word in flags)
+    said = str(error.value)
+    assert "\n" not in said and "delete it" not in said and any(word in said for word in flags)
 
 
 def test_what_happened_to_each_puzzle():
@@ -128,6 +163,8 @@ def test_what_happened_to_each_puzzle():
 def test_failures_of_a_run(run, capsys):
     analyze_failures.main([str(run), "--iterations", "3", "--show", "--plot", "picture.png", "--per-bucket", "5"])
     assert "25 puzzles" in capsys.readouterr().out and (run / "picture.png").stat().st_size > 10_000
-    analyze_failures.main([str(run), "--iterations", "1", "--plot", "picture.png", "--per-bucket", "5"])
+    for count in (1, 2):
+        analyze_failures.main([str(run), "--iterations", f"{count}", "--plot", "picture.png", "--per-bucket", "5"])
+        assert ("still changed" in capsys.readouterr().out) == (count == 2)
     with pytest.raises(SystemExit, match="--plot"):
         analyze_failures.main([str(run), "--plot", "."])

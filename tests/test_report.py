@@ -264,6 +264,9 @@ def test_a_contrast_pairs_the_seeds_and_has_students_interval(root, monkeypatch)
         if seed == 0:
             assert rows(report.contrasts())[1][4:] == ["+10.0", "", ""]
             assert rows(report.verdicts())[1][1] == "one seed so far"
+            (child,) = [e for e in report.all_of_them() if e.name == "exp_pos"]
+            said = report.ours(child, report.lineage.find(report.ROOT))[-1]
+            assert "-10.0 points against its parent, one seed" in said
     put(root, "sudoku", "mini-seed3", {4: counts(99)})  # no partner
     row = rows(report.contrasts())[1]
     assert row[3:] == ["64.3 % / 82.8 %", "+10.0, +12.0, +14.0", "+12.0 (+7.0 to +17.0)", "first better"]
@@ -286,13 +289,20 @@ def test_a_diverged_run_solved_nothing_in_contrasts_and_against_its_parent(root,
 
 
 @pytest.mark.parametrize(
-    "solved, mark", [(50, "confirmed, within 5 points"), (97, "mini cannot tell"), (2, "mini cannot tell")]
+    "first, second, mark",
+    [
+        (50, 50, "confirmed, within 5 points"),
+        (97, 97, "mini cannot tell"),
+        (94, 97, "mini cannot tell"),  # nothing could be 5 points better than the second
+        (97, 94, "confirmed, within 5 points"),
+        (2, 2, "mini cannot tell"),
+    ],
 )
-def test_two_that_solve_nearly_all_or_nothing_are_not_called_alike(root, monkeypatch, solved, mark):
+def test_two_that_solve_nearly_all_or_nothing_are_not_called_alike(root, monkeypatch, first, second, mark):
     monkeypatch.setattr(insights, "CONTRASTS", {"a": insights.Contrast("x or y", "sudoku", "exp_pos")})
     monkeypatch.setattr(insights, "INSIGHTS", (insights.Insight("y will do", ("a",), enough="second"),))
     for seed in range(3):
-        for name in ("sudoku", "exp_pos"):
+        for name, solved in (("sudoku", first), ("exp_pos", second)):
             put(root, name, f"mini-seed{seed}", {4: counts(solved)})
     assert rows(report.verdicts())[1][1].split(":")[0] == mark
 
@@ -301,14 +311,15 @@ def test_two_that_solve_nearly_all_or_nothing_are_not_called_alike(root, monkeyp
     "enough, intervals, mark",
     [
         ("", {"a": (1, 9), "b": (1, 9)}, "confirmed"),
-        ("", {"a": (1, 9)}, "confirmed in part"),  # b is not run
+        ("", {"a": (1, 9)}, "not all run yet"),
+        ("", {"a": (-1, 9)}, "not all run yet"),
         ("", {"a": (1, 9), "b": (-1, 9)}, "confirmed in part"),
         ("", {"a": (1, 9), "b": (-9, -1)}, "confirmed in part, in part the opposite"),
         ("", {"a": (-1, 9), "b": (-9, -1)}, "not confirmed"),
         ("", {"a": (-1, 9), "b": (-1, 9)}, "mini cannot tell"),
         ("", {}, "not run"),
         ("both", {"a": (-4, 4), "b": (1, 4)}, "confirmed, within 5 points"),
-        ("both", {"a": (-4, 4)}, "mini cannot tell"),  # b is not run
+        ("both", {"a": (-4, 4)}, "not all run yet"),
         ("both", {"a": (-4, 4), "b": (1, 6)}, "mini cannot tell"),  # the difference is sure, that it matters is not
         ("both", {"a": (-4, 4), "b": (6, 9)}, "not confirmed"),
         ("both", {"a": (-4, 4), "b": (-9, -6)}, "not confirmed"),

@@ -328,12 +328,20 @@ def test_scripts_parse(script):
 
 # ---------------------------------------------------------------- the ladder
 
-EXPERIMENT = """import json, os, sys
+EXPERIMENT = """import json, os, sys, time
 from pathlib import Path
 name, seed = Path(sys.argv[0]).stem, sys.argv[sys.argv.index("--seed") + 1]
 print(name, *sys.argv[1:], os.environ.get("OMP_NUM_THREADS"), file=open("calls", "a"))
 if name in os.environ.get("FAILS", "").split():
     sys.exit(int(os.environ.get("STATUS", "3")))
+if name == os.environ.get("SLOW"):  # saves when it is interrupted, which takes a while
+    Path("started").touch()
+    try:
+        time.sleep(30)
+    except KeyboardInterrupt:
+        time.sleep(0.5)
+        Path("saved").touch()
+        sys.exit(130)
 folder = Path(f"runs/{name}/{sys.argv[2]}-seed{seed}")
 folder.mkdir(parents=True, exist_ok=True)
 (folder / "summary.json").write_text("{}")
@@ -374,8 +382,8 @@ def ladder(tmp_path):
 
 
 def test_the_ladder_runs_all_once_and_what_carries_insights_with_more_seeds(ladder, tmp_path):
-    done, calls = ladder("mini", "--note", "two words")
-    rest = "--resume --note two words 1"
+    done, calls = ladder("mini", "--device", "two words")
+    rest = "--resume --device two words 1"
     seeds = dict.fromkeys(("sudoku", "exp_faster_alibi"), (20, 21, 22)) | {"exp_other": (20,)}
     assert calls == sorted(f"{n} --preset mini --seed {s} {rest}" for n, own in seeds.items() for s in own)
     assert done.returncode == 0, done.stderr
@@ -412,6 +420,35 @@ def test_the_ladder_starts_nothing_after_a_run_that_was_stopped(ladder, status):
     assert done.returncode == 130 and "the same command goes on" in done.stderr
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_stopped_ladder_waits_until_its_runs_have_saved(ladder, tmp_path, number):
+    (tmp_path / "temporary").mkdir()
+    environment = os.environ | {"PYTHON": sys.executable, "SLOW": "exp_other", "TMPDIR": str(tmp_path / "temporary")}
+    command = ["bash", str(tmp_path / "scripts" / "ladder.sh"), "mini"]
+    # a session of its own: the signal reaches the script alone, as with kill
+    started = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    while not (tmp_path / "started").exists() and started.poll() is None:
+        time.sleep(0.05)
+    started.send_signal(number)
+    _, errors = started.communicate(timeout=30)
+    assert started.returncode == 130 and "the same command goes on" in errors
+    assert (tmp_path / "saved").exists(), "the script ends after its runs"
+    assert not any("--seed 21" in call for call in (tmp_path / "calls").read_text().splitlines())
+    assert not list((tmp_path / "temporary").iterdir())
+
+
+@pytest.mark.parametrize("flags", [["--steps", "12"], ["--name=x"], ["--device", "cpu", "--batch=3"]])
+def test_the_ladder_refuses_flags_that_change_an_experiment_before_it_starts(ladder, flags):
+    done, calls = ladder("mini", *flags)
+    assert done.returncode == 2 and not calls and f"{flags[-2 if flags[0] == '--steps' else -1]} could" in done.stderr
+
+
+def test_the_ladder_fails_where_the_tables_cannot_be_made(ladder, tmp_path):
+    (tmp_path / "report.py").write_text(REPORT + "else:\n    sys.exit(1)\n")
+    done, _ = ladder("mini")
+    assert done.returncode == 1 and "report.py" in done.stderr
+
+
 def test_the_ladder_names_evidence_that_was_not_kept(ladder):
     done, calls = ladder("mini", REFUSES="exp_other")
     assert done.returncode == 1 and "runs/exp_other/mini-seed20: evidence not kept" in done.stderr and len(calls) == 7
@@ -430,7 +467,7 @@ def test_the_ladder_needs_the_names_of_the_contrasts(ladder, tmp_path):
     assert done.returncode == 1 and not calls
 
 
-@pytest.mark.parametrize("arguments", [[], ["tiny"], ["--seed", "1"]])
+@pytest.mark.parametrize("arguments", [[], ["smoke"], ["--seed", "1"]])
 def test_the_ladder_says_how_it_is_used(ladder, arguments):
     done, calls = ladder(*arguments)
     assert done.returncode == 2 and "usage: scripts/ladder.sh" in done.stderr and not calls
