@@ -251,11 +251,11 @@ def plot_tree(output, root):
         same = parent and test_set(parent) == test
         logs = [log_percent(e.figure) if e else None for e in (experiment, parent if same else None)]
         own, old = (
-            {(run["seed"], run["puzzles"]): run["solved"] for run in runs(e.name, root) if run["group"] == "mini"}
+            {(run["seed"], run["puzzles"]): run["solved"] or 0 for run in runs(e.name, root) if run["group"] == "mini"}
             for e in (experiment, parent or experiment)
-        )
-        mini = [100 * (own[key] - old[key]) for key in own if parent and None not in (own[key], old.get(key))]
-        rows.append(picture.Row(branch + experiment.name, experiment.title, test, *logs, mini))
+        )  # a run that diverged solved nothing
+        mini = [100 * (own[key] - old[key]) for key in own if parent and key in old]
+        rows.append(picture.Row(branch + experiment.name, test, experiment.figure, *logs, mini))
     disk.replace(output, lambda file: picture.draw(rows, file, output.suffix[1:]))
 
 

@@ -234,7 +234,7 @@ def cost():
         [link(family[row["experiment"]]), f"{row['gflop']:.2f}", row["batch"], row["steps"], f"{row['minutes']:.1f}"]
         for row in kept["rows"]
     ]
-    head = ["experiment", "GFLOP a puzzle and step", "batch", "steps", f"minutes at {kept['rate']:g} TFLOP/s"]
+    head = ["experiment", "GFLOP a puzzle and step", "batch", "steps", "minutes"]
     minutes = {row["experiment"]: row["minutes"] for row in kept["rows"]}
     needed = {name for contrast in insights.CONTRASTS.values() for name in (contrast.better, contrast.worse)}
     more = 2 * sum(minutes[name] for name in needed)
@@ -332,33 +332,34 @@ def write_documents(root, names, tables, check, command):
 
 
 def plot():
-    """results.png: learning curves of the mini line, and what more test iterations give the speedrun's network."""
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    for name in ("sudoku", "train_mixed", "exp_recur_add", "exp_warmup", "exp_cosine", "exp_cosine_no_sam"):
-        runs = at_preset(name).dropna(subset="solved")["run"]
-        if len(runs):
-            metrics = pd.concat(pd.read_csv(ROOT / "results" / name / run / "metrics.csv") for run in runs)
-            accuracy = 100 * metrics.groupby("step")["accuracy"].mean()
-            left.plot(100 * accuracy.index / accuracy.index.max(), accuracy, label=name)
-    left.set(xlabel="share of the run, %", ylabel="blank cells right in training, %")
-    left.set_title("the log's line, --preset mini")
+    """results.png: what the contrasts say at mini, and what more test iterations give the speedrun's network."""
+    figure = Figure(figsize=(11.5, 8.6), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(1.5, 1))
+    found = {c.question: paired(c.better, c.worse) for c in insights.CONTRASTS.values()}
+    found = sorted(((q, p) for q, p in found.items() if len(p) > 1), key=lambda item: item[1].mean())
+    for row, (_, points) in enumerate(found):
+        low, high = insights.interval(points)
+        colour = "tab:green" if low > 0 else "tab:red" if high < 0 else "0.6"
+        left.plot([low, high], [row, row], color=colour, lw=2)
+        left.plot(points, [row] * len(points), "o", color=colour, ms=3.5)
+    left.set_yticks(range(len(found)), [question for question, _ in found], fontsize=8)
+    left.set(xlim=(-60, 105), ylim=(-1, len(found)), xlabel="points of puzzles solved, the first above the second")
+    left.set_title("what a change does, --preset mini: three seeds, 95 %", fontsize=11)
+    left.axvline(0, color="black", lw=0.8)
     for group, runs in frame("exp_speedrun").groupby("group"):
-        found = tested(runs)
+        tests = tested(runs)
         for bucket, kind in enumerate(("45 clues", "minimal")):
-            solved = 100 * found["buckets"].str[bucket].groupby(found["iterations"]).mean()
-            style = {"color": ("tab:blue", "tab:orange")[bucket], "ls": "-" if group == "full" else ":"}
-            label = f"{kind}, {group}, {runs['seconds'].mean():.0f} s of training"
-            right.plot(solved.index, solved, marker="o", ms=4, label=label, **style)
+            solved = 100 * tests["buckets"].str[bucket].groupby(tests["iterations"]).mean()
+            style = {"color": ("tab:blue", "tab:orange")[bucket], "ls": {"full": "-", "minute": "--"}.get(group, ":")}
+            right.plot(solved.index, solved, marker="o", ms=4, label=f"{kind}, {runs['seconds'].mean():.0f} s", **style)
     right.set(xscale="log", xlabel="test iterations", ylabel="puzzles solved, %")
-    right.set_title("exp_speedrun.py, unseen puzzles")
+    right.set_title("exp_speedrun.py after seconds of training", fontsize=11)
     right.set_xticks(ticks := [8, 16, 32, 64, 128, 256], [str(tick) for tick in ticks])
     right.minorticks_off()
+    right.legend(fontsize=8, frameon=False)
     for axis in (left, right):
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
-        if axis.has_data():
-            axis.legend(fontsize=8, frameon=False)
     disk.replace(ROOT / "results.png", lambda file: figure.savefig(file, dpi=120))
 
 

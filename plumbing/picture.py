@@ -1,6 +1,5 @@
 """The picture of a family of experiments: what each one changed in the figure of its parent, the log's and ours."""
 
-import textwrap
 from dataclasses import dataclass
 
 from matplotlib.figure import Figure
@@ -20,20 +19,19 @@ COLOURS = {
 @dataclass
 class Row:
     name: str  # with its branch of the tree
-    title: str
     test: str  # one of COLOURS
+    said: str  # what the log says: a figure, or what became of the run
     log: float | None  # per cent solved in the log
     parent: float | None  # of its parent there, on the same test
     mini: list  # points above its parent's mini run with the same seed
 
 
 def draw(rows, file, kind):
-    """A row for each experiment: name, title, the log's figure with an arrow from its parent's, ours by seed."""
-    figure = Figure(figsize=(19, 1.6 + 0.235 * len(rows)), layout="constrained")
-    left, right = figure.subplots(1, 2, sharey=True, width_ratios=(5, 3))
-    width = max(len(row.name) for row in rows) + 2
-    labels = [f"{row.name:<{width}}{textwrap.shorten(row.title, 62, placeholder=' ...'):<62}" for row in rows]
-    left.set_yticks(range(len(rows)), labels, family="monospace", fontsize=8)
+    """A row for each experiment: name, the log's figure with an arrow from its parent's, ours by seed."""
+    figure = Figure(figsize=(12, 1.8 + 0.23 * len(rows)), layout="constrained")  # legible at the width of a page
+    left, right = figure.subplots(1, 2, sharey=True, width_ratios=(5, 4))
+    width = max(len(row.name) for row in rows) + 1
+    left.set_yticks(range(len(rows)), [f"{row.name:<{width}}" for row in rows], family="monospace", fontsize=9)
     marks = {}
     for y, row in enumerate(rows):
         if row.log is not None:
@@ -44,8 +42,10 @@ def draw(rows, file, kind):
                 left.annotate("", (row.log, y), (row.parent, y), arrowprops=arrow)
             marks[row.test] = left.plot(row.log, y, "o", color=COLOURS[row.test], ms=6, zorder=3)[0]
             side = -1 if row.parent is not None and row.parent > row.log else 1
-            where = {"ha": "left" if side > 0 else "right", "va": "center", "fontsize": 7.5, "color": "0.3"}
-            left.text(row.log + 1.5 * side, y, f"{row.log:.1f}", **where)
+            where = {"ha": "left" if side > 0 else "right", "va": "center", "fontsize": 8.5, "color": "0.3"}
+            left.text(row.log + 2 * side, y, f"{row.log:.1f}", **where)
+        else:
+            left.text(0, y, row.said, va="center", fontsize=8.5, color="0.5", style="italic")
         if row.mini:
             mean = sum(row.mini) / len(row.mini)
             low, high = insights.interval(row.mini) if len(row.mini) > 1 else (-1, 1)
@@ -64,6 +64,6 @@ def draw(rows, file, kind):
         axis.tick_params(left=False)
         axis.spines[["top", "left", "right"]].set_visible(False)
     marks = {name: marks[name] for name in COLOURS if name in marks}
-    figure.legend(marks.values(), marks.keys(), loc="outside upper right", ncols=5, fontsize=9, frameon=False,
+    figure.legend(marks.values(), marks.keys(), loc="outside upper right", ncols=3, fontsize=9, frameon=False,
                   title="the log's test set", title_fontsize=9)  # fmt: skip
     figure.savefig(file, dpi=110, format=kind)
