@@ -3,9 +3,9 @@
 python cost.py gpu                                the table
 python cost.py gpu --output results/cost-gpu.json keep it, for report.py
 
-The minutes are those of a GPU at --rate in bf16, and FP32 times as many for an experiment in fp32. The default rate comes
-from a later run of the log's project, whose time was not withdrawn: 2 h 40 min on an H200 for 50,000 steps at batch
-2048, with RoPE and without SAM.
+The minutes are those of a GPU at --rate in bf16, and FP32 times as many for an experiment in fp32. The default rate
+comes from a later run of the log's project, whose time was not withdrawn: 2 h 40 min on an H200 for 50,000 steps at
+batch 2048, with RoPE and without SAM.
 """
 
 from dataclasses import dataclass
