@@ -344,7 +344,7 @@ def plot():
         left.plot(points, [row] * len(points), "o", color=colour, ms=3.5)
     left.set_yticks(range(len(found)), [question for question, _ in found], fontsize=8)
     left.set(xlim=(-60, 105), ylim=(-1, len(found)), xlabel="points of puzzles solved, the first above the second")
-    left.set_title("what a change does, --preset mini: three seeds, 95 %", fontsize=11)
+    left.set_title("the first or the second, --preset mini", fontsize=11)
     left.axvline(0, color="black", lw=0.8)
     for group, runs in frame("exp_speedrun").groupby("group"):
         tests = tested(runs)
