@@ -343,7 +343,7 @@ def plot():
         left.plot([low, high], [row, row], color=colour, lw=2)
         left.plot(points, [row] * len(points), "o", color=colour, ms=3.5)
     left.set_yticks(range(len(found)), [question for question, _ in found], fontsize=8)
-    left.set(xlim=(-60, 105), ylim=(-1, len(found)), xlabel="points of puzzles solved, the first above the second")
+    left.set(xlim=(-100, 105), ylim=(-1, len(found)), xlabel="points of puzzles solved, the first above the second")
     left.set_title("the first or the second, --preset mini", fontsize=11)
     left.axvline(0, color="black", lw=0.8)
     for group, runs in frame("exp_speedrun").groupby("group"):
@@ -353,7 +353,7 @@ def plot():
             style = {"color": ("tab:blue", "tab:orange")[bucket], "ls": {"full": "-", "minute": "--"}.get(group, ":")}
             right.plot(solved.index, solved, marker="o", ms=4, label=f"{kind}, {runs['seconds'].mean():.0f} s", **style)
     right.set(xscale="log", xlabel="test iterations", ylabel="puzzles solved, %")
-    right.set_title("exp_speedrun.py after seconds of training", fontsize=11)
+    right.set_title("exp_speedrun.py by training time", fontsize=11)
     right.set_xticks(ticks := [8, 16, 32, 64, 128, 256], [str(tick) for tick in ticks])
     right.minorticks_off()
     right.legend(fontsize=8, frameon=False)
