@@ -356,7 +356,8 @@ def plot():
     right.set_title("exp_speedrun.py by training time", fontsize=11)
     right.set_xticks(ticks := [8, 16, 32, 64, 128, 256], [str(tick) for tick in ticks])
     right.minorticks_off()
-    right.legend(fontsize=8, frameon=False)
+    if right.has_data():
+        right.legend(fontsize=8, frameon=False)
     for axis in (left, right):
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
