@@ -59,6 +59,27 @@ def collect_kernel(x, members, first, out):
                     out[kind, g, j] += x[i, j]
 
 
+@compiled
+def sums_kernel(x, members, first, out):
+    width = out.shape[2]
+    for kind in range(KINDS):
+        for g in range(out.shape[1]):
+            out[kind, g] = 0
+            for at in range(first[kind, g], first[kind, g + 1]):
+                i = members[kind, at]
+                for j in range(width):
+                    out[kind, g, j] += x[i, kind * width + j]
+
+
+@compiled
+def share_kernel(groups, group, out):
+    width = groups.shape[2]
+    for i in range(group.shape[1]):
+        for kind in range(KINDS):
+            for j in range(width):
+                out[i, kind * width + j] = groups[kind, group[kind, i], j]
+
+
 class GroupMax(torch.autograd.Function):
     """[candidates, 4 x width] -> [4, groups, width]: the largest over each group's members."""
 
@@ -104,9 +125,49 @@ class Collect(torch.autograd.Function):
 
     @staticmethod
     def backward(context, gradient):
-        board, out = context.board, gradient.new_zeros(len(context.board.place[0]), gradient.shape[2])
-        spread_kernel(out.numpy(), gradient.contiguous().numpy(), board.group, out.numpy())
-        return out, None
+        return Gather.apply(gradient, context.board), None
+
+
+class Gather(torch.autograd.Function):
+    """[4, groups, width] -> [candidates, width]: the sum over each candidate's groups. Collect's gradient."""
+
+    @staticmethod
+    def forward(context, groups, board):
+        context.board, out = board, groups.new_zeros(len(board.place[0]), groups.shape[2])
+        spread_kernel(out.numpy(), groups.contiguous().numpy(), board.group, out.numpy())
+        return out
+
+    @staticmethod
+    def backward(context, gradient):
+        return Collect.apply(gradient.contiguous(), context.board), None
+
+
+class Sums(torch.autograd.Function):
+    """[candidates, 4 x width] -> [4, groups, width]: the sum over each group's members of its kind's share."""
+
+    @staticmethod
+    def forward(context, x, board):
+        context.board, out = board, x.new_empty(KINDS, board.groups, x.shape[1] // KINDS)
+        sums_kernel(x.contiguous().numpy(), board.members, board.first, out.numpy())
+        return out
+
+    @staticmethod
+    def backward(context, gradient):
+        return Share.apply(gradient, context.board), None
+
+
+class Share(torch.autograd.Function):
+    """[4, groups, width] -> [candidates, 4 x width]: what each of a candidate's groups has. Sums' gradient."""
+
+    @staticmethod
+    def forward(context, groups, board):
+        context.board, out = board, groups.new_empty(len(board.place[0]), KINDS * groups.shape[2])
+        share_kernel(groups.contiguous().numpy(), board.group, out.numpy())
+        return out
+
+    @staticmethod
+    def backward(context, gradient):
+        return Sums.apply(gradient, context.board), None
 
 
 class Board:

@@ -145,7 +145,7 @@ def test_a_step_goes_on_from_the_states_reached(puzzles):
     config = common.with_preset(exp_speedrun.Config(), "smoke")
     config.batch = 4
     torch.manual_seed(0)
-    model, slots = exp_speedrun.Model(config), exp_speedrun.Slots(config)
+    model, slots = exp_speedrun.Model(config), exp_speedrun.Slots(config, config.width + KINDS)
     slots.puzzle[:], slots.solution[:] = (torch.from_numpy(part[:4]) for part in puzzles)
     part, losses = slice(0, 4), []
     for free in (True, False, False):
