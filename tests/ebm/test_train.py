@@ -601,6 +601,33 @@ def test_a_folder_is_not_overwritten(clean):
         train.main([*SMOKE, "--resume", "--z-noise", "0.2"])
 
 
+def test_gradients_of_two_shares_add_up_to_those_of_the_batch():
+    """VICReg's statistics and the mean over all blanks included, though the shares differ in their blanks."""
+    model, (puzzle, solution), seeds = model_of().train(), boards(4), torch.arange(4, dtype=torch.int32)
+    puzzle[0] = solution[0].where(torch.arange(81) > 0, 0)
+    noise = noise_of(model)
+
+    def gradients(rows, whole):
+        common.seed_dropout(model, seeds[rows])
+        terms, _ = losses(model, puzzle[rows], solution[rows], noise[rows], model.config, whole)
+        model.zero_grad()
+        terms["total"].backward()
+        return [p.grad.clone() for p in model.parameters() if p.grad is not None]
+
+    alone = gradients(slice(4), lambda share: share)
+    halves, shares = (slice(0, 2), slice(2, 4)), ([], [])
+    for rows, kept in zip(halves, shares):
+        gradients(rows, lambda share: kept.append(share.detach()) or share)  # noqa: B023
+    added = []
+    for rank, rows in enumerate(halves):
+        gathered = map(torch.cat, zip(*shares))
+        process = SimpleNamespace(world=2, rank=rank, gathered=lambda share: next(gathered))  # noqa: B023
+        added.append(gradients(rows, lambda share: ebm.run.Run.whole(process, share)))  # noqa: B023
+    assert len(alone) == len(added[0]) > 40
+    for one, first, second in zip(alone, *added):
+        assert torch.allclose(one, first + second, atol=1e-5)
+
+
 def test_torchrun_gives_the_same_curve(clean):
     """Two processes that share each batch: dropout, noise and VICReg's statistics are those of the whole batch."""
     flags = [*SMOKE, "--steps", "8"]
