@@ -132,10 +132,10 @@ class Muon(torch.optim.Optimizer):
 class Slots:
     """The puzzles in training, with the states that the network has reached on them. Saved like an optimiser."""
 
-    def __init__(self, config):
+    def __init__(self, config, width):
         n = config.batch
         self.puzzle, self.solution = (torch.zeros(n, 81, dtype=torch.uint8) for _ in range(2))
-        self.memory = torch.zeros(n, 729, config.width + KINDS)
+        self.memory = torch.zeros(n, 729, width)
         self.free = torch.ones(n, dtype=torch.bool)
 
     def state_dict(self):
@@ -183,7 +183,7 @@ def train(config):
     if run.world > 1:
         raise SystemExit("exp_speedrun.py runs in one process, on as many threads as OMP_NUM_THREADS says")
     data = common.load(config, run)
-    model, slots = Model(config), Slots(config)
+    model, slots = Model(config), Slots(config, config.width + KINDS)
     matrices = [p for p in model.parameters() if p.ndim == 2 and min(p.shape) > 1]
     others = [p for p in model.parameters() if all(p is not matrix for matrix in matrices)]
     optimizers = [Muon(matrices, lr=config.muon_lr), torch.optim.AdamW(others, betas=(0.9, 0.95), weight_decay=0.0)]

@@ -64,6 +64,7 @@ class Puzzle:
     boards: np.ndarray | None = None  # uint8 [iterations, 81], the clues and the network's digits; or only the last
     confidence: np.ndarray | None = None  # float32 [iterations, 81], probability of those digits
     right: int = -1  # blanks equal to the solution; -1 where the exact solver did not run
+    energy: np.ndarray | None = None  # float32 [1 + iterations], the start first; only a model of ebm/solve.py has one
 
     def solved(self):
         return not self.problem and self.boards is not None and not violations(self.boards[-1])
@@ -171,9 +172,14 @@ def choose_weights(given, console):
 def load(path, device, console):
     """The model of a checkpoint; its code is the file of the experiment."""
     saved = disk.load_checkpoint(path, "cpu")
+    name = str(saved.get("experiment"))
+    return build(saved, path, f"{name}.py", lambda: lineage.module(name), device, console)
+
+
+def build(saved, path, file, find, device, console):
+    """The model of what a checkpoint holds. Its code is the module that `find` gives, in the named file."""
     try:
-        name = str(saved.get("experiment"))
-        module = lineage.module(name)
+        module = find()
         known = {field.name for field in fields(module.Config)}
         ignored = sorted(set(saved["config"]) - known)
         model = module.Model(module.Config(**{k: v for k, v in saved["config"].items() if k in known}))
@@ -185,9 +191,9 @@ def load(path, device, console):
         raise SystemExit(f"{path} cannot be used: {reason}; give other --weights, or train again") from None
     devices = get_args(get_type_hints(module.Config).get("device"))
     if devices and device.type not in devices:
-        raise SystemExit(f"--device {device.type}: {name}.py runs on {' or '.join(devices)} only")
-    note = f"; ignored, as {name}.py has no such field: {', '.join(ignored)}" if ignored else ""
-    console.print(f"weights: {path} ({name}.py, {sum(p.numel() for p in model.parameters()):,} parameters){note}")
+        raise SystemExit(f"--device {device.type}: {file} runs on {' or '.join(devices)} only")
+    note = f"; ignored, as {file} has no such field: {', '.join(ignored)}" if ignored else ""
+    console.print(f"weights: {path} ({file}, {sum(p.numel() for p in model.parameters()):,} parameters){note}")
     return model.to(device).eval()
 
 
@@ -208,6 +214,8 @@ def iterate(model, puzzles, iterations, keep_going, history):
         p.iterations = len(boards) if keep_going or not legal_at[k] else int(legal_at[k])
         kept = slice(0 if history else p.iterations - 1, p.iterations)  # the history of thousands would fill the memory
         p.boards, p.confidence = (np.stack([step[k] for step in steps[kept]]) for steps in (boards, confidence))
+        if getattr(model, "energies_noted", None):
+            p.energy = np.stack([energy[k] for energy in model.energies_noted[: p.iterations + 1]])
 
 
 def solve(model, puzzles, arguments, history):
@@ -230,8 +238,8 @@ def draw(entries, styles):
     return [*lines[:3], rule := Text(f"{dash}+-{dash}+{dash}"), *lines[3:6], rule, *lines[6:]]
 
 
-def show(p, console):
-    """Print the board, the iteration at which each cell settled, and the progress over the iterations."""
+def show_board(p, console):
+    """Print the board and the iteration at which each cell settled."""
     blank, settled = p.cells == 0, p.settled()
     clashing = {cell for _, cells in conflicts(p.boards[-1]) for cell in cells}
     styles = ["bold white on red" if i in clashing else "cyan" if b else "bold" for i, b in enumerate(blank)]
@@ -240,10 +248,21 @@ def show(p, console):
     console.print(f"\n{'board':<25}iteration at which each blank took its last digit", style="dim")
     for lines in zip(left, right):
         console.print(Text("    ").join(lines))
+
+
+def progress(p):
+    """Iterations 1, 2, 4, 8, ... and the last; how many blanks have settled by each, and its board's violations."""
+    blank = p.cells == 0
     at = np.array([n for n in (2**k for k in range(30)) if n < len(p.boards)] + [len(p.boards)])
-    settled_by, broken = (settled[blank][:, None] <= at).sum(0), violations(p.boards[at - 1])
+    return at, (p.settled()[blank][:, None] <= at).sum(0), violations(p.boards[at - 1])
+
+
+def show(p, console):
+    """Print the board and the progress over the iterations."""
+    show_board(p, console)
+    at, settled_by, broken = progress(p)
     console.print("\niteration " + "".join(f"{n:>5}" for n in at))
-    console.print("settled   " + "".join(f"{n:>5}" for n in settled_by) + f"  of {blank.sum()} blanks")
+    console.print("settled   " + "".join(f"{n:>5}" for n in settled_by) + f"  of {(p.cells == 0).sum()} blanks")
     console.print("violations" + "".join(f"{n:>5}" for n in broken) + "  digits missing in a row, column or box\n")
 
 
@@ -266,23 +285,30 @@ def watch(p, console):
         for i, (board, sure) in enumerate(zip(p.boards, p.confidence), 1):
             colours = [f"rgb({int(255 * min(1, 2 - 2 * s))},{int(255 * min(1, 2 * s))},0)" for s in sure]
             styles = ["bold" if clue else colour for clue, colour in zip(p.cells, colours)]
-            line = Text(f"iteration {i} of {len(p.boards)}, {violations(board)} violations")
+            energy = "" if p.energy is None else f", E = {p.energy[i]:.3f}"
+            line = Text(f"iteration {i} of {len(p.boards)}, {violations(board)} violations{energy}")
             live.update(Text("\n").join([*draw([str(digit) for digit in board], styles), line]), refresh=True)
             time.sleep(min(0.25, 10 / len(p.boards)))
 
 
-def plot(p, path):
+def draw_confidence(p, axes):
     from matplotlib import colormaps
+
+    settled, iterations = p.settled(), np.arange(1, len(p.boards) + 1)
+    for cell in np.flatnonzero(p.cells == 0):
+        colour, last = colormaps["viridis"](0.9 * settled[cell] / p.iterations), [settled[cell] - 1]
+        axes.plot(iterations, p.confidence[:, cell], "-o", markevery=last, markersize=4, color=colour, linewidth=1)
+    axes.set(ylabel="probability of its digit", ylim=(0, 1.03))
+
+
+def plot(p, path):
     from matplotlib.figure import Figure
 
     blank, settled, iterations = p.cells == 0, p.settled(), np.arange(1, len(p.boards) + 1)
     figure = Figure(figsize=(9, 6), layout="constrained")
     top, bottom = figure.subplots(2, sharex=True, height_ratios=(3, 1))
-    for cell in np.flatnonzero(blank):
-        colour, last = colormaps["viridis"](0.9 * settled[cell] / p.iterations), [settled[cell] - 1]
-        top.plot(iterations, p.confidence[:, cell], "-o", markevery=last, markersize=4, color=colour, linewidth=1)
-    title = f"{verdict(p)[0].split(':')[0]}\na line is a blank; dot and colour: when it took its last digit"
-    top.set(ylabel="probability of its digit", ylim=(0, 1.03), title=title)
+    draw_confidence(p, top)
+    top.set(title=f"{verdict(p)[0].split(':')[0]}\na line is a blank; dot and colour: when it took its last digit")
     bottom.step(iterations, (settled[blank] > iterations[:, None]).sum(1), where="mid", label="blanks still to change")
     bottom.step(iterations, violations(p.boards), where="mid", label="violations of the rules")
     bottom.set(xlabel="iteration", xlim=(0.5, p.iterations + 0.5))
@@ -291,7 +317,12 @@ def plot(p, path):
     figure.savefig(path, dpi=150)
 
 
-def report(arguments, console):
+def model_for(arguments, device, console):
+    return load(choose_weights(arguments.weights, console), device, console)
+
+
+def report(arguments, console, tool):
+    """`tool` is the module with model_for, show and plot: this one or ebm/solve.py."""
     if not arguments.puzzles:
         raise SystemExit("give a puzzle of 81 characters, a file, or - for standard input; see --help")
     if arguments.iterations < 1:
@@ -306,7 +337,7 @@ def report(arguments, console):
     good = [p for p in puzzles if not p.problem]
     full = len(puzzles) <= FULL_REPORTS and not arguments.quiet
     if good:
-        model = load(choose_weights(arguments.weights, console), device, console)
+        model = tool.model_for(arguments, device, console)
         solve(model, good, arguments, full or bool(picture))
     watching = arguments.watch and full and console.is_terminal
     if arguments.watch and not watching:
@@ -317,12 +348,12 @@ def report(arguments, console):
         if full and p.boards is not None:
             if watching:
                 watch(p, console)
-            show(p, console)
+            tool.show(p, console)
         if full or not p.solved():
             text, colour = verdict(p, most=9 if full else 1)
             console.print(f"{p.name}: {text}", style=colour)
     if picture and good:
-        plot(good[0], picture)
+        tool.plot(good[0], picture)
         console.print(f"wrote {picture}")
     solved, invalid = sum(p.solved() for p in puzzles), sum(bool(p.problem) for p in puzzles)
     if len(puzzles) > 1:
@@ -331,12 +362,12 @@ def report(arguments, console):
     return 2 if invalid else int(solved < len(puzzles))
 
 
-def main(argv=None):
-    description = __doc__.replace("\n", "\n ")  # tyro joins lines that are not indented
-    arguments = tyro.cli(Arguments, args=argv, description=description, config=(tyro.conf.FlagCreatePairsOff,))
+def main(argv=None, tool=sys.modules[__name__]):
+    description = tool.__doc__.replace("\n", "\n ")  # tyro joins lines that are not indented
+    arguments = tyro.cli(tool.Arguments, args=argv, description=description, config=(tyro.conf.FlagCreatePairsOff,))
     console = Console(stderr=arguments.quiet, highlight=False, markup=False, emoji=False, soft_wrap=True)
     try:
-        return report(arguments, console)
+        return report(arguments, console, tool)
     except (OSError, SystemExit) as error:
         Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print(str(error), style="red")
         return 2

@@ -59,6 +59,48 @@ def collect_kernel(x, members, first, out):
                     out[kind, g, j] += x[i, j]
 
 
+@compiled
+def log_sum_kernel(e, members, first, total):
+    """e [candidates, 4 x width] becomes its share of its group's sum."""
+    width = total.shape[2]
+    for kind in range(KINDS):
+        for g in range(total.shape[1]):
+            total[kind, g] = 0
+            for at in range(first[kind, g], first[kind, g + 1]):
+                for j in range(width):
+                    total[kind, g, j] += e[members[kind, at], kind * width + j]
+            for at in range(first[kind, g], first[kind, g + 1]):
+                for j in range(width):
+                    e[members[kind, at], kind * width + j] /= total[kind, g, j]
+
+
+@compiled
+def weighted_kernel(weight, groups, group, out):
+    width = groups.shape[2]
+    for i in range(group.shape[1]):
+        for kind in range(KINDS):
+            for j in range(width):
+                out[i, kind * width + j] = weight[i, kind * width + j] * groups[kind, group[kind, i], j]
+
+
+@compiled
+def weighted_gradient_kernel(gradient, weight, groups, members, first, total, out):
+    """With respect to what the weights are a softmax of (out), and to groups (total)."""
+    width = groups.shape[2]
+    for kind in range(KINDS):
+        for g in range(total.shape[1]):
+            total[kind, g] = 0
+            for at in range(first[kind, g], first[kind, g + 1]):
+                i = members[kind, at]
+                for j in range(width):
+                    total[kind, g, j] += weight[i, kind * width + j] * gradient[i, kind * width + j]
+            for at in range(first[kind, g], first[kind, g + 1]):
+                i = members[kind, at]
+                for j in range(width):
+                    c = kind * width + j
+                    out[i, c] = weight[i, c] * groups[kind, g, j] * (gradient[i, c] - total[kind, g, j])
+
+
 class GroupMax(torch.autograd.Function):
     """[candidates, 4 x width] -> [4, groups, width]: the largest over each group's members."""
 
@@ -104,9 +146,60 @@ class Collect(torch.autograd.Function):
 
     @staticmethod
     def backward(context, gradient):
-        board, out = context.board, gradient.new_zeros(len(context.board.place[0]), gradient.shape[2])
-        spread_kernel(out.numpy(), gradient.contiguous().numpy(), board.group, out.numpy())
-        return out, None
+        return Gather.apply(gradient, context.board), None
+
+
+class Gather(torch.autograd.Function):
+    """[4, groups, width] -> [candidates, width]: the sum over each candidate's groups. Collect's gradient."""
+
+    @staticmethod
+    def forward(context, groups, board):
+        context.board, out = board, groups.new_zeros(len(board.place[0]), groups.shape[2])
+        spread_kernel(out.numpy(), groups.contiguous().numpy(), board.group, out.numpy())
+        return out
+
+    @staticmethod
+    def backward(context, gradient):
+        return Collect.apply(gradient.contiguous(), context.board), None
+
+
+class LogSumExp(torch.autograd.Function):
+    """[candidates, 4 x width] -> [4, groups, width]: a smooth maximum of each group's members, twice differentiable."""
+
+    @staticmethod
+    def forward(context, x, board):
+        weight = x.clamp(max=60).exp()  # finite in float32
+        total = x.new_empty(KINDS, board.groups, x.shape[1] // KINDS)
+        log_sum_kernel(weight.numpy(), board.members, board.first, total.numpy())
+        context.board = board
+        context.save_for_backward(x, weight)
+        return total.clamp_(min=1e-20).log_()  # a kind may have fewer groups than another
+
+    @staticmethod
+    def backward(context, gradient):
+        x, weight = context.saved_tensors
+        return Weighted.apply(x, weight, gradient.contiguous(), context.board), None
+
+
+class Weighted(torch.autograd.Function):
+    """LogSumExp's gradient: what each of a candidate's groups has, times its weight there, a softmax of x."""
+
+    @staticmethod
+    def forward(context, x, weight, groups, board):
+        context.board, out = board, torch.empty_like(x)
+        weighted_kernel(weight.numpy(), groups.numpy(), board.group, out.numpy())
+        context.save_for_backward(weight, groups)
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(context, gradient):
+        weight, groups = context.saved_tensors
+        total, out = torch.empty_like(groups), torch.empty_like(weight)
+        arrays = (part.numpy() for part in (gradient.contiguous(), weight, groups))
+        board = context.board
+        weighted_gradient_kernel(*arrays, board.members, board.first, total.numpy(), out.numpy())
+        return out, None, total, None
 
 
 class Board:

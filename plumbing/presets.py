@@ -90,7 +90,8 @@ PRESETS = {"full": {}, "gpu": GPU, "mini": MINI, "smoke": SMOKE}
 # Fields that no preset changes. A preset names every field of every config, here or in a rule.
 UNCHANGED = {"name", "seed", "resume", "device", "compile", "wandb", "runs", "preset", "test_iterations", "precision"}
 UNCHANGED |= {"edges", "muon_lr", "weight_decay", "depth", "lifetime", "easy_steps", "encoders", "micro_batches"}
-UNCHANGED |= {"cycles", "low_cycles", "clip"}
+UNCHANGED |= {"cycles", "low_cycles", "clip", "pool", "descent", "rounds", "solved_lifetime", "sharp", "rise", "fall"}
+UNCHANGED |= {"test_descent", "judge", "low", "high", "asked"}
 
 
 def with_preset(config, preset):

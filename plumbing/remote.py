@@ -5,6 +5,8 @@ modal run --detach exp_cosine.py                     the same, but the run conti
 python -m plumbing.remote fan exp_cosine exp_sam -- --seed 1  several at once, one GPU each
 python -m plumbing.remote fetch exp_cosine full-seed1         download what is saved of a run, finished or not
 
+ebm/train.py and ebm/ours.py are started in the same ways; `fetch ebm NAME` and `fetch ours NAME` download their runs.
+
 Runs are stored on the Modal volume `sudoku-runs` (modal volume ls sudoku-runs), puzzles on `sudoku-data`. A run that
 reached the time limit or lost its machine continues from its last checkpoint; so does the same command given again.
 """
@@ -12,6 +14,7 @@ reached the time limit or lost its machine continues from its last checkpoint; s
 import argparse
 import asyncio
 import contextlib
+import importlib
 import json
 import os
 import re
@@ -40,11 +43,12 @@ SECRETS = ""  # names of Modal secrets, separated by commas: KAGGLE_USERNAME and
 GPUS = ("T4", "L4", "A10", "A10G", "L40S", "A100", "A100-40GB", "A100-80GB", "RTX-PRO-6000")
 GPUS += ("H100", "H100!", "H200", "B200", "B200+")
 # The only files that are copied to the container.
-MOUNTED = ("*.py", "addition/*.py", "data/*.py", "plumbing/*.py", "pos_embedding/*.py", "requirements.txt")
+MOUNTED = ("*.py", "addition/*.py", "data/*.py", "ebm/*.py", "plumbing/*.py", "pos_embedding/*.py", "requirements.txt")
 DATA, RUNS = "/vol/data", "/vol/runs"  # where the volumes are mounted
 VOLUMES = {DATA: "sudoku-data", RUNS: "sudoku-runs"}
 CODE = "/root"  # where Modal's runtime looks for modules
-FILES = ("config.json", "metrics.csv", "log.txt", "checkpoint.pt", "summary.json")  # summary.json marks the end: last
+# What is downloaded of a run; summary.json marks the end: last.
+FILES = ("config.json", "metrics.csv", "log.txt", "checkpoint.pt", "best-*.pt", "summary.json")
 COMMIT_EVERY = 120  # seconds between two commits of the volumes
 MARGIN = 600  # seconds before the time limit at which a run is told to save and stop
 CONNECT = 8.0  # seconds until we report that Modal does not answer; its client alone tries for a minute
@@ -87,7 +91,7 @@ def check(file, flags, config):
     """The job for these flags; whatever is wrong with it ends the command here, before a GPU is rented."""
     from plumbing import run  # not at the top: Modal's own process in the container does not need torch
 
-    path, machine = f"{PurePosixPath(file).stem}/{run.run_name(config)}", settings()
+    path, machine = f"{experiment_of(file)}/{run.run_name(config)}", settings()
     folder = Path(config.runs) / path
     refuse_local_run(folder)
     data = getattr(config, "data", "")
@@ -110,6 +114,12 @@ def check(file, flags, config):
         arguments=(file, [*flags, *device, "--resume", "--runs", RUNS], path, seconds, disk.commit()),  # of train()
         fetch_command=f"python -m plumbing.remote fetch {path.replace('/', ' ')} --runs {config.runs}",
     )
+
+
+def experiment_of(file):
+    """The folder in runs/ of this file's runs: of the file's name, but a train.py has that of its own folder."""
+    path = PurePosixPath(file)
+    return path.parent.name if path.stem == "train" and path.parent.name else path.stem
 
 
 def refuse_local_run(folder):
@@ -317,7 +327,7 @@ def fetch(path, target, volume):
     refuse_local_run(target)
     try:
         sizes = listing(volume, path)
-        files = [file for file in FILES if file in sizes]
+        files = [file for kind in FILES for file in sorted(sizes) if PurePosixPath(file).match(kind)]
         if not files:
             others = ", ".join(sorted(listing(volume, path.split("/")[0]))) or "none"
             raise SystemExit(f"there is no run {path} on the volume {VOLUMES[RUNS]}; runs of this experiment: {others}")
@@ -331,7 +341,8 @@ def fetch(path, target, volume):
             summary = whole(disk.read_json(Path(folder, "summary.json")))
             files = files if summary else [file for file in files if file != "summary.json"]
             target.mkdir(exist_ok=True)
-            (target / "summary.json").unlink(missing_ok=True)  # an unfinished run must not keep an older summary
+            for older in (target / "summary.json", *target.glob("best-*.pt")):  # may be gone there since then
+                older.unlink(missing_ok=True)
             for file in files:
                 os.replace(Path(folder, file), target / file)
     except Exception as error:  # of Modal, of the network or of this disk
@@ -342,13 +353,22 @@ def fetch(path, target, volume):
     return summary
 
 
+def load(name):
+    """Import an experiment: exp_x or exp_x.py, in any folder of the family, or one of those in ebm/."""
+    file = PurePosixPath(name).with_suffix("").as_posix()
+    if file in ("ebm/train", "ebm/ours"):
+        return importlib.import_module(file.replace("/", "."))
+    return lineage.module(name)
+
+
 def fan(names, flags):
     """Start every run on its own GPU, wait for all of them, download each. -> exit status"""
     jobs = {}
     for name in names:
-        module = lineage.module(name)
+        module = load(name)
+        parse = getattr(module, "parse", module.common.parse)  # its own where it has one
         file = Path(module.__file__).relative_to(ROOT).as_posix()
-        job = check(file, flags, module.common.parse(module.Config, flags))
+        job = check(file, flags, parse(module.Config, flags))
         if finished(job):
             print(f"# {job.folder} is finished already", flush=True)
         else:
@@ -402,7 +422,7 @@ def main(argv=None):
     asked = parser.parse_args(argv[:split])
     if asked.command == "fan":
         return fan(asked.experiments, argv[split + 1 :])
-    experiment = PurePosixPath(asked.experiment).stem
+    experiment = experiment_of(asked.experiment)
     if "/" in asked.name or {experiment, asked.name} & {"", ".", ".."}:
         parser.error(f"{asked.experiment} {asked.name}: expected the names of an experiment and of one of its runs")
     fetch(f"{experiment}/{asked.name}", Path(asked.runs) / experiment / asked.name, connect())

@@ -1,6 +1,7 @@
 """Kill a run at steps drawn by chance, resume it each time, and compare its end with a run that was left alone.
 
 python tests/kill.py exp_cosine_no_sam --kills 10 -- --preset mini
+python tests/kill.py ebm/train --kills 10 -- --run 4 --preset mini
 
 Both runs start as forks of a process that has imported everything, so that a kill hits the run and not its start.
 """
@@ -12,9 +13,13 @@ import random
 import signal
 import sys
 import time
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from plumbing import disk, remote
+
+CLOCK = ("seconds", "puzzles_per_second")  # columns that differ between any two runs
 
 
 def fork(module, arguments, quiet):
@@ -49,7 +54,7 @@ def reached(folder):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("experiment")
+    parser.add_argument("experiment", help="exp_x, or with its folder: pos_embedding/exp_x, ebm/train")
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0, help="of the steps")
     parser.add_argument("--runs", default="runs/kill", help="the folder of both runs")
@@ -58,14 +63,15 @@ def main(argv=None):
     argv = sys.argv[1:] if argv is None else argv
     cut = argv.index("--") if "--" in argv else len(argv)
     options = parser.parse_args(argv[:cut])
-    module = importlib.import_module(options.experiment)
+    file = PurePosixPath(options.experiment).with_suffix(".py")
+    module = importlib.import_module(".".join(file.with_suffix("").parts))
     flags = [*argv[cut + 1 :], "--runs", options.runs]
-    config = module.common.parse(module.Config, flags)
-    folders = [Path(options.runs) / options.experiment / name for name in ("whole", "killed")]
+    config = getattr(module, "parse", module.common.parse)(module.Config, flags)  # its own where it has one
+    folders = [Path(options.runs) / remote.experiment_of(file) / name for name in ("whole", "killed")]
     _, status = os.waitpid(fork(module, [*flags, "--name", "whole"], options.quiet), 0)
     if status:
         raise SystemExit("the run that was left alone failed")
-    steps = random.Random(options.seed).sample(range(config.save_every + 1, config.steps), options.kills)
+    steps = random.Random(options.seed).sample(range(config.save_every + 1, reached(folders[0])), options.kills)
     for number, step in enumerate([*sorted(steps), None]):
         child = fork(module, [*flags, "--name", "killed", "--resume"], options.quiet)
         while (ended := os.waitpid(child, os.WNOHANG)) == (0, 0):
@@ -81,21 +87,16 @@ def main(argv=None):
         raise SystemExit(f"{options.kills} kills, but {resumed} runs resumed from a checkpoint")
     import torch  # only now: a parent with threads must not fork
 
-    from plumbing import disk
-
     whole, killed = (disk.load_checkpoint(folder / "checkpoint.pt") for folder in folders)
     for name, value in whole["model"].items():
         assert torch.equal(value, killed["model"][name]), f"{name} differs after {options.kills} kills"
-    columns = [
-        [
-            (row["step"], row["loss"], row["accuracy"], row["test_solved"])
-            for row in disk.read_rows(folder / "metrics.csv")
-        ]
+    rows = [
+        [{name: row[name] for name in row if name not in CLOCK} for row in disk.read_rows(folder / "metrics.csv")]
         for folder in folders
     ]
-    assert columns[0] == columns[1], "metrics differ"
+    assert rows[0] == rows[1], "metrics differ"
     said = f"{options.kills} kills of {options.experiment}, each followed by a resume: "
-    said += f"all weights the same bit for bit, {len(columns[0])} metrics rows too"
+    said += f"all weights the same bit for bit, {len(rows[0])} metrics rows too"
     print(said)
     if options.output:
         Path(options.output).parent.mkdir(parents=True, exist_ok=True)

@@ -7,8 +7,9 @@ import torch
 import common
 import exp_speedrun
 from data import generate
+from ebm import ours
 from plumbing import disk
-from plumbing.candidates import CELL, DIGIT, GROUP, KINDS, Board, Collect, GroupMax, Spread
+from plumbing.candidates import CELL, DIGIT, GROUP, KINDS, Board, Collect, Gather, GroupMax, LogSumExp, Spread
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +42,27 @@ def test_group_max(board):
         return out
 
     same_as_plain(board, lambda x: GroupMax.apply(x, board), plain, (len(board.place[0]), 5 * KINDS))
+
+
+def test_log_sum_exp(board):
+    def plain(x):
+        parts = x.view(len(x), KINDS, 5).exp()
+        sums = [x.new_zeros(board.groups, 5).index_add(0, index, parts[:, k]) for k, index in enumerate(board.index)]
+        return torch.stack(sums).clamp(min=1e-20).log()
+
+    same_as_plain(board, lambda x: LogSumExp.apply(x, board), plain, (len(board.place[0]), 5 * KINDS))
+
+
+def test_second_derivatives(puzzles):
+    """What an energy is made of is differentiated twice: for the descent, and for training through the descent."""
+    board = Board(puzzles[0][:1])
+    count = len(board.place[0])
+    x = torch.randn(count, 2 * KINDS, dtype=torch.double, requires_grad=True)
+    groups = torch.randn(KINDS, board.groups, 2, dtype=torch.double, requires_grad=True)
+    for function, value in ((LogSumExp, x), (Gather, groups), (Collect, x)):
+        assert torch.autograd.gradcheck(lambda v, function=function: function.apply(v, board), value)
+        assert torch.autograd.gradgradcheck(lambda v, function=function: function.apply(v, board), value)
+    assert LogSumExp.apply(torch.full((count, KINDS), 1e4), board).isfinite().all()
 
 
 def test_spread(board):
@@ -111,10 +133,11 @@ def test_muon_makes_steps_of_equal_singular_values_along_the_momentum():
             assert values.min() > 0.6 and values.max() < 1.3
 
 
-def test_a_resumed_speedrun_is_the_same_run(clean, monkeypatch):
+@pytest.mark.parametrize("experiment", [exp_speedrun, ours], ids=["exp_speedrun", "ours"])
+def test_a_resumed_run_is_the_same_run(experiment, clean, monkeypatch):
     """The puzzles in training and the states reached on them come back with the checkpoint."""
     flags = ["--preset", "smoke", "--steps", "8", "--save-every", "4", "--easy-steps", "2", "--evaluate-every", "99"]
-    exp_speedrun.main([*flags, "--name", "whole"])
+    experiment.main([*flags, "--name", "whole"])
 
     def refill(self, config, data, step, real=exp_speedrun.Slots.refill):
         if step == 4:
@@ -125,11 +148,12 @@ def test_a_resumed_speedrun_is_the_same_run(clean, monkeypatch):
         patch.setattr(exp_speedrun.Slots, "refill", refill)
         patch.setattr(common.Run, "open_folder", keep_lock(opened := [], common.Run.open_folder))
         with pytest.raises(KeyboardInterrupt):
-            exp_speedrun.main([*flags, "--name", "half"])
+            experiment.main([*flags, "--name", "half"])
         opened[0].close()
-    exp_speedrun.main([*flags, "--name", "half", "--resume"])
+    experiment.main([*flags, "--name", "half", "--resume"])
     whole, half = (
-        disk.load_checkpoint(clean / f"runs/exp_speedrun/{name}/checkpoint.pt") for name in ("whole", "half")
+        disk.load_checkpoint(clean / f"runs/{experiment.__name__.rpartition('.')[2]}/{name}/checkpoint.pt")
+        for name in ("whole", "half")
     )
     for name, value in whole["model"].items():
         assert torch.equal(value, half["model"][name]), name
@@ -145,7 +169,7 @@ def test_a_step_goes_on_from_the_states_reached(puzzles):
     config = common.with_preset(exp_speedrun.Config(), "smoke")
     config.batch = 4
     torch.manual_seed(0)
-    model, slots = exp_speedrun.Model(config), exp_speedrun.Slots(config)
+    model, slots = exp_speedrun.Model(config), exp_speedrun.Slots(config, config.width + KINDS)
     slots.puzzle[:], slots.solution[:] = (torch.from_numpy(part[:4]) for part in puzzles)
     part, losses = slice(0, 4), []
     for free in (True, False, False):

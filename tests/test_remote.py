@@ -15,6 +15,9 @@ from unittest import mock
 import pytest
 
 import common
+import ebm.ours
+import ebm.run
+import ebm.train
 import lineage
 import sudoku
 from plumbing import disk, remote
@@ -82,6 +85,22 @@ def test_folder_is_the_one_that_a_run_takes(clean, flags):
     run.lock.close()
 
 
+def test_folders_of_ebm(clean):
+    flags = ["--preset", "smoke", "--seed", "2"]
+    config = ebm.run.parse(ebm.train.Config, flags)
+    jobs = [remote.check("ebm/train.py", flags, config)]
+    runs = [ebm.run.Run(config, ebm.train.configured(4, "smoke"))]
+    config = common.parse(ebm.ours.Config, flags)
+    jobs.append(remote.check("ebm/ours.py", flags, config))
+    runs.append(common.Run(config, ebm.ours.__file__))
+    assert [job.path for job in jobs] == ["ebm/run4-smoke-seed2", "ours/smoke-seed2"]
+    assert [job.folder for job in jobs] == [run.folder for run in runs]
+    assert [job.machine["gpu"] for job in jobs] == ["H200", None]
+    assert jobs[0].fetch_command == "python -m plumbing.remote fetch ebm run4-smoke-seed2 --runs runs"
+    for run in runs:
+        run.lock.close()
+
+
 def test_flags_of():
     here = str(ROOT / "sudoku.py")
     assert remote.flags_of("sudoku.py", ["modal", "run", "--detach", here, "--seed", "1"]) == ["--seed", "1"]
@@ -111,7 +130,8 @@ def test_mounted_is_what_the_container_needs():
 
 def test_mounted_leaves_out_the_rest(tmp_path, monkeypatch):
     monkeypatch.setattr(remote, "ROOT", tmp_path)
-    ours = ["data/store.py", "exp_a.py", "pos_embedding/common.py", "pos_embedding/exp_b.py", "requirements.txt"]
+    ours = ["data/store.py", "ebm/train.py", "exp_a.py", "pos_embedding/common.py", "pos_embedding/exp_b.py"]
+    ours += ["requirements.txt"]
     others = [".env", "secrets.json", "data/cache/a.npy", "data/my.csv", ".git/config", ".venv/lib/a.py"]
     others += ["runs/a/b.py", "tests/test_a.py", ".hidden/a.py", "results/a.py"]
     for name in ours + others:
@@ -183,11 +203,18 @@ def tree(tmp_path):
     return run
 
 
-@pytest.mark.parametrize("file", ["sudoku.py", "pos_embedding/exp_in_folder.py"])
-def test_help_of_modal_run(tree, file):
+@pytest.mark.parametrize(
+    "file, flags",
+    [
+        ("sudoku.py", ["--preset {full,gpu,mini,smoke}", "--batch INT"]),
+        ("pos_embedding/exp_in_folder.py", ["--preset {full,gpu,mini,smoke}", "--batch INT"]),
+        ("ebm/train.py", ["--run {1,2,3,4,5}", "--preset {full,mini,smoke}", "--batch {None}|INT"]),
+    ],
+)
+def test_help_of_modal_run(tree, file, flags):
     done = tree("modal", "run", file, "--help")
     assert done.returncode == 0, done.stderr
-    for text in (f"modal run {file}", "--preset {full,gpu,mini,smoke}", "--batch INT", "one H200", "SUDOKU_MODAL_GPU"):
+    for text in (f"modal run {file}", *flags, "one H200", "SUDOKU_MODAL_GPU"):
         assert text in done.stdout
 
 
@@ -278,6 +305,18 @@ def test_wrong_arguments(arguments, named, capsys):
         remote.main(arguments)
     shown = capsys.readouterr().err
     assert end.value.code == 2 and len(shown.splitlines()) == 1 and named in shown
+
+
+@pytest.mark.parametrize(
+    "named, folder",
+    [("sudoku.py", "sudoku"), ("pos_embedding/exp_a", "exp_a"), ("ebm", "ebm"), ("ebm/train", "ebm"), ("ours", "ours")],
+)
+def test_fetch_finds_the_folder(named, folder, monkeypatch):
+    fetched = []
+    monkeypatch.setattr(remote, "connect", lambda: "volume")
+    monkeypatch.setattr(remote, "fetch", lambda *arguments: fetched.append(arguments))
+    assert remote.main(["fetch", named, "n", "--runs", "x"]) == 0
+    assert fetched == [(f"{folder}/n", Path("x") / folder / "n", "volume")]
 
 
 def test_fan_names_the_nearest_experiment(clean):
@@ -441,6 +480,19 @@ def test_fetch(volume, clean, capsys):
     assert fetch(volume) == {} and not (home / "summary.json").exists()
 
 
+def test_fetch_takes_the_best_checkpoints(volume, clean):
+    home, there = clean / "runs" / "sudoku" / "n", volume.folder / "sudoku" / "n"
+    for now in ([2, 4], [4, 6]):  # the run has replaced one meanwhile
+        for path in there.glob("best-*.pt"):
+            path.unlink()
+        for step in now:
+            (there / f"best-{step:07d}.pt").write_text(f"best at {step} of {now}")
+        (there / "best-0000008.pt.9.tmp").write_text("half of it")
+        fetch(volume)
+        kept = {path.name: path.read_text() for path in home.glob("best-*")}
+        assert kept == {f"best-{step:07d}.pt": f"best at {step} of {now}" for step in now}
+
+
 @pytest.mark.parametrize("content", ["", '{"solved"', '["solved"]', "3", '{"steps": 4}'])
 def test_broken_summary_is_not_a_finished_run(volume, clean, content, capsys):
     (volume.folder / "sudoku" / "n" / "summary.json").write_text(content)
@@ -531,6 +583,12 @@ def fan(monkeypatch, clean):
 def test_fan_starts_each_run_once(fan):
     assert remote.main(["fan", "exp_sam", "exp_sam.py", "sudoku", "--", "--preset", "smoke"]) == 0
     assert fan == ["exp_sam/smoke-seed0", "sudoku/smoke-seed0"]
+
+
+def test_fan_reads_the_flags_of_ebm_with_its_own_parser(fan):
+    assert remote.main(["fan", "ebm/train.py", "ebm/ours", "--", "--preset", "smoke", "--seed", "1"]) == 0
+    assert remote.main(["fan", "ebm/train", "--", "--run", "5", "--preset", "mini"]) == 0
+    assert fan == ["ebm/run4-smoke-seed1", "ours/smoke-seed1", "ebm/run5-mini-seed0"]
 
 
 def test_fan_that_is_interrupted_names_what_continues(fan, monkeypatch, capsys):

@@ -1,0 +1,256 @@
+"""Whether ebm/ours.py is an energy that is descended, and not a recurrent network by another name: five measurements.
+
+python -m ebm.proof runs/ours/full-seed0                   fresh puzzles that no training and no test has seen
+python -m ebm.proof runs/ours/full-seed0 --puzzles 100     sooner done
+
+1 update   each step of the descent against -step * dE/ds by finite differences, in float64
+2 falls    the share of steps at which E falls; steps that promise less than CONVERGED are counted apart
+3 boards   E of the solution against E of the same board with one cell changed
+4 verdict  whether E, after the descent, tells solved puzzles from unsolved ones (AUROC)
+5 more     puzzles solved after up to four times as many steps
+
+E of a board, in 3 and 4, is the lowest E that descent finds among the states that read as this board: each candidate's
+logit is held, only the rest of its state moves. Everything is computed in float64: in float32 the rounding near a
+minimum is as large as the falls. The numbers go to proof.json beside the checkpoint.
+"""
+
+import contextlib
+import dataclasses
+import signal
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import tyro
+from rich.console import Console
+from rich.progress import track
+
+from data import generate
+from ebm import ours
+from ebm.evaluate import percent, share
+from exp_speedrun import SHARD, workers
+from plumbing import candidates, disk
+
+CONVERGED = 1e-9  # a step that promises a smaller fall of E has nothing left to do
+SEED = 1_000_003  # of the puzzles; no other seed of data/generate.py is as large
+HELD_STEPS = 128  # of descent for the energy of a board
+POINTS = 40  # numbers of the state whose derivative is checked, per puzzle and step
+NUDGE = 1e-5  # of the finite differences
+
+
+@dataclass
+class Arguments:
+    checkpoint: tyro.conf.Positional[str]  # a checkpoint.pt or a run's folder
+    puzzles: int = 1_000  # of each kind: with 45 clues, and minimal
+    steps: int = 256  # of descent; four times as many for 5
+    seed: int = 0  # of the choice of the changed cell
+    output: str = ""  # the .json file with every number; empty: proof.json beside the checkpoint
+
+
+def load(path):
+    """(model, saved) of a checkpoint of ebm/ours.py."""
+    saved = disk.load_checkpoint(path)
+    known = {field.name for field in dataclasses.fields(ours.Config)}
+    if saved.get("experiment") != "ours" or not isinstance(saved.get("config"), dict):
+        raise SystemExit(f"{path} is not a checkpoint of ebm/ours.py; give the path of one, as in runs/ours/NAME")
+    try:
+        model = ours.Model(ours.Config(**{k: v for k, v in saved["config"].items() if k in known}))
+        model.load_state_dict(saved["model"])
+    except (RuntimeError, KeyError, TypeError) as error:
+        raise SystemExit(f"{path} does not fit ebm/ours.py any more ({' '.join(str(error).split())[:200]})") from None
+    return model.eval(), saved
+
+
+# ---------------------------------------------------------------- the five measurements, on a few puzzles each
+
+
+def descend(model, puzzle, solution, steps):
+    """(E, the fall that the gradient promises, solved or not), each [n, steps + 1], on the way of a few puzzles."""
+    _, board, s = model.start_shard(torch.from_numpy(puzzle.astype(np.int64)))
+    energies, promised, solved = [], [], []
+    for _ in range(steps + 1):
+        energy, gradient = model.gradient(s, board)
+        energies.append(ours.of_puzzles(energy, board, len(puzzle)))
+        promised.append(model.descent * ours.of_puzzles(gradient.square().sum(1), board, len(puzzle)))
+        reading = board.logits(model.logit(s).float(), puzzle).argmax(-1).numpy() + 1
+        solved.append((reading == solution).all(1))
+        s = s - model.descent * gradient
+    return torch.stack(energies, 1).numpy(), torch.stack(promised, 1).numpy(), np.stack(solved, 1)
+
+
+def levels(model, puzzle, solution, steps):
+    """(of a right candidate, of a wrong one): the median of read . s where the descent has solved a puzzle."""
+    found = [[], []]
+    for at in range(0, len(puzzle), SHARD):
+        part = slice(at, at + SHARD)
+        _, board, s = model.start_shard(torch.from_numpy(puzzle[part].astype(np.int64)))
+        for _ in range(steps):
+            s = s - model.descent * model.gradient(s, board)[1]
+        reading = board.logits(model.logit(s).float(), puzzle[part]).argmax(-1).numpy() + 1
+        solved = (reading == solution[part]).all(1)[board.place[0]]
+        right = is_right(board, solution[part])
+        for values, chosen in zip(found, (solved & right, solved & ~right)):
+            values.append((s @ model.read)[torch.from_numpy(chosen)])
+    if not len(torch.cat(found[0])):
+        raise SystemExit("the descent solves none of the puzzles, so nothing says what a board's logits should be")
+    return [torch.cat(values).median().item() for values in found]
+
+
+def is_right(board, full):
+    """bool [candidates]: its digit stands in its cell on these full boards [n, 81]."""
+    return candidates.DIGIT[board.place[1]] + 1 == full[board.place[0], candidates.CELL[board.place[1]]]
+
+
+def held(model, puzzle, full, level, steps=HELD_STEPS):
+    """[n]: the energy of full boards, the lowest that descent finds with each candidate's logit held at this board."""
+    _, board, s = model.start_shard(torch.from_numpy(puzzle.astype(np.int64)))
+    wanted = torch.where(torch.from_numpy(is_right(board, full)), *torch.tensor(level).to(s))
+    length = model.read.norm()
+    along = model.read / length
+    s = s + (wanted / length - s @ along)[:, None] * along
+    for _ in range(steps):
+        gradient = model.gradient(s, board)[1]
+        s = s - model.descent * (gradient - (gradient @ along)[:, None] * along)
+    return ours.of_puzzles(model.gradient(s, board)[0], board, len(puzzle)).numpy()
+
+
+def one_changed(puzzle, solution, random):
+    """The solutions with one blank's digit replaced by another that no clue excludes, if there is one."""
+    board = candidates.Board(puzzle)
+    wrong = np.flatnonzero(~is_right(board, solution))
+    changed = solution.copy()
+    for row in range(len(puzzle)):
+        if len(mine := wrong[board.place[0][wrong] == row]):
+            candidate = board.place[1][random.choice(mine)]
+            changed[row, candidates.CELL[candidate]] = candidates.DIGIT[candidate] + 1
+    return changed
+
+
+def difference(model, puzzle, steps, random):
+    """The largest difference between a step and -descent * dE/ds by finite differences, over the largest entry."""
+    worst, state = 0.0, model.start(torch.from_numpy(puzzle.astype(np.int64)))
+    for step in range(steps):
+        _, moved = model.iterate(state)
+        if step in (0, 1, steps // 2, steps - 1):
+            for (shard, board, s), (_, _, after) in zip(state, moved):
+                taken, checked = (after - s).flatten(), []
+                for at in random.choice(s.numel(), POINTS, replace=False):
+                    sides = []
+                    for nudge in (NUDGE, -NUDGE):
+                        other = s.flatten().clone()
+                        other[at] += nudge
+                        sides.append(model.energies([(shard, board, other.view_as(s))]).sum())
+                    checked.append(taken[at] + model.descent * (sides[0] - sides[1]) / (2 * NUDGE))
+                worst = max(worst, (torch.stack(checked).abs().max() / taken.abs().max()).item())
+        state = moved
+    return worst
+
+
+def auroc(low, high):
+    """The probability that one of `low` is below one of `high`; None where one of them is empty."""
+    if not (len(low) and len(high)):
+        return None
+    return float(np.mean((low[:, None] < high) + 0.5 * (low[:, None] == high)))
+
+
+# ---------------------------------------------------------------- all of them, on many
+
+
+def measure(model, asked, bar):
+    model, random = model.double(), np.random.default_rng(asked.seed)
+    result = {"settings": dataclasses.asdict(asked), "converged": CONVERGED, "held_steps": HELD_STEPS}
+    easy, minimal = (generate.cached(asked.puzzles, clues=clues, seed=SEED) for clues in (45, "minimal"))
+    tuning = generate.cached(64, clues="minimal", seed=SEED + 1)
+    result["level"] = level = levels(model, *tuning.rows(slice(None)), asked.steps)
+    result["update"] = {"largest_error": difference(model, minimal.rows(slice(4))[0], 16, random)}
+    for name, puzzles in (("45 clues", easy), ("minimal", minimal)):
+        puzzle, solution = puzzles.rows(slice(asked.puzzles))
+        parts = [slice(at, at + SHARD) for at in range(0, len(puzzle), SHARD)]
+        changed = one_changed(puzzle, solution, random)
+
+        def one(part, boards=(puzzle, solution, changed)):
+            clues, right, other = (board[part] for board in boards)
+            both = (held(model, clues, full, level) for full in (right, other))
+            return *descend(model, clues, right, 4 * asked.steps), *both
+
+        done = list(track(workers().map(one, parts), name, len(parts), **bar))
+        columns = [np.concatenate(column) for column in zip(*done)]
+        result[name] = figures(asked, *columns, (changed != solution).any(1))
+    return result
+
+
+def figures(asked, energy, promised, solved, of_solution, of_changed, differs):
+    at_work = promised[:, : asked.steps] > CONVERGED
+    fell = np.diff(energy[:, : asked.steps + 1]) < 0
+    counts = [2**k for k in range(3, 30) if 2**k < asked.steps] + [asked.steps, 4 * asked.steps]
+    last, ended = solved[:, asked.steps], energy[:, asked.steps]
+    return {
+        "solved": {str(n): share(solved[:, n], np.ones(len(last))) for n in counts},
+        "falls": {"right": int((fell & at_work).sum()), "of": int(at_work.sum()),
+                  "converged": int((~at_work).sum()), "fell_when_converged": int((fell & ~at_work).sum())},
+        "energy": {"start": float(energy[:, 0].mean()), "end": float(ended.mean())},
+        "boards": share((of_solution < of_changed)[differs], np.ones(differs.sum())),
+        "auroc": {"value": auroc(ended[last], ended[~last]), "solved": int(last.sum()), "unsolved": int((~last).sum())},
+    }  # fmt: skip
+
+
+# ---------------------------------------------------------------- what is printed
+
+
+def lines(result):
+    yield f"update: at most {result['update']['largest_error']:.1e} of the largest entry off -step * dE/ds"
+    for name in ("45 clues", "minimal"):
+        row = result[name]
+        yield f"{name}: solved in % [95 % interval] after"
+        yield from (f"  {int(n):>5} steps  {percent(figure)}" for n, figure in row["solved"].items())
+        falls = row["falls"]
+        yield f"  E falls at {100 * falls['right'] / max(1, falls['of']):.2f} % of {falls['of']:,} steps" + (
+            f"; {falls['converged']:,} more have converged" if falls["converged"] else ""
+        )
+        yield f"  E, mean: {row['energy']['start']:.2f} at the start, {row['energy']['end']:.2f} at the end"
+        yield f"  E(solution) < E(one cell changed): {percent(row['boards'])} % of {row['boards']['of']:,}"
+        found = row["auroc"]
+        value = "no data" if found["value"] is None else f"{found['value']:.3f}"
+        yield f"  AUROC of E, {found['solved']} solved against {found['unsolved']} unsolved: {value}"
+
+
+def report(asked, command):
+    for name in ("puzzles", "steps"):
+        if getattr(asked, name) < (1 if name == "puzzles" else 16):
+            raise SystemExit(f"--{name} {getattr(asked, name)}: expected {1 if name == 'puzzles' else 16} or more")
+    if asked.seed < 0:
+        raise SystemExit(f"--seed {asked.seed}: expected 0 or more")
+    if asked.output and not (asked.output.endswith(".json") and Path(asked.output).parent.is_dir()):
+        raise SystemExit(f"--output {asked.output}: expected a .json file in a folder that exists")
+    path = Path(asked.checkpoint)
+    path = path / "checkpoint.pt" if path.is_dir() else path
+    model, _ = load(path)
+    bar = {"console": Console(stderr=True), "transient": True, "disable": not sys.stderr.isatty()}
+    result = {"command": command, "checkpoint": str(path)} | measure(model, asked, bar)
+    result |= {"hardware": disk.describe(torch.device("cpu")), "commit": disk.commit()}
+    for line in lines(result):
+        print(line)
+    output = Path(asked.output or path.with_name("proof.json"))
+    with disk.writing(output.parent, output.name):
+        disk.write_json(output, result)
+    print(f"wrote {output}")
+
+
+def main(argv=None):
+    asked = tyro.cli(Arguments, args=argv, description=__doc__.replace("\n", "\n "))  # tyro joins unindented lines
+    words = sys.argv[1:] if argv is None else argv
+    try:
+        return report(asked, " ".join(["python -m ebm.proof", *words]))
+    except (OSError, SystemExit) as error:
+        print(error, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    with contextlib.suppress(AttributeError):  # Windows has no SIGPIPE
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # ... | head ends without a message
+    sys.exit(main())

@@ -1,0 +1,192 @@
+"""Tables and plots of this folder's documents, made from results/ebm/ and results/ours/.
+
+python -m ebm.report                          rewrite them in place
+python -m ebm.report --check                  change nothing; fail when a document does not match
+python -m ebm.report keep runs/ebm/NAME ...   copy the evidence of runs: config, metrics, summary, evaluations, study
+python -m ebm.report ship runs/ours/NAME      make its weights those that ebm.solve uses by default
+
+The lines between `<!-- report KIND WORDS -->` and `<!-- end -->` of a document are generated. Kinds: arms, questions,
+collapse, study, solver, proof.
+"""
+
+import argparse
+import shutil
+from pathlib import Path
+
+import pandas as pd
+
+import insights
+import report
+from ebm.evaluate import percent
+from plumbing import disk
+
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = ("ebm/README.md", "ebm/EXPERIMENTS.md")
+FEW_BLANKS = "0-10"  # blanks: the puzzles of which small models solve some
+EVALUATIONS = ("evaluation.json", "evaluation-true-noise.json", "proof.json", "compute.json")
+
+
+def results(family="ebm"):
+    return ROOT / "results" / family
+
+
+def runs(arm, family="ebm"):
+    """{seed: folder} of the kept runs of an arm."""
+    found = results(family).glob(f"{arm}-seed*/summary.json")
+    return {int(path.parent.name.rpartition("-seed")[2]): path.parent for path in sorted(found)}
+
+
+def evaluations(arm, name="evaluation.json"):
+    """{seed: evaluation}"""
+    found = {seed: disk.read_json(folder / name) for seed, folder in runs(arm).items()}
+    return {seed: evaluation for seed, evaluation in found.items() if evaluation}
+
+
+def shares(arm, column, metric="cells", group="all", name="evaluation.json"):
+    """A share by seed; column, metric and group as ebm.evaluate calls them."""
+    found = {}
+    for seed, evaluation in evaluations(arm, name).items():
+        figures = evaluation["columns"][column]
+        figures = figures["all"] if group == "all" else figures["blanks"][group]
+        found[seed] = figures[metric]["share"]
+    return pd.Series(found, dtype=float)
+
+
+# ---------------------------------------------------------------- the blocks
+
+
+def arms(*names):
+    """A row for each arm: every column, the mean of its seeds."""
+    columns = ("z = 0", "z random", "Langevin", "oracle")
+    head = ["arm", "seeds", *(f"{c}{' (sees the answer)' * (c == 'oracle')}" for c in columns)]
+    head += [f"puzzles of {FEW_BLANKS} blanks: z = 0", "Langevin"]
+    rows = []
+    for name in names:
+        found = [shares(name, column) for column in columns]
+        found += [shares(name, column, "puzzles", FEW_BLANKS) for column in ("z = 0", "Langevin")]
+        figures = [report.spread(values) for values in found] if len(found[0]) else ["not run", *[""] * 5]
+        rows.append([f"`{name}`", len(found[0]), *figures])
+    return report.table(head, rows)
+
+
+def contrast(better, worse):
+    """The difference in points by seed, its mean and Student's 95 % interval."""
+    points = 100 * (better - worse).dropna()
+    if len(points) < 2:
+        return [", ".join(f"{p:+.1f}" for p in points) or "not run", "-", "-"]
+    low, high = insights.interval(points.tolist())
+    verdict = "yes" if low > 0 else "no, it harms" if high < 0 else "not shown"
+    by_seed = ", ".join(f"{p:+.1f}" for p in points)
+    return [by_seed, f"{points.mean():+.1f} [{low:+.1f}, {high:+.1f}]", verdict]
+
+
+def questions():
+    """The log's claims, each as a difference of two arms with the same seeds on the same puzzles."""
+    loud = {"name": "evaluation-true-noise.json"}
+    few = {"metric": "puzzles", "group": FEW_BLANKS}
+    asked = [
+        ("Does Langevin beat z = 0?", shares("base", "Langevin"), shares("base", "z = 0")),
+        ("... and without unit norm?", shares("no-unit-norm", "Langevin"), shares("no-unit-norm", "z = 0")),
+        ("... in puzzles of few blanks?", shares("base", "Langevin", **few), shares("base", "z = 0", **few)),
+        ("Is true Langevin noise better?", shares("base", "Langevin", **loud), shares("base", "Langevin")),
+        ("Does the constraint loss help z = 0?", shares("base", "z = 0"), shares("no-constraint", "z = 0")),
+        ("... in puzzles of few blanks?", shares("base", "z = 0", **few), shares("no-constraint", "z = 0", **few)),
+        ("Does unit norm help z = 0?", shares("base", "z = 0"), shares("no-unit-norm", "z = 0")),
+        ("... and Langevin?", shares("base", "Langevin"), shares("no-unit-norm", "Langevin")),
+        ("Does a trained input weight of the target help?", shares("target-trained", "z = 0"), shares("base", "z = 0")),
+        ("Does the z of the solution help, where it is known?", shares("base", "oracle"), shares("base", "z = 0")),
+    ]
+    rows = [(question, *contrast(better, worse)) for question, better, worse in asked]
+    return report.table(["question", "points, by seed", "mean [95 %]", "answer"], rows)
+
+
+def collapse(*names):
+    """How far the encoders' vectors differ between puzzles at the end, and the energy there."""
+    head = ["arm", "seed", "standard deviation of z_context", "of z_target", "energy", "collapsed at step"]
+    rows = []
+    for name in names:
+        for seed, folder in runs(name).items():
+            metrics, summary = pd.read_csv(folder / "metrics.csv"), disk.read_json(folder / "summary.json")
+            last = [metrics[column].dropna().iloc[-1] for column in ("std_context", "std_target", "energy")]
+            rows.append([f"`{name}`", seed, *(f"{value:.3g}" for value in last), summary["collapsed_at"] or "never"])
+        if not runs(name):
+            rows.append([f"`{name}`", "not run", "", "", "", ""])
+    return report.table(head, rows)
+
+
+def solver(name):
+    """Puzzles solved by each seed of ours in its own test, after so many steps of descent."""
+    found = {seed: disk.read_json(folder / "summary.json") for seed, folder in runs(name, "ours").items()}
+    if not found:
+        return ["not run"]
+    counts = sorted({int(n) for summary in found.values() for n in summary["test"]})
+    rows = []
+    for seed, summary in found.items():
+        for bucket, label in enumerate(("45 clues", "minimal")):
+            tests = (summary["test"].get(str(n)) for n in counts)
+            figures = [f"{100 * t['solved'][bucket] / t['puzzles'][bucket]:.1f}" if t else "-" for t in tests]
+            rows.append([seed, label, *figures, f"{summary['seconds'] / 60:.0f}", summary["hardware"].split(";")[0]])
+    return report.table(["seed", "puzzles", *map(str, counts), "minutes of training", "hardware"], rows)
+
+
+def proof(name):
+    """The five measurements of ebm.proof, by seed."""
+    rows = []
+    for seed, folder in runs(name, "ours").items():
+        if not (found := disk.read_json(folder / "proof.json")):
+            continue
+        for label in ("45 clues", "minimal"):
+            row = found[label]
+            falls, last, more = row["falls"], *(row["solved"][key] for key in list(row["solved"])[-2:])
+            value = row["auroc"]["value"]
+            rows.append([
+                seed, label, f"{found['update']['largest_error']:.0e}",
+                f"{100 * falls['right'] / max(1, falls['of']):.2f} % of {falls['of']:,}",
+                percent(row["boards"]), "no data" if value is None else f"{value:.3f}", percent(last), percent(more),
+            ])  # fmt: skip
+    if not rows:
+        return ["not run"]
+    first = disk.read_json(next(iter(runs(name, "ours").values())) / "proof.json")
+    counts = list(first["minimal"]["solved"])[-2:]
+    head = ["seed", "puzzles", "update: largest error", "E falls at", "E(solution) < E(one cell changed), %",
+            "AUROC of E, solved against unsolved", *(f"solved after {n} steps, %" for n in counts)]  # fmt: skip
+    return report.table(head, rows)
+
+
+KINDS = {"arms": arms, "questions": questions, "collapse": collapse, "solver": solver, "proof": proof}
+
+# ---------------------------------------------------------------- evidence and weights
+
+
+def keep(folders):
+    for folder in (Path(folder).resolve() for folder in folders):
+        report.keep([folder])
+        target = results(folder.parent.name) / folder.name
+        for path in [*(folder / name for name in EVALUATIONS), folder / "interpret" / "interpret.json"]:
+            if path.exists():
+                shutil.copy2(path, target)
+
+
+def ship(folder):
+    """The weights without what only a resumed run needs."""
+    saved = disk.load_checkpoint(Path(folder) / "checkpoint.pt")
+    target = ROOT / "weights" / "ebm.pt"
+    disk.save_checkpoint(target, {name: saved[name] for name in ("experiment", "step", "config", "model")})
+    print(target.relative_to(ROOT))
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="change nothing, fail when a document is out of date")
+    parser.add_argument("command", nargs="?", choices=("keep", "ship"), help="what to do with these runs")
+    parser.add_argument("folders", nargs="*", help="folders of runs")
+    arguments = parser.parse_args(argv)
+    if arguments.command:
+        if not arguments.folders or (arguments.command == "ship" and len(arguments.folders) > 1):
+            parser.error(f"{arguments.command}: which run? give its folder, as in runs/ours/full-seed0")
+        return keep(arguments.folders) if arguments.command == "keep" else ship(arguments.folders[0])
+    report.write_documents(ROOT, DOCUMENTS, KINDS, arguments.check, "python -m ebm.report")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,42 @@
+#!/usr/bin/env bash
+# scripts/ebm.sh [FLAGS...]
+# What the log claims of its energy model, asked of small ones: five arms, three seeds, about ten minutes of training a
+# run on one core, then the evaluation. Two runs at a time (JOBS=4 on more cores), some three hours in all. Evidence goes
+# to results/ebm/ as each run ends; a run that has it there is left out, so the same command goes on after any
+# interruption. SEEDS="0 1" and ARMS="base" for fewer. FLAGS go to every training run.
+set -u
+CDPATH= cd -- "$(dirname -- "$0")/.." || exit 1
+
+declare -A FLAGS=(
+  [base]=""                                        # run 4, smaller
+  [no-constraint]="--constraint-weight 0"          # without the rules' penalty in training
+  [no-unit-norm]="--no-unit-norm --z-noise 1"      # z as in runs 2 and 3
+  [target-trained]="--target-input trained"        # the target encoder's input weight follows, as the others do
+  [wrong-tensor]="--run 1 --vicreg-on prediction"  # run 1 with its third bug alone
+  [first-form]="--run 1 --vicreg-on prediction --vicreg-variance 25 --vicreg-covariance 1 --decode-weight 0.1 --decode-cells all"
+)
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+
+python() {
+  if [ -n "${PYTHON:-}" ]; then "$PYTHON" "$@"; else ./run.sh python "$@"; fi
+}
+
+one() { # NAME FLAGS...: train, evaluate, keep the evidence
+  local run=runs/ebm/$1
+  mkdir -p "$run"
+  python -m ebm.train --preset mini --name "$1" --seed "${1##*-seed}" --resume "${@:2}" >"$run.txt" 2>&1 &&
+    python -m ebm.evaluate "$run" --puzzles 300 --chains 4 --decodes 200 --output "$run/evaluation.json" >>"$run.txt" 2>&1 &&
+    python -m ebm.evaluate "$run" --puzzles 300 --chains 4 --decodes 1 --true-noise \
+      --output "$run/evaluation-true-noise.json" >>"$run.txt" 2>&1 &&
+    python -m ebm.report keep "$run" && return
+  echo "$1 failed or was stopped, see $run.txt" >&2
+  return 255 # xargs starts no more
+}
+export -f python one
+
+for seed in ${SEEDS:-0 1 2}; do
+  for arm in ${ARMS:-base first-form no-unit-norm no-constraint target-trained wrong-tensor}; do
+    [ -s "results/ebm/$arm-seed$seed/evaluation-true-noise.json" ] || echo "$arm-seed$seed ${FLAGS[$arm]} $*"
+  done
+done | xargs -P "${JOBS:-2}" -I{} bash -c 'one {}' || exit 1
+python -m ebm.report

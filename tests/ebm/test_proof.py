@@ -1,0 +1,164 @@
+"""The measurements of ebm.proof, on energies and networks for which the answer is known."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import common
+from data import generate
+from ebm import ours, proof
+from plumbing import candidates
+
+
+@pytest.fixture(autouse=True)
+def sooner(monkeypatch):
+    monkeypatch.setattr(proof, "POINTS", 6)
+
+
+@pytest.fixture(scope="module")
+def puzzles():
+    return generate.generate(4, clues=45, seed=5, progress=False).rows(np.arange(4))
+
+
+def make(**changes):
+    torch.manual_seed(0)
+    config = common.with_preset(ours.Config(**changes), "smoke")
+    return config, ours.Model(config).double()
+
+
+def save(path, config, model, **changes):
+    torch.save({"experiment": "ours", "step": 1, "config": dataclasses.asdict(config)} | changes
+               | {"model": {name: value.float() for name, value in model.state_dict().items()}}, path)  # fmt: skip
+    return str(path)
+
+
+def test_update_finds_what_is_not_the_gradient(puzzles, monkeypatch):
+    _, model = make()
+    assert proof.difference(model, puzzles[0], 4, np.random.default_rng(0)) < 1e-6
+    real = model.iterate_shard
+
+    def pushed(shard):
+        logits, (puzzle, board, s) = real(shard)
+        return logits, (puzzle, board, s + 1e-3)
+
+    monkeypatch.setattr(model, "iterate_shard", pushed)
+    assert proof.difference(model, puzzles[0], 4, np.random.default_rng(0)) > 1e-4
+
+
+def test_the_way_down_is_that_of_the_model(puzzles):
+    """The energies before each step, the fall that each gradient promises, and whether the board is right."""
+    _, model = make(test_descent=0.001)
+    energy, promised, solved = proof.descend(model, *puzzles, 3)
+    state = model.start(torch.from_numpy(puzzles[0].astype(np.int64)))
+    for step in range(4):
+        assert np.allclose(energy[:, step], model.energies(state))
+        moved = model.iterate(state)[1]
+        length = sum((a[2] - b[2]).square().sum() for a, b in zip(moved, state)) / 0.001
+        assert promised[:, step].sum() == pytest.approx(length.item())
+        state = moved
+    assert np.allclose(energy[:, 0] - energy[:, 1], promised[:, 0], rtol=0.05), "so short a step keeps its promise"
+    right = [(logits.argmax(-1).numpy() + 1 == puzzles[1]).all(1) for logits in model(torch.tensor(puzzles[0]), 3)]
+    assert np.array_equal(solved[:, 1:].T, right)
+
+
+def test_falls_are_counted_where_there_is_something_to_fall(puzzles):
+    asked = proof.Arguments("x", puzzles=2, steps=16)
+    energy = np.tile(10.0 - np.arange(65), (2, 1))
+    promised, solved = np.ones((2, 65)), np.ones((2, 65), bool)
+    energy[0, 5] = 20  # up once, and down again
+    promised[1, 10:] = 0  # the second has converged: its rounding does not count
+    row = proof.figures(asked, energy, promised, solved, np.zeros(2), np.array([1.0, -1.0]), np.array([True, False]))
+    assert row["falls"] == {"right": 25, "of": 26, "converged": 6, "fell_when_converged": 6}
+    assert row["boards"]["share"] == 1 and row["boards"]["of"] == 1, "a board that could not be changed does not count"
+    assert row["auroc"] == {"value": None, "solved": 2, "unsolved": 0}
+    assert list(row["solved"]) == ["8", "16", "64"]
+
+
+def test_auroc():
+    low, high = np.array([1.0, 2.0, 3.0]), np.array([2.0, 4.0])
+    assert proof.auroc(low, high) == pytest.approx((1 + 1 + 0.5 + 1 + 0 + 1) / 6)
+    assert proof.auroc(low, low) == 0.5 and proof.auroc(low, low + 9) == 1.0
+    assert proof.auroc(low, high[:0]) is None
+
+
+def test_one_changed(puzzles):
+    puzzle, solution = puzzles
+    changed = proof.one_changed(puzzle, solution, np.random.default_rng(0))
+    assert ((changed != solution).sum(1) == 1).all()
+    assert (changed[puzzle > 0] == solution[puzzle > 0]).all(), "clues stay"
+    board = candidates.Board(puzzle)
+    for row, cell in zip(*np.nonzero(changed != solution)):
+        candidate = cell * 9 + changed[row, cell] - 1
+        assert ((board.place[0] == row) & (board.place[1] == candidate)).any(), "no clue excludes it"
+    full = proof.one_changed(solution, solution, np.random.default_rng(0))
+    assert (full == solution).all(), "nothing to change"
+
+
+def test_the_energy_of_a_board_holds_the_board(puzzles, monkeypatch):
+    """Each candidate's logit stays at its level, while the rest of its state goes down."""
+    _, model = make(test_descent=0.02)
+    level, seen = (1.5, -2.0), []
+    monkeypatch.setattr(model, "gradient", lambda s, board, real=model.gradient: (seen.append(s), real(s, board))[1])
+    heights = [proof.held(model, *puzzles, level, steps) for steps in (0, 20)]
+    assert (heights[1] < heights[0]).all()
+    board = candidates.Board(puzzles[0])
+    wanted = np.where(proof.is_right(board, puzzles[1]), *level)
+    for s in (seen[0], seen[-1]):
+        assert np.allclose((s @ model.read).detach(), wanted)
+
+
+def test_levels_are_those_of_solved_puzzles(puzzles):
+    puzzle, solution = puzzles
+    _, model = make()
+    blank = np.cumsum(puzzle == 0, 1) == 1
+    one_left = np.where(blank & (puzzle == 0), 0, solution)  # one blank with one candidate: solved, and none wrong
+    with torch.no_grad():
+        model.read.mul_(0).add_(1)
+    right, wrong = proof.levels(model, one_left, solution, 2)
+    _, board, s = model.start_shard(torch.from_numpy(one_left.astype(np.int64)))
+    for _ in range(2):
+        s = s - model.descent * model.gradient(s, board)[1]
+    assert right == pytest.approx((s @ model.read).median().item()) and np.isnan(wrong)
+
+
+# ---------------------------------------------------------------- the command
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["missing.pt"], ["missing.pt"]),
+        (["bad.pt", "--puzzles", "0"], ["--puzzles 0"]),
+        (["bad.pt", "--steps", "3"], ["--steps 3"]),
+        (["bad.pt", "--seed", "-1"], ["--seed -1"]),
+        (["bad.pt", "--output", "x/y.json"], ["--output x/y.json"]),
+        (["bad.pt"], ["bad.pt", "ebm/ours.py"]),
+        (["other.pt"], ["other.pt", "fit"]),
+    ],
+)
+def test_what_cannot_be_used_is_named(clean, capsys, flags, words):
+    config, model = make()
+    save(clean / "bad.pt", config, model, experiment="exp_cosine")
+    save(clean / "other.pt", dataclasses.replace(config, width=2 * config.width), model)
+    assert proof.main(flags) == 2
+    error = capsys.readouterr().err
+    assert all(word in error for word in words), error
+
+
+def test_untrained_weights_are_measured_or_refused(clean, capsys, monkeypatch):
+    """Where nothing is solved there is no level to hold a board at; with one, everything is written down."""
+    config, model = make()
+    path = save(clean / "checkpoint.pt", config, model)
+    flags = [path, "--puzzles", "2", "--steps", "16"]
+    assert proof.main(flags) == 2 and "solves none" in capsys.readouterr().err
+    monkeypatch.setattr(proof, "levels", lambda *_: [1.0, -1.0])
+    monkeypatch.setattr(proof, "held", lambda *a, real=proof.held: real(*a, steps=2))
+    assert proof.main(flags) is None
+    out = capsys.readouterr().out
+    result = json.loads((clean / "proof.json").read_text())
+    assert result["update"]["largest_error"] < 1e-6
+    assert set(result["45 clues"]["solved"]) == {"8", "16", "64"}
+    assert "E falls at" in out and "AUROC" in out and "no data" in out
