@@ -377,12 +377,11 @@ def test_ablation_has_the_same_noise_and_puzzles():
     with torch.no_grad():
         model.decoder.cells.layers[0].out.weight[:, :8] = 0  # head 0 does nothing
         model.decoder.cells.layers[0].out.weight[:, 8:16] *= 30  # head 1 does much
-    asked = dataclasses.replace(ASKED, steps=2)
-    seen = interpret.observe(model, puzzle, solution, "consistency", asked)
+    seen = interpret.observe(model, puzzle, solution, "consistency", ASKED)
     heads = interpret.experiment_heads(model, puzzle, seen)["heads"]
     for head in heads:
         head["label"] = "row"
-    found = interpret.experiment_ablation(model, puzzle, seen, heads, "consistency", asked)
+    found = interpret.experiment_ablation(model, puzzle, seen, heads, "consistency", ASKED)
     assert [(row["layer"], row["head"]) for row in found["heads"]] == [(0, 0), (0, 1), (0, 2), (None, None)]
     idle, busy, _, every = found["heads"]
     for column in ("Langevin", "z = 0"):
@@ -392,7 +391,7 @@ def test_ablation_has_the_same_noise_and_puzzles():
         assert every[column]["better"] + every[column]["worse"] > 10
     assert found["puzzles"] == 40 and found["blanks"] == 40 * 36 and found["intervals"] <= 2
     assert json.loads(json.dumps(found)) == found and found["worse"] + found["better"] <= found["intervals"]
-    again = interpret.experiment_ablation(model, puzzle, seen, heads, "consistency", asked)
+    again = interpret.experiment_ablation(model, puzzle, seen, heads, "consistency", ASKED)
     assert again == found
 
 
@@ -537,7 +536,8 @@ def test_the_energy_is_that_of_the_run(number, energy, kind, run, monkeypatch):
     assert seen == [kind]
 
 
-def test_at_once_changes_nothing(run):
+def test_at_once_changes_nothing(run, monkeypatch):
+    monkeypatch.setattr(interpret, "RESAMPLED", 20)
     model, config = load_model(run / "checkpoint.pt")
     asked = interpret.Arguments("", data="puzzles.npy", puzzles=11, steps=2, heads=1)
     whole, parts = (interpret.study(model, config, dataclasses.replace(asked, at_once=n)) for n in (512, 4))
