@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # scripts/ebm.sh [FLAGS...]
-# What the log claims of its energy model, asked of small ones: five arms, three seeds, about ten minutes of training a
+# What the log claims of its energy model, asked of small ones: six arms, three seeds, about ten minutes of training a
 # run on one core, then the evaluation. Two runs at a time (JOBS=4 on more cores), some three hours in all. Evidence goes
 # to results/ebm/ as each run ends; a run that has it there is left out, so the same command goes on after any
 # interruption. SEEDS="0 1" and ARMS="base" for fewer. FLAGS go to every training run.

@@ -377,11 +377,12 @@ def test_ablation_has_the_same_noise_and_puzzles():
     with torch.no_grad():
         model.decoder.cells.layers[0].out.weight[:, :8] = 0  # head 0 does nothing
         model.decoder.cells.layers[0].out.weight[:, 8:16] *= 30  # head 1 does much
-    seen = interpret.observe(model, puzzle, solution, "consistency", ASKED)
+    asked = dataclasses.replace(ASKED, steps=2)
+    seen = interpret.observe(model, puzzle, solution, "consistency", asked)
     heads = interpret.experiment_heads(model, puzzle, seen)["heads"]
     for head in heads:
         head["label"] = "row"
-    found = interpret.experiment_ablation(model, puzzle, seen, heads, "consistency", ASKED)
+    found = interpret.experiment_ablation(model, puzzle, seen, heads, "consistency", asked)
     assert [(row["layer"], row["head"]) for row in found["heads"]] == [(0, 0), (0, 1), (0, 2), (None, None)]
     idle, busy, _, every = found["heads"]
     for column in ("Langevin", "z = 0"):
@@ -391,7 +392,7 @@ def test_ablation_has_the_same_noise_and_puzzles():
         assert every[column]["better"] + every[column]["worse"] > 10
     assert found["puzzles"] == 40 and found["blanks"] == 40 * 36 and found["intervals"] <= 2
     assert json.loads(json.dumps(found)) == found and found["worse"] + found["better"] <= found["intervals"]
-    again = interpret.experiment_ablation(model, puzzle, seen, heads, "consistency", ASKED)
+    again = interpret.experiment_ablation(model, puzzle, seen, heads, "consistency", asked)
     assert again == found
 
 
