@@ -17,6 +17,7 @@ import pandas as pd
 
 import insights
 import report
+from ebm import interpret
 from ebm.evaluate import percent
 from plumbing import disk
 
@@ -114,6 +115,12 @@ def collapse(*names):
     return report.table(head, rows)
 
 
+def study(name):
+    """What ebm.interpret printed of a run."""
+    found = disk.read_json(results() / name / "interpret.json")
+    return ["```", *interpret.summary(found), "```"] if found else ["not run"]
+
+
 def solver(name):
     """Puzzles solved by each seed of ours in its own test, after so many steps of descent."""
     found = {seed: disk.read_json(folder / "summary.json") for seed, folder in runs(name, "ours").items()}
@@ -153,7 +160,7 @@ def proof(name):
     return report.table(head, rows)
 
 
-KINDS = {"arms": arms, "questions": questions, "collapse": collapse, "solver": solver, "proof": proof}
+KINDS = {"arms": arms, "questions": questions, "collapse": collapse, "study": study, "solver": solver, "proof": proof}
 
 # ---------------------------------------------------------------- evidence and weights
 

@@ -28,6 +28,7 @@ one() { # NAME FLAGS...: train, evaluate, keep the evidence
     python -m ebm.evaluate "$run" --puzzles 300 --chains 4 --decodes 200 --output "$run/evaluation.json" >>"$run.txt" 2>&1 &&
     python -m ebm.evaluate "$run" --puzzles 300 --chains 4 --decodes 1 --true-noise \
       --output "$run/evaluation-true-noise.json" >>"$run.txt" 2>&1 &&
+    { [ "$1" != base-seed0 ] || python -m ebm.interpret "$run" --puzzles 200 >>"$run.txt" 2>&1; } &&
     python -m ebm.report keep "$run" && return
   echo "$1 failed or was stopped, see $run.txt" >&2
   return 255 # xargs starts no more
