@@ -19,6 +19,7 @@ import exp_sam
 import lineage
 import sudoku
 from data import generate, sources, store
+from ebm import ours
 from plumbing import disk, loop, presets, run
 from tests import experiments
 
@@ -480,13 +481,14 @@ def test_contract_of_a_model(name):
 
 
 def test_every_preset_names_every_field():
-    for name in experiments.names():
-        fields = set(vars(experiments.load(name).Config()))
+    configs = {name: experiments.load(name).Config() for name in experiments.names()} | {"ebm/ours": ours.Config()}
+    for name, config in configs.items():
+        fields = set(vars(config))
         for preset in set(presets.PRESETS) - {"full"}:
             rules = set(presets.PRESETS[preset])
             assert fields <= rules | presets.UNCHANGED, (name, preset)
             assert not rules & presets.UNCHANGED - {"test_iterations"}, preset
-    known = set().union(*(vars(experiments.load(name).Config()) for name in experiments.names()))
+    known = set().union(*map(vars, configs.values()))
     assert presets.UNCHANGED | set(presets.MINI) <= known, "names that no experiment has"
 
 
