@@ -51,6 +51,11 @@ def parse(config_class, argv=None):
     words = " ".join(argv).replace("=", " ").split()
     preset = words[words.index("--preset") + 1] if "--preset" in words[:-1] else "full"
     default = with_preset(config_class(), preset if preset in PRESETS else "full")
+    return from_flags(config_class, argv, default, wrong_value)
+
+
+def from_flags(config_class, argv, default, wrong_value):
+    """The config that the flags make of `default`; a flag with a wrong value ends the program."""
     text = (sys.modules[config_class.__module__].__doc__ or "").replace("\n", "\n ")  # tyro keeps indented lines apart
     with contextlib.suppress(ValueError, AttributeError):  # not the main thread; Windows
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # --help | head ends in silence
@@ -97,16 +102,22 @@ class Batch:
     blanks: int  # blank cells in the batch of all processes together
 
 
-def load(config, run):
-    """The training and test puzzles of this config; the run notes their checksum, for its next --resume."""
+def fetched_once(run, fetch):
+    """What `fetch` returns: the first process fetches or generates, the others then find it in the cache."""
     try:
-        if run.rank > 0:  # the first process fetches or generates, the others then find it in the cache
+        if run.rank > 0:
             dist.barrier()
-        data = sources.load(config)
+        data = fetch()
         if run.rank == 0 and run.world > 1:
             dist.barrier()
     except KeyboardInterrupt:
         raise SystemExit("interrupted: nothing was trained yet, the same command starts again") from None
+    return data
+
+
+def load(config, run):
+    """The training and test puzzles of this config; the run notes their checksum, for its next --resume."""
+    data = fetched_once(run, lambda: sources.load(config))
     run.data = [zlib.crc32(np.ascontiguousarray(part.table).view(np.uint8)) for part in (data.train, data.test)]
     return data
 

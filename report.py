@@ -396,24 +396,32 @@ def keep(folders):
         print(target.relative_to(ROOT))
 
 
-def ship(folder):
+def ship(folder, name="speedrun.pt"):
     """The weights without what only a resumed run needs."""
     saved = disk.load_checkpoint(Path(folder) / "checkpoint.pt")
-    target = ROOT / "weights" / "speedrun.pt"
+    target = ROOT / "weights" / name
     disk.save_checkpoint(target, {name: saved[name] for name in ("experiment", "step", "config", "model")})
     print(target.relative_to(ROOT))
 
 
-def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def command_line(text, example, commands, argv):
+    """Do what is asked with the folders of runs, one of `commands`; without one, give back the flags."""
+    parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="change nothing, fail when a document is out of date")
-    parser.add_argument("command", nargs="?", choices=("keep", "ship"), help="what to do with these runs")
+    parser.add_argument("command", nargs="?", choices=tuple(commands), help="what to do with these runs")
     parser.add_argument("folders", nargs="*", help="folders of runs")
     arguments = parser.parse_args(argv)
+    if arguments.command and (not arguments.folders or (arguments.command == "ship" and len(arguments.folders) > 1)):
+        parser.error(f"{arguments.command}: which run? give its folder, as in {example}")
     if arguments.command:
-        if not arguments.folders or (arguments.command == "ship" and len(arguments.folders) > 1):
-            parser.error(f"{arguments.command}: which run? give its folder, as in runs/exp_x/mini-seed0")
-        return keep(arguments.folders) if arguments.command == "keep" else ship(arguments.folders[0])
+        commands[arguments.command](*([arguments.folders] if arguments.command == "keep" else arguments.folders))
+    return arguments
+
+
+def main(argv=None):
+    arguments = command_line(__doc__, "runs/exp_x/mini-seed0", {"keep": keep, "ship": ship}, argv)
+    if arguments.command:
+        return
     family = lineage.find(ROOT)
     experiments = {experiment.name: functools.partial(ours, experiment, family) for experiment in family.values()}
     write_documents(ROOT, DOCUMENTS, TABLES | experiments, arguments.check, "python report.py")

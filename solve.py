@@ -31,12 +31,12 @@ from rich.progress import track
 from rich.text import Text
 
 import lineage
+from data.rows import UNITS, missing
 from plumbing import disk
 from plumbing.run import pick_device
 
 ROOT = Path(__file__).resolve().parent
 ROWS = np.arange(81).reshape(9, 9)
-UNITS = np.concatenate([ROWS, ROWS.T, ROWS.reshape(3, 3, 3, 3).swapaxes(1, 2).reshape(9, 9)])  # cells of the 27 units
 UNIT_NAMES = [f"{kind} {i}" for kind in ("row", "column", "box") for i in range(1, 10)]
 BATCH = 64  # puzzles that the network gets at once
 FULL_REPORTS = 3  # up to this many puzzles are shown in full; of more, each unsolved one gets a line
@@ -77,8 +77,7 @@ class Puzzle:
 
 def violations(boards):
     """Digits missing, summed over the 27 units of each full board [..., 81]; 0 means that it obeys all rules."""
-    found = np.bitwise_or.reduce(1 << boards[..., UNITS].astype(np.int16), -1)
-    return 27 * 9 - np.bitwise_count(found).sum(-1, dtype=int)
+    return missing(boards).sum(-1)
 
 
 def conflicts(board):
@@ -160,7 +159,7 @@ def prove(puzzles):
 def choose_weights(given, console):
     """The checkpoint of --weights, else of the newest finished full run of exp_speedrun here, else the shipped one."""
     if given:
-        return Path(given, "checkpoint.pt") if Path(given).is_dir() else Path(given)
+        return disk.checkpoint_path(given)
     for path in sorted(Path("runs/exp_speedrun").glob("*/checkpoint.pt"), key=os.path.getmtime, reverse=True):
         saved = {"config": {}} | disk.load_checkpoint(path, "cpu")
         if saved["config"].get("preset") == "full" and saved.get("step") == saved["config"].get("steps"):

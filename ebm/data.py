@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from numba import njit
 
 import common
@@ -44,15 +43,9 @@ class Data:
 def load(config, run=None):
     """The puzzles of config.data, split; the run notes their checksum, for its next --resume."""
     try:
-        if run and run.rank > 0:  # the first process fetches or generates, the others then find it in the cache
-            dist.barrier()
-        data = split(config)
-        if run and run.rank == 0 and run.world > 1:
-            dist.barrier()
+        data = common.fetched_once(run, lambda: split(config)) if run else split(config)
     except ValueError as error:  # a wrong file or number: the message says which, and what to do
         raise SystemExit(str(error)) from None
-    except KeyboardInterrupt:
-        raise SystemExit("interrupted: nothing was trained yet, the same command starts again") from None
     if run:
         tables = (np.ascontiguousarray(part.table) for part in (data.train, data.validation))
         run.data = [zlib.crc32(table.view(np.uint8)) for table in tables]

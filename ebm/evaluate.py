@@ -363,8 +363,7 @@ def report(asked, command):
     if problem := wrong_value(asked):
         raise SystemExit(problem)
     device = pick_device(asked.device)
-    path = Path(asked.checkpoint)
-    path = path / "checkpoint.pt" if path.is_dir() else path
+    path = disk.checkpoint_path(asked.checkpoint)
     model, config = load_model(path)
     if not all(p.isfinite().all() for p in model.parameters()):
         raise SystemExit(f"{path}: its weights are not finite; give an earlier checkpoint, or train again")
@@ -383,17 +382,21 @@ def report(asked, command):
     print(f"wrote {output}; {result['hardware']}")
 
 
-def main(argv=None):
-    description = __doc__.replace("\n", "\n ")  # tyro joins lines that are not indented
-    asked = tyro.cli(Arguments, args=argv, description=description)
+def start(name, arguments, report, text, argv=None):
+    """What `python -m ebm.NAME` does: flags, then the report; an error is one line. -> exit status"""
+    asked = tyro.cli(arguments, args=argv, description=text.replace("\n", "\n "))  # tyro joins lines not indented
     words = sys.argv[1:] if argv is None else argv
     try:
-        return report(asked, " ".join(["python -m ebm.evaluate", *words]))
+        return report(asked, " ".join([f"python -m ebm.{name}", *words]))
     except (OSError, SystemExit) as error:
         print(error, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
+
+
+def main(argv=None):
+    return start("evaluate", Arguments, report, __doc__, argv)
 
 
 if __name__ == "__main__":

@@ -543,8 +543,7 @@ def report(asked, command):
     if problem := wrong_value(asked):
         raise SystemExit(problem)
     device = pick_device(asked.device)
-    path = Path(asked.checkpoint)
-    path = path / "checkpoint.pt" if path.is_dir() else path
+    path = disk.checkpoint_path(asked.checkpoint)
     model, config = load_model(path)
     folder = Path(asked.output) if asked.output else path.parent / "interpret"
     result = {"command": command, "checkpoint": str(path)} | study(model.to(device), config, asked)
@@ -563,16 +562,7 @@ def report(asked, command):
 
 
 def main(argv=None):
-    description = __doc__.replace("\n", "\n ")  # tyro joins lines that are not indented
-    asked = tyro.cli(Arguments, args=argv, description=description)
-    words = sys.argv[1:] if argv is None else argv
-    try:
-        return report(asked, " ".join(["python -m ebm.interpret", *words]))
-    except (OSError, SystemExit) as error:
-        print(error, file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
+    return evaluate.start("interpret", Arguments, report, __doc__, argv)
 
 
 if __name__ == "__main__":

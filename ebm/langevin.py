@@ -17,7 +17,7 @@ from typing import Literal, get_args
 import numpy as np
 import torch
 
-from data.rows import UNITS
+from data.rows import missing
 from ebm.train import constraint_penalty
 
 # consistency: from run 4 on. norm: runs 1-3, as if the target stood at 0. penalty: the rules alone, a control.
@@ -176,12 +176,6 @@ def frozen(model):
 
 
 # ---------------------------------------------------------------- choice among chains
-
-
-def missing(boards):
-    """int [..., 27]: how many digits each row, column and box of full boards [..., 81] lacks; 0: it obeys the rules."""
-    found = np.bitwise_or.reduce(1 << np.asarray(boards)[..., UNITS].astype(np.int16), -1)
-    return 9 - np.bitwise_count(found).astype(int)
 
 
 def choose(boards, energy=None):

@@ -14,7 +14,7 @@ What one look at E cannot see, `rounds` groups away, only the descent finds out.
 
 python -m ebm.ours                    minutes on two CPU cores: generates puzzles, trains, tests after up to 1,024 steps
 python -m ebm.ours --preset smoke     a few steps, to see that it runs
-python -m ebm.proof runs/ours/full-seed0    is it an energy? what the issue of its name is worth, measured
+python -m ebm.proof runs/ours/full-seed0    is it an energy that is descended? five measurements
 """
 
 import sys

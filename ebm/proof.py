@@ -29,7 +29,7 @@ from rich.progress import track
 
 from data import generate
 from ebm import ours
-from ebm.evaluate import percent, share
+from ebm.evaluate import percent, share, start
 from exp_speedrun import SHARD, workers
 from plumbing import candidates, disk
 
@@ -85,11 +85,11 @@ def levels(model, puzzle, solution, steps):
     found = [[], []]
     for at in range(0, len(puzzle), SHARD):
         part = slice(at, at + SHARD)
-        _, board, s = model.start_shard(torch.from_numpy(puzzle[part].astype(np.int64)))
+        shard = model.start_shard(torch.from_numpy(puzzle[part].astype(np.int64)))
         for _ in range(steps):
-            s = s - model.descent * model.gradient(s, board)[1]
-        reading = board.logits(model.logit(s).float(), puzzle[part]).argmax(-1).numpy() + 1
-        solved = (reading == solution[part]).all(1)[board.place[0]]
+            logits, shard = model.iterate_shard(shard)
+        _, board, s = shard
+        solved = (logits.argmax(-1).numpy() + 1 == solution[part]).all(1)[board.place[0]]
         right = is_right(board, solution[part])
         for values, chosen in zip(found, (solved & right, solved & ~right)):
             values.append((s @ model.read)[torch.from_numpy(chosen)])
@@ -113,7 +113,7 @@ def held(model, puzzle, full, level, steps=HELD_STEPS):
     for _ in range(steps):
         gradient = model.gradient(s, board)[1]
         s = s - model.descent * (gradient - (gradient @ along)[:, None] * along)
-    return ours.of_puzzles(model.gradient(s, board)[0], board, len(puzzle)).numpy()
+    return model.energies([(puzzle, board, s)]).numpy()
 
 
 def one_changed(puzzle, solution, random):
@@ -217,15 +217,12 @@ def lines(result):
 
 
 def report(asked, command):
-    for name in ("puzzles", "steps"):
-        if getattr(asked, name) < (1 if name == "puzzles" else 16):
-            raise SystemExit(f"--{name} {getattr(asked, name)}: expected {1 if name == 'puzzles' else 16} or more")
-    if asked.seed < 0:
-        raise SystemExit(f"--seed {asked.seed}: expected 0 or more")
+    for name, least in {"puzzles": 1, "steps": 16, "seed": 0}.items():
+        if getattr(asked, name) < least:
+            raise SystemExit(f"--{name} {getattr(asked, name)}: expected {least} or more")
     if asked.output and not (asked.output.endswith(".json") and Path(asked.output).parent.is_dir()):
         raise SystemExit(f"--output {asked.output}: expected a .json file in a folder that exists")
-    path = Path(asked.checkpoint)
-    path = path / "checkpoint.pt" if path.is_dir() else path
+    path = disk.checkpoint_path(asked.checkpoint)
     model, _ = load(path)
     bar = {"console": Console(stderr=True), "transient": True, "disable": not sys.stderr.isatty()}
     result = {"command": command, "checkpoint": str(path)} | measure(model, asked, bar)
@@ -239,15 +236,7 @@ def report(asked, command):
 
 
 def main(argv=None):
-    asked = tyro.cli(Arguments, args=argv, description=__doc__.replace("\n", "\n "))  # tyro joins unindented lines
-    words = sys.argv[1:] if argv is None else argv
-    try:
-        return report(asked, " ".join(["python -m ebm.proof", *words]))
-    except (OSError, SystemExit) as error:
-        print(error, file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
+    return start("proof", Arguments, report, __doc__, argv)
 
 
 if __name__ == "__main__":

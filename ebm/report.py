@@ -9,7 +9,6 @@ The lines between `<!-- report KIND WORDS -->` and `<!-- end -->` of a document 
 collapse, study, solver, proof.
 """
 
-import argparse
 import shutil
 from pathlib import Path
 
@@ -24,7 +23,7 @@ from plumbing import disk
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = ("ebm/README.md", "ebm/EXPERIMENTS.md")
 FEW_BLANKS = "0-10"  # blanks: the puzzles of which small models solve some
-EVALUATIONS = ("evaluation.json", "evaluation-true-noise.json", "proof.json", "compute.json")
+EVALUATIONS = ("evaluation.json", "evaluation-true-noise.json", "proof.json")
 
 
 def results(family="ebm"):
@@ -175,24 +174,13 @@ def keep(folders):
 
 
 def ship(folder):
-    """The weights without what only a resumed run needs."""
-    saved = disk.load_checkpoint(Path(folder) / "checkpoint.pt")
-    target = ROOT / "weights" / "ebm.pt"
-    disk.save_checkpoint(target, {name: saved[name] for name in ("experiment", "step", "config", "model")})
-    print(target.relative_to(ROOT))
+    report.ship(folder, "ebm.pt")
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="change nothing, fail when a document is out of date")
-    parser.add_argument("command", nargs="?", choices=("keep", "ship"), help="what to do with these runs")
-    parser.add_argument("folders", nargs="*", help="folders of runs")
-    arguments = parser.parse_args(argv)
-    if arguments.command:
-        if not arguments.folders or (arguments.command == "ship" and len(arguments.folders) > 1):
-            parser.error(f"{arguments.command}: which run? give its folder, as in runs/ours/full-seed0")
-        return keep(arguments.folders) if arguments.command == "keep" else ship(arguments.folders[0])
-    report.write_documents(ROOT, DOCUMENTS, KINDS, arguments.check, "python -m ebm.report")
+    arguments = report.command_line(__doc__, "runs/ours/full-seed0", {"keep": keep, "ship": ship}, argv)
+    if not arguments.command:
+        report.write_documents(ROOT, DOCUMENTS, KINDS, arguments.check, "python -m ebm.report")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,7 @@
 """What stands behind a run of ebm/train.py: presets, command line, validation, reports, best checkpoints, W&B."""
 
-import contextlib
 import math
 import re
-import signal
 import sys
 import threading
 from dataclasses import asdict, replace
@@ -12,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-import tyro
 
 import common
 import plumbing.run
@@ -49,15 +46,7 @@ def parse(config_class, argv=None):
     runs = {str(number): number for number in module.RUNS}
     preset = after.get("--preset", "full")
     default = module.configured(runs.get(after.get("--run"), 4), preset if preset in PRESETS else "full")
-    text = module.__doc__.replace("\n", "\n ")  # tyro keeps indented lines apart
-    with contextlib.suppress(ValueError, AttributeError):  # not the main thread; Windows
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # --help | head ends in silence
-    config = tyro.cli(config_class, args=argv, default=default, description=text)
-    with contextlib.suppress(ValueError, AttributeError):
-        signal.signal(signal.SIGPIPE, signal.SIG_IGN)
-    if problem := wrong_value(config):
-        print(f"error: {problem}", file=sys.stderr)
-        raise SystemExit(2)
+    config = common.from_flags(config_class, argv, default, wrong_value)
     return replace(config, name=config.name or default_name(config))
 
 

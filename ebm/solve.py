@@ -98,8 +98,7 @@ def finite(values, step, path):
 
 def model_for(arguments, device, console):
     """The model of --weights, or of the shipped weights."""
-    given = Path(arguments.weights or solve.ROOT / "weights/ebm.pt")
-    path = given / "checkpoint.pt" if given.is_dir() else given
+    path = disk.checkpoint_path(arguments.weights or solve.ROOT / "weights/ebm.pt")
     saved = disk.load_checkpoint(path)
     name = re.split("[./]", str(saved.get("experiment")))[-1]
     if name not in FILES:

@@ -59,6 +59,11 @@ def save_checkpoint(path, state):
     replace(path, lambda file: torch.save(state, file))
 
 
+def checkpoint_path(given):
+    """The checkpoint of a run's folder, or the one that is named."""
+    return Path(given, "checkpoint.pt") if Path(given).is_dir() else Path(given)
+
+
 def load_checkpoint(path, device="cpu"):
     """A checkpoint of ours, its checksums verified; anything else is an error that names the file."""
     import torch
