@@ -258,17 +258,21 @@ class Run(plumbing.run.Run):
     def evaluate(self, step, model, data):
         """Test every evaluate_every steps and after the last."""
         if self.due(step, self.config.evaluate_every):
+            last = step + 1 == self.config.steps
             with self.untimed():
-                n = self.config.iterations
-                self.tested = step, evaluate(model, data, self, [n])
-            row = self.tested[1][n]
+                self.tested = step, evaluate(model, data, self, self.counts() if last else [self.config.iterations])
+            row = self.tested[1][self.config.iterations]
             self.row |= {"test_solved": round(row["share"], 6), "test_cells": round(row["cell_accuracy"], 6)}
             self.log(f"step {step + 1:>6} test: {solved_line(row)}")
+
+    def counts(self):
+        """The numbers of iterations after which the last test counts."""
+        return sorted({self.config.iterations, *self.config.test_iterations})
 
     def finish(self, model, data):
         """The last test, summary.json, and lines that grep can read."""
         self.default_signals()  # all is saved: Ctrl-C ends the test at once
-        counts = sorted({self.config.iterations, *self.config.test_iterations})
+        counts = self.counts()
         if (ended := self.finished()) and all(str(n) in ended["test"] for n in counts):
             self.log(f"# finished already: solved {100 * ended['solved']:.1f}%")
             self.close()

@@ -6,13 +6,14 @@ python -m ebm.report keep runs/ebm/NAME ...   copy the evidence of runs: config,
 python -m ebm.report ship runs/ours/NAME      make its weights those that ebm.solve uses by default
 
 The lines between `<!-- report KIND WORDS -->` and `<!-- end -->` of a document are generated. Kinds: arms, questions,
-collapse, study, solver, proof.
+collapse, study, solver, proof, compute. ebm/compute.png is drawn from results/ebm/compute.json.
 """
 
 import shutil
 from pathlib import Path
 
 import pandas as pd
+from matplotlib.figure import Figure
 
 import insights
 import report
@@ -24,6 +25,10 @@ ROOT = Path(__file__).parent.parent
 DOCUMENTS = ("ebm/README.md", "ebm/EXPERIMENTS.md")
 FEW_BLANKS = "0-10"  # blanks: the puzzles of which small models solve some
 EVALUATIONS = ("evaluation.json", "evaluation-true-noise.json", "proof.json")
+NETWORKS = {  # of the picture: what a step is, colour
+    "ours": ("ebm/ours.py", "tab:red"), "exp_speedrun": ("exp_speedrun.py", "tab:blue"),
+    "exp_cosine_no_sam": ("exp_cosine_no_sam.py", "tab:green"), "ebm": ("the log's energy model", "0.4"),
+}  # fmt: skip
 
 
 def results(family="ebm"):
@@ -159,7 +164,52 @@ def proof(name):
     return report.table(head, rows)
 
 
+def compute():
+    """What ebm.compute measured: each network's cost of a step, and what it solves after so many."""
+    if not (measured := disk.read_json(results() / "compute.json")):
+        return ["not run"]
+    kinds = list(measured["networks"][0]["kinds"])
+    last = list(measured["networks"][0]["kinds"][kinds[0]]["steps"])[-1]
+    head = ["network", "minutes of training", "parameters", "MFLOP a puzzle and step", "ms",
+            *(f"{kind}: solved after {last} steps, %" for kind in kinds)]  # fmt: skip
+    rows = []
+    for network in measured["networks"]:
+        of_kinds = [network["kinds"][kind] for kind in kinds]
+        middle = of_kinds[kinds.index("45 clues")]
+        milliseconds = middle["steps"][last]["milliseconds"] / int(last)
+        rows.append([
+            NETWORKS[network["experiment"]][0], f"{network['seconds'] / 60:.0f}", f"{network['parameters']:,}",
+            f"{middle['flops'] / 1e6:.2f}", f"{milliseconds:.2f}",
+            *(percent(found["steps"][last]["solved"]) for found in of_kinds),
+        ])  # fmt: skip
+    return report.table(head, rows)
+
+
+def plot():
+    """ebm/compute.png: puzzles solved over the matrix products spent on each."""
+    if not (found := disk.read_json(results() / "compute.json")):
+        return
+    kinds = list(found["networks"][0]["kinds"])
+    figure = Figure(figsize=(11.5, 4.2), layout="constrained")
+    for axis, kind in zip(figure.subplots(1, len(kinds), sharey=True), kinds):
+        for network in found["networks"]:
+            label, colour = NETWORKS[network["experiment"]]
+            measured = network["kinds"][kind]
+            steps = {int(n): row["solved"] for n, row in measured["steps"].items() if int(n) > 0}
+            flops = [n * measured["flops"] / 1e6 for n in steps]
+            low, middle, high = ([100 * row[key] for row in steps.values()] for key in ("low", "share", "high"))
+            axis.fill_between(flops, low, high, color=colour, alpha=0.15, lw=0)
+            axis.plot(flops, middle, marker="o", ms=3.5, color=colour, label=label)
+        axis.set(xscale="log", xlabel="MFLOP a puzzle", ylim=(-3, 103), title=kind)
+        axis.grid(alpha=0.3)
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.axes[0].set_ylabel("puzzles solved, %")
+    figure.axes[0].legend(fontsize=8, frameon=False, loc="best")
+    disk.replace(ROOT / "ebm/compute.png", lambda file: figure.savefig(file, dpi=120))
+
+
 KINDS = {"arms": arms, "questions": questions, "collapse": collapse, "study": study, "solver": solver, "proof": proof}
+KINDS |= {"compute": compute}
 
 # ---------------------------------------------------------------- evidence and weights
 
@@ -181,6 +231,8 @@ def main(argv=None):
     arguments = report.command_line(__doc__, "runs/ours/full-seed0", {"keep": keep, "ship": ship}, argv)
     if not arguments.command:
         report.write_documents(ROOT, DOCUMENTS, KINDS, arguments.check, "python -m ebm.report")
+        if not arguments.check:
+            plot()
 
 
 if __name__ == "__main__":

@@ -1,0 +1,142 @@
+"""The tables of ebm/report.py say what the kept evidence says, the documents match it, and `keep` copies it whole."""
+
+import json
+
+import pytest
+
+from ebm import report
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "ROOT", tmp_path)
+    return tmp_path
+
+
+def share(value, of=100):
+    return {
+        "right": int(value * of),
+        "of": of,
+        "puzzles": of,
+        "share": value,
+        "low": value - 0.01,
+        "high": value + 0.01,
+    }
+
+
+def evaluation(zero, langevin, few_zero=0.1, few_langevin=0.2, oracle=0.9):
+    columns = {}
+    for name, cells, few in (("z = 0", zero, few_zero), ("z random", zero, few_zero),
+                             ("Langevin", langevin, few_langevin), ("oracle", oracle, 1.0)):  # fmt: skip
+        found = {"cells": share(cells), "puzzles": share(few)}
+        columns[name] = {"all": found, "blanks": {"0-10": found}}
+    return {"columns": columns}
+
+
+METRICS = "step,std_context,std_target,energy\n1,0.5,0.25,3\n2,0.04,0.002,1\n"
+
+
+def put(root, arm, seed, family="ebm", **files):
+    folder = root / "results" / family / f"{arm}-seed{seed}"
+    folder.mkdir(parents=True)
+    (folder / "metrics.csv").write_text(METRICS)
+    for name, value in ({"summary": {"collapsed_at": None, "seconds": 600.0, "hardware": "cpu; x"}} | files).items():
+        (folder / f"{name.replace('_', '-')}.json").write_text(json.dumps(value))
+
+
+def rows(lines):
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if not line.startswith("|---")]
+
+
+def test_documents_match_results():
+    report.main(["--check"])
+
+
+def test_an_arm_is_the_mean_of_its_seeds_and_the_oracle_says_that_it_sees_the_answer(root):
+    put(root, "base", 0, evaluation=evaluation(0.20, 0.30))
+    put(root, "base", 1, evaluation=evaluation(0.40, 0.30))
+    head, base, other = rows(report.arms("base", "no-constraint"))
+    assert [title for title in head if "sees the answer" in title] == ["oracle (sees the answer)"]
+    assert base[:2] == ["`base`", "2"] and base[2].startswith("30.0") and base[4].startswith("30.0")
+    assert base[6].startswith("10.0") and base[7].startswith("20.0")
+    assert other[:3] == ["`no-constraint`", "0", "not run"]
+
+
+def test_a_question_compares_the_same_seeds_only(root):
+    for seed, (zero, langevin) in enumerate(((0.20, 0.25), (0.40, 0.45), (0.30, 0.36))):
+        put(root, "base", seed, evaluation=evaluation(zero, langevin))
+    put(root, "no-constraint", 1, evaluation=evaluation(0.50, 0.5))
+    found = {row[0]: row[1:] for row in rows(report.questions())}
+    assert (
+        found["Does Langevin beat z = 0?"][0] == "+5.0, +5.0, +6.0" and found["Does Langevin beat z = 0?"][2] == "yes"
+    )
+    assert found["Does the constraint loss help z = 0?"] == ["-10.0", "-", "-"]  # one seed in common: no interval
+    assert found["Does unit norm help z = 0?"] == ["not run", "-", "-"]
+
+
+@pytest.mark.parametrize(
+    ("points", "answer"), [((2, 3, 4), "yes"), ((-2, -3, -4), "no, it harms"), ((-2, 3, 1), "not shown")]
+)
+def test_an_answer_needs_an_interval_on_one_side(root, points, answer):
+    for seed, more in enumerate(points):
+        put(root, "base", seed, evaluation=evaluation(0.5, 0.5 + more / 100))
+    assert rows(report.questions())[1][3] == answer
+
+
+def test_collapse_reads_the_last_validation(root):
+    put(root, "base", 0)
+    put(root, "first-form", 0, summary={"collapsed_at": 2})
+    _, base, first, missing = rows(report.collapse("base", "first-form", "wrong-tensor"))
+    assert base == ["`base`", "0", "0.04", "0.002", "1", "never"]
+    assert first[-1] == "2" and missing[:2] == ["`wrong-tensor`", "not run"]
+
+
+def test_solver_and_proof(root):
+    test = {str(n): {"solved": [50, solved], "puzzles": [50, 50]} for n, solved in ((16, 20), (256, 40))}
+    summary = {"test": test, "seconds": 1500.0, "hardware": "a laptop; torch"}
+    kind = {"falls": {"right": 99, "of": 100}, "solved": {"8": share(0.1), "256": share(0.8), "1024": share(0.85)},
+            "auroc": {"value": None}, "boards": share(0.99)}  # fmt: skip
+    proof = {"update": {"largest_error": 1.5e-7}, "45 clues": kind, "minimal": kind | {"auroc": {"value": 0.971}}}
+    put(root, "full", 0, family="ours", summary=summary, proof=proof)
+    head, easy, minimal = rows(report.solver("full"))
+    assert head[2:4] == ["16", "256"] and easy[1:4] == ["45 clues", "100.0", "100.0"]
+    assert minimal[1:] == ["minimal", "40.0", "80.0", "25", "a laptop"]
+    head, easy, minimal = rows(report.proof("full"))
+    assert head[-2:] == ["solved after 256 steps, %", "solved after 1024 steps, %"]
+    assert "99.00 % of 100" in easy and "no data" in easy and "0.971" in minimal
+    assert minimal[-2].startswith("80.0") and minimal[-1].startswith("85.0")
+    assert report.solver("other") == report.proof("other") == ["not run"]
+
+
+def network(name, flops):
+    steps = {str(n): {"solved": share(n / 300), "cells": share(0.9), "milliseconds": 2.0 * n} for n in (1, 256)}
+    kinds = {kind: {"flops": flops, "steps": steps} for kind in ("45 clues", "minimal")}
+    return {"experiment": name, "run": "x", "seconds": 1800.0, "parameters": 1234, "kinds": kinds}
+
+
+def test_compute_has_a_row_and_a_picture_for_all_networks(root):
+    (root / "results/ebm").mkdir(parents=True)
+    (root / "ebm").mkdir()
+    assert report.compute() == ["not run"]
+    report.plot()
+    assert not (root / "ebm/compute.png").exists()
+    found = {"networks": [network("ours", 2e6), network("exp_speedrun", 1e6), network("ebm", 3e6)]}
+    (root / "results/ebm/compute.json").write_text(json.dumps(found))
+    _, ours, *_ = rows(report.compute())
+    assert ours[:5] == ["ebm/ours.py", "30", "1,234", "2.00", "2.00"] and ours[5].startswith("85.3")
+    report.plot()
+    assert (root / "ebm/compute.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_keep_copies_evaluations_and_the_study(root, tmp_path, monkeypatch):
+    import report as of_the_root
+
+    monkeypatch.setattr(of_the_root, "ROOT", root)
+    run = tmp_path / "runs/ebm/base-seed0"
+    (run / "interpret").mkdir(parents=True)
+    names = ("config.json", "metrics.csv", "summary.json", "evaluation.json", "evaluation-true-noise.json")
+    for name in (*names, "interpret/interpret.json"):
+        (run / name).write_text('{"preset": "mini", "seed": 0}')
+    report.keep([run])
+    kept = {path.name for path in (root / "results/ebm/base-seed0").iterdir()}
+    assert kept == {*names, "interpret.json"}
