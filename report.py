@@ -367,23 +367,25 @@ def plot():
 FREE = {"name", "seed", "resume", "device", "compile", "wandb", "runs", "test_iterations"}  # change no experiment
 
 
-def altered(folder):
-    """The flags by which a run named after its preset differs from that preset; it must not be pooled with it."""
+def altered(folder, config_class=None):
+    """The flags by which a run named after its preset differs from that preset; it must not be pooled with it. The
+    Config is that of the experiment with the name of the folder above, if no other is given."""
     config = json.loads((folder / "config.json").read_text())
     if folder.name != f"{config['preset']}-seed{config['seed']}":
         return []  # a name of its own
     import common  # imports torch, which only this needs
 
-    expected = vars(common.with_preset(lineage.module(folder.parent.name).Config(), config["preset"]))
+    config_class = config_class or lineage.module(folder.parent.name).Config
+    expected = vars(common.with_preset(config_class(), config["preset"]))
     same = json.loads(json.dumps(expected))  # tuples become lists
     return [name for name, value in config.items() if name not in FREE and value != same.get(name)]
 
 
-def keep(folders):
+def keep(folders, config_class=None):
     for folder in (Path(folder).resolve() for folder in folders):
         if not (folder / "summary.json").exists():
             raise SystemExit(f"{folder} has no summary.json: is it a run, and did it finish? (--resume goes on)")
-        if flags := altered(folder):
+        if flags := altered(folder, config_class):
             given = ", ".join(f"--{name.replace('_', '-')}" for name in flags)
             raise SystemExit(
                 f"{folder} is not its preset: {given} differ; run it again with --name, as in faster-seed0"

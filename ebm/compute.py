@@ -52,14 +52,14 @@ class Iterating:
         device = torch.device("cpu")
         self.model = proof.load(path)[0] if saved["experiment"] == "ours" else solve.load(path, device, console)
 
-    def flops(self, puzzle):
-        """Of one step of one of these puzzles."""
+    def flops(self, puzzle, steps):
+        """Of so many steps of one of these puzzles."""
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             if hasattr(self.model, "iterate_shard"):  # torch counts this thread only
                 self.model.iterate_shard(self.model.start_shard(puzzle))
             else:
                 next(iter(self.model(puzzle, 1)))
-        return counter.get_total_flops() / len(puzzle)
+        return steps * counter.get_total_flops() / len(puzzle)
 
     @torch.no_grad()
     def boards(self, puzzle, counts):
@@ -77,8 +77,9 @@ class LowestChain:
         self.model, config = load_model(path)
         self.chains, self.kind = chains, "norm" if config.run <= 3 else "consistency"
 
-    def flops(self, puzzle):
-        return self.chains * evaluate.cost(self.model, puzzle, self.kind)[1]
+    def flops(self, puzzle, steps):
+        decode, step = evaluate.cost(self.model, puzzle, self.kind)
+        return self.chains * (steps * step + decode) if steps else decode
 
     def boards(self, puzzle, counts):
         start = time.perf_counter()
@@ -92,7 +93,7 @@ class LowestChain:
 
 
 def measure(solver, puzzle, solution, counts, bar):
-    """{steps: {"solved", "cells": shares with intervals, "milliseconds" a puzzle}}, and the FLOPs of a step"""
+    """{steps: {"solved", "cells": shares with intervals, "flops" and "milliseconds" a puzzle}}"""
     right, cells, seconds = {}, {}, {}
     for at in track(range(0, len(puzzle), AT_ONCE), **bar):
         part, answer = puzzle[at : at + AT_ONCE], solution[at : at + AT_ONCE]
@@ -103,15 +104,13 @@ def measure(solver, puzzle, solution, counts, bar):
             seconds[steps] = seconds.get(steps, 0.0) + took
     ones, blanks = np.ones(len(puzzle)), (puzzle == 0).sum(1).numpy()
     return {
-        "flops": solver.flops(puzzle[:8]),
-        "steps": {
-            str(steps): {
-                "solved": evaluate.share(np.concatenate(right[steps]), ones),
-                "cells": evaluate.share(np.concatenate(cells[steps]), blanks),
-                "milliseconds": 1000 * seconds[steps] / len(puzzle),
-            }
-            for steps in right
-        },
+        str(steps): {
+            "solved": evaluate.share(np.concatenate(right[steps]), ones),
+            "cells": evaluate.share(np.concatenate(cells[steps]), blanks),
+            "flops": solver.flops(puzzle[:8], steps),
+            "milliseconds": 1000 * seconds[steps] / len(puzzle),
+        }
+        for steps in right
     }
 
 
@@ -142,10 +141,10 @@ def report(asked, command):
             bar = {"console": Console(stderr=True), "transient": True, "disable": not sys.stderr.isatty()}
             bar |= {"description": f"{name}, {kind}"}
             row["kinds"][kind] = found = measure(solver, *boards, counts, bar)
-            last = list(found["steps"].values())[-1]
+            last = found[str(counts[-1])]
             console.print(
                 f"{name}, {kind}: {evaluate.percent(last['solved'])} % solved after {counts[-1]} steps, "
-                f"{found['flops'] / 1e6:.2f} MFLOP and {last['milliseconds'] / counts[-1]:.2f} ms a puzzle and step"
+                f"{last['flops'] / 1e6:.1f} MFLOP and {last['milliseconds']:.1f} ms a puzzle"
             )
         rows.append(row)
     result = {"command": command, "settings": dataclasses.asdict(asked), "networks": rows}

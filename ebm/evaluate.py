@@ -1,8 +1,8 @@
 """What a trained energy model solves without the answer, and beside it what it "solves" when it sees the answer.
 
-python -m ebm.evaluate runs/train/mini-seed0                         held-out puzzles like those of its training
-python -m ebm.evaluate runs/train/mini-seed0 --data my.csv           any CSV; rows that training may know are left out
-python -m ebm.evaluate runs/train/mini-seed0 --steps 100 --chains 4 --energy norm --true-noise
+python -m ebm.evaluate runs/ebm/run4-mini-seed0                    held-out puzzles like those of its training
+python -m ebm.evaluate runs/ebm/run4-mini-seed0 --data my.csv      any CSV; rows that training may know are left out
+python -m ebm.evaluate runs/ebm/run4-mini-seed0 --steps 100 --chains 4 --energy norm --true-noise
 
 Always the same four columns on the same puzzles. `oracle`: z from the true solution, without noise: it sees the answer
 and is no result. `z = 0` and `z random`: one forward pass without the answer. `Langevin`: the chain of lowest energy.
@@ -301,8 +301,10 @@ def held_out(asked, config):
         elif asked.data.endswith(".npy"):
             whole = store.load(asked.data)
         else:
-            name = config.data if asked.data == "own" else asked.data
-            whole = data.source(dataclasses.replace(config, data=name))[1]
+            if asked.data not in ("own", config.data):  # the test part has a twentieth of what is generated or read
+                few = 40 * asked.puzzles if asked.data.startswith("generated") else 0
+                config = dataclasses.replace(config, data=asked.data, puzzles=few or config.puzzles)
+            whole = data.source(config)[1]
     except (ValueError, FileNotFoundError) as error:
         raise SystemExit(str(error)) from None
     part = np.array(("train", "validation", "test"))[np.searchsorted(data.BOUNDS, data.places(whole), side="right")]

@@ -30,6 +30,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 import common
+import exp_speedrun
 from common import candidates
 from exp_speedrun import SHARD, Muon, Slots, workers
 
@@ -183,8 +184,13 @@ def shard_gradients(model, config, slots, part, blanks):
     return loss.detach(), torch.autograd.grad(loss, list(model.parameters())), logits
 
 
+class Run(common.Run):
+    def sources(self):
+        return [*super().sources(), Path(exp_speedrun.__file__)]
+
+
 def train(config):
-    run = common.Run(config, __file__)
+    run = Run(config, __file__)
     if run.world > 1:
         raise SystemExit("ebm.ours runs in one process, on as many threads as OMP_NUM_THREADS says")
     data = common.load(config, run)

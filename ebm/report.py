@@ -6,7 +6,8 @@ python -m ebm.report keep runs/ebm/NAME ...   copy the evidence of runs: config,
 python -m ebm.report ship runs/ours/NAME      make its weights those that ebm.solve uses by default
 
 The lines between `<!-- report KIND WORDS -->` and `<!-- end -->` of a document are generated. Kinds: arms, questions,
-collapse, study, solver, proof, compute. ebm/compute.png is drawn from results/ebm/compute.json.
+choices, collapse, study, solver, proof, compute. A run that diverged counts in none but collapse. ebm/compute.png is
+drawn from results/ebm/compute.json.
 """
 
 import shutil
@@ -16,9 +17,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 import insights
-import report
+import report as of_root
 from ebm import interpret
-from ebm.evaluate import percent
+from ebm import ours as energy
+from ebm.evaluate import CHOICES, METRICS, percent, share
 from plumbing import disk
 
 ROOT = Path(__file__).parent.parent
@@ -35,10 +37,21 @@ def results(family="ebm"):
     return ROOT / "results" / family
 
 
-def runs(arm, family="ebm"):
-    """{seed: folder} of the kept runs of an arm."""
-    found = results(family).glob(f"{arm}-seed*/summary.json")
-    return {int(path.parent.name.rpartition("-seed")[2]): path.parent for path in sorted(found)}
+def runs(arm, family="ebm", diverged=False):
+    """{seed: folder} of the kept runs of an arm: those that came to their end, or those that diverged."""
+    found, configs = {}, {}
+    for path in sorted(results(family).glob(f"{arm}-seed*/summary.json")):
+        seed = int(path.parent.name.rpartition("-seed")[2])
+        if bool(disk.read_json(path).get("diverged_at")) == diverged:
+            found[seed] = path.parent
+        config = disk.read_json(path.with_name("config.json")) or {}
+        configs[seed] = {name: value for name, value in config.items() if name not in of_root.FREE}
+    if odd := [seed for seed in configs if configs[seed] != configs[min(configs)]]:
+        raise SystemExit(
+            f"results/{family}: {arm}-seed{odd[0]} has other settings than {arm}-seed{min(configs)}, so they must not "
+            "be averaged; run one of them again, or give it another name"
+        )
+    return found
 
 
 def evaluations(arm, name="evaluation.json"):
@@ -68,19 +81,23 @@ def arms(*names):
     rows = []
     for name in names:
         found = [shares(name, column) for column in columns]
+        lost = runs(name, diverged=True)
         found += [shares(name, column, "puzzles", FEW_BLANKS) for column in ("z = 0", "Langevin")]
-        figures = [report.spread(values) for values in found] if len(found[0]) else ["not run", *[""] * 5]
-        rows.append([f"`{name}`", len(found[0]), *figures])
-    return report.table(head, rows)
+        figures = [of_root.spread(values) for values in found] if len(found[0]) else ["not run", *[""] * 5]
+        rows.append([f"`{name}`", f"{len(found[0])}{f', {len(lost)} diverged' * bool(lost)}", *figures])
+    return of_root.table(head, rows)
 
 
-def contrast(better, worse):
-    """The difference in points by seed, its mean and Student's 95 % interval."""
+def contrast(better, worse, chance=0.0):
+    """The difference in points by seed, its mean and Student's 95 % interval. Where both are below `chance`, neither
+    knows anything and the difference says nothing."""
     points = 100 * (better - worse).dropna()
     if len(points) < 2:
         return [", ".join(f"{p:+.1f}" for p in points) or "not run", "-", "-"]
     low, high = insights.interval(points.tolist())
     verdict = "yes" if low > 0 else "no, it harms" if high < 0 else "not shown"
+    if max(better.mean(), worse.mean()) < chance:
+        verdict = "not shown: both are at chance"
     by_seed = ", ".join(f"{p:+.1f}" for p in points)
     return [by_seed, f"{points.mean():+.1f} [{low:+.1f}, {high:+.1f}]", verdict]
 
@@ -96,27 +113,55 @@ def questions():
         ("Is true Langevin noise better?", shares("base", "Langevin", **loud), shares("base", "Langevin")),
         ("Does the constraint loss help z = 0?", shares("base", "z = 0"), shares("no-constraint", "z = 0")),
         ("... in puzzles of few blanks?", shares("base", "z = 0", **few), shares("no-constraint", "z = 0", **few)),
-        ("Does unit norm help z = 0?", shares("base", "z = 0"), shares("no-unit-norm", "z = 0")),
+        ("Does the unit norm of z help z = 0?", shares("base", "z = 0"), shares("no-unit-norm", "z = 0")),
         ("... and Langevin?", shares("base", "Langevin"), shares("no-unit-norm", "Langevin")),
         ("Does a trained input weight of the target help?", shares("target-trained", "z = 0"), shares("base", "z = 0")),
+        (
+            "Does VICReg on the context, not on the prediction, help?",
+            shares("base", "z = 0"),
+            shares("wrong-tensor", "z = 0"),
+        ),
         ("Does the z of the solution help, where it is known?", shares("base", "oracle"), shares("base", "z = 0")),
     ]
-    rows = [(question, *contrast(better, worse)) for question, better, worse in asked]
-    return report.table(["question", "points, by seed", "mean [95 %]", "answer"], rows)
+    rows = []
+    for question, better, worse in asked:
+        rows.append((question, *contrast(better, worse, 0.0 if "few" in question else of_root.CHANCE)))
+    return of_root.table(["question", "points, by seed", "mean [95 %]", "answer"], rows)
+
+
+def choices(arm):
+    """How to choose among the chains of Langevin, and among as many random z as cost the same: means of the seeds."""
+    rows = []
+    for way, label in {"Langevin": "chains of Langevin", "decodes": "random z, no energy"}.items():
+        for choice in (*CHOICES, "oracle"):
+            column = f"{way}, {choice}"
+            if any(column in evaluation["columns"] for evaluation in evaluations(arm).values()):
+                named = CHOICES.get(choice, "the best one (sees the answer)")
+                figures = [of_root.spread(shares(arm, column, metric)) for metric in METRICS]
+                rows.append([label, named, *figures])
+    return of_root.table(["among", "choice", *METRICS.values()], rows) if rows else ["not run"]
 
 
 def collapse(*names):
-    """How far the encoders' vectors differ between puzzles at the end, and the energy there."""
-    head = ["arm", "seed", "standard deviation of z_context", "of z_target", "energy", "collapsed at step"]
+    """How far the encoders' vectors differ between puzzles, at the validation where least and at the end."""
+    spreads = {"std_context": "z_context", "std_target": "z_target"}
+    head = ["arm", "seed", *(f"{z}: {when}" for z in spreads.values() for when in ("least", "end")), "energy", "note"]
     rows = []
     for name in names:
-        for seed, folder in runs(name).items():
+        every = runs(name) | runs(name, diverged=True)
+        for seed, folder in sorted(every.items()):
             metrics, summary = pd.read_csv(folder / "metrics.csv"), disk.read_json(folder / "summary.json")
-            last = [metrics[column].dropna().iloc[-1] for column in ("std_context", "std_target", "energy")]
-            rows.append([f"`{name}`", seed, *(f"{value:.3g}" for value in last), summary["collapsed_at"] or "never"])
-        if not runs(name):
-            rows.append([f"`{name}`", "not run", "", "", "", ""])
-    return report.table(head, rows)
+            figures = []
+            for column in spreads:
+                values = metrics[column].dropna()
+                figures += [f"{values.min():.2g}", f"{values.iloc[-1]:.2g}"] if len(values) else ["-", "-"]
+            step = summary.get("collapsed_at")
+            note = f"diverged at step {summary['diverged_at']}" if summary.get("diverged_at") else ""
+            note = note or (f"collapsed at step {step}" if step else "no collapse")
+            rows.append([f"`{name}`", seed, *figures, f"{metrics['energy'].dropna().iloc[-1]:.2g}", note])
+        if not every:
+            rows.append([f"`{name}`", "not run", *[""] * 6])
+    return of_root.table(head, rows)
 
 
 def study(name):
@@ -134,10 +179,18 @@ def solver(name):
     rows = []
     for seed, summary in found.items():
         for bucket, label in enumerate(("45 clues", "minimal")):
-            tests = (summary["test"].get(str(n)) for n in counts)
-            figures = [f"{100 * t['solved'][bucket] / t['puzzles'][bucket]:.1f}" if t else "-" for t in tests]
-            rows.append([seed, label, *figures, f"{summary['seconds'] / 60:.0f}", summary["hardware"].split(";")[0]])
-    return report.table(["seed", "puzzles", *map(str, counts), "minutes of training", "hardware"], rows)
+            tests = [summary["test"].get(str(n)) for n in counts]
+            figures = [solved(test["solved"][bucket], test["puzzles"][bucket]) if test else "-" for test in tests]
+            many = max(test["puzzles"][bucket] for test in tests if test)
+            rows.append([seed, f"{many} {label}", *figures, f"{summary['seconds'] / 60:.0f}",
+                         summary["hardware"].split(";")[0]])  # fmt: skip
+    head = ["seed", "puzzles", *(f"{n} steps" for n in counts), "minutes of training", "hardware"]
+    return of_root.table(head, rows)
+
+
+def solved(right, of):
+    """In % with Wilson's 95 % interval."""
+    return percent(share([1] * right + [0] * (of - right), [1] * of))
 
 
 def proof(name):
@@ -153,15 +206,17 @@ def proof(name):
             rows.append([
                 seed, label, f"{found['update']['largest_error']:.0e}",
                 f"{100 * falls['right'] / max(1, falls['of']):.2f} % of {falls['of']:,}",
-                percent(row["boards"]), "no data" if value is None else f"{value:.3f}", percent(last), percent(more),
+                f"{falls['converged']:,}", percent(row["boards"]), "no data" if value is None else f"{value:.3f}",
+                f"{row['auroc']['solved']} / {row['auroc']['unsolved']}", percent(last), percent(more),
             ])  # fmt: skip
     if not rows:
         return ["not run"]
     first = disk.read_json(next(iter(runs(name, "ours").values())) / "proof.json")
     counts = list(first["minimal"]["solved"])[-2:]
-    head = ["seed", "puzzles", "update: largest error", "E falls at", "E(solution) < E(one cell changed), %",
-            "AUROC of E, solved against unsolved", *(f"solved after {n} steps, %" for n in counts)]  # fmt: skip
-    return report.table(head, rows)
+    head = ["seed", "puzzles", "update: largest error", "E falls at", "steps after convergence",
+            "E(solution) < E(one cell changed), %", "AUROC of E", "solved / unsolved",
+            *(f"solved after {n} steps, %" for n in counts)]  # fmt: skip
+    return of_root.table(head, rows)
 
 
 def compute():
@@ -169,20 +224,20 @@ def compute():
     if not (measured := disk.read_json(results() / "compute.json")):
         return ["not run"]
     kinds = list(measured["networks"][0]["kinds"])
-    last = list(measured["networks"][0]["kinds"][kinds[0]]["steps"])[-1]
-    head = ["network", "minutes of training", "parameters", "MFLOP a puzzle and step", "ms",
-            *(f"{kind}: solved after {last} steps, %" for kind in kinds)]  # fmt: skip
+    last = max(measured["networks"][0]["kinds"][kinds[0]], key=int)
+    head = ["network", "minutes of training", "parameters", f"MFLOP a minimal puzzle, {last} steps", "ms",
+            *(f"{kind}: solved, %" for kind in kinds)]  # fmt: skip
     rows = []
     for network in measured["networks"]:
-        of_kinds = [network["kinds"][kind] for kind in kinds]
-        middle = of_kinds[kinds.index("45 clues")]
-        milliseconds = middle["steps"][last]["milliseconds"] / int(last)
+        ends = [network["kinds"][kind][last] for kind in kinds]
+        seconds, parameters = network["seconds"], network["parameters"]
         rows.append([
-            NETWORKS[network["experiment"]][0], f"{network['seconds'] / 60:.0f}", f"{network['parameters']:,}",
-            f"{middle['flops'] / 1e6:.2f}", f"{milliseconds:.2f}",
-            *(percent(found["steps"][last]["solved"]) for found in of_kinds),
+            NETWORKS.get(network["experiment"], (network["experiment"],))[0],
+            f"{seconds / 60:.0f}" if seconds else "-", f"{parameters:,}" if parameters else "-",
+            f"{ends[-1]['flops'] / 1e6:,.0f}", f"{ends[-1]['milliseconds']:,.0f}",
+            *(percent(end["solved"]) for end in ends),
         ])  # fmt: skip
-    return report.table(head, rows)
+    return of_root.table(head, rows)
 
 
 def plot():
@@ -193,11 +248,10 @@ def plot():
     figure = Figure(figsize=(11.5, 4.2), layout="constrained")
     for axis, kind in zip(figure.subplots(1, len(kinds), sharey=True), kinds):
         for network in found["networks"]:
-            label, colour = NETWORKS[network["experiment"]]
-            measured = network["kinds"][kind]
-            steps = {int(n): row["solved"] for n, row in measured["steps"].items() if int(n) > 0}
-            flops = [n * measured["flops"] / 1e6 for n in steps]
-            low, middle, high = ([100 * row[key] for row in steps.values()] for key in ("low", "share", "high"))
+            label, colour = NETWORKS.get(network["experiment"], (network["experiment"], "tab:purple"))
+            points = [network["kinds"][kind][n] for n in sorted(network["kinds"][kind], key=int)]
+            flops = [point["flops"] / 1e6 for point in points]
+            low, middle, high = ([100 * p["solved"][key] for p in points] for key in ("low", "share", "high"))
             axis.fill_between(flops, low, high, color=colour, alpha=0.15, lw=0)
             axis.plot(flops, middle, marker="o", ms=3.5, color=colour, label=label)
         axis.set(xscale="log", xlabel="MFLOP a puzzle", ylim=(-3, 103), title=kind)
@@ -209,14 +263,14 @@ def plot():
 
 
 KINDS = {"arms": arms, "questions": questions, "collapse": collapse, "study": study, "solver": solver, "proof": proof}
-KINDS |= {"compute": compute}
+KINDS |= {"compute": compute, "choices": choices}
 
 # ---------------------------------------------------------------- evidence and weights
 
 
 def keep(folders):
     for folder in (Path(folder).resolve() for folder in folders):
-        report.keep([folder])
+        of_root.keep([folder], energy.Config if folder.parent.name == "ours" else None)
         target = results(folder.parent.name) / folder.name
         for path in [*(folder / name for name in EVALUATIONS), folder / "interpret" / "interpret.json"]:
             if path.exists():
@@ -224,13 +278,13 @@ def keep(folders):
 
 
 def ship(folder):
-    report.ship(folder, "ebm.pt")
+    of_root.ship(folder, "ebm.pt")
 
 
 def main(argv=None):
-    arguments = report.command_line(__doc__, "runs/ours/full-seed0", {"keep": keep, "ship": ship}, argv)
+    arguments = of_root.command_line(__doc__, "runs/ours/full-seed0", {"keep": keep, "ship": ship}, argv)
     if not arguments.command:
-        report.write_documents(ROOT, DOCUMENTS, KINDS, arguments.check, "python -m ebm.report")
+        of_root.write_documents(ROOT, DOCUMENTS, KINDS, arguments.check, "python -m ebm.report")
         if not arguments.check:
             plot()
 

@@ -33,7 +33,7 @@ def evaluation(zero, langevin, few_zero=0.1, few_langevin=0.2, oracle=0.9):
     return {"columns": columns}
 
 
-METRICS = "step,std_context,std_target,energy\n1,0.5,0.25,3\n2,0.04,0.002,1\n"
+METRICS = "step,std_context,std_target,energy\n1,0.5,0.25,3\n2,0.01,0.002,2\n3,0.04,0.003,1\n"
 
 
 def put(root, arm, seed, family="ebm", **files):
@@ -71,7 +71,7 @@ def test_a_question_compares_the_same_seeds_only(root):
         found["Does Langevin beat z = 0?"][0] == "+5.0, +5.0, +6.0" and found["Does Langevin beat z = 0?"][2] == "yes"
     )
     assert found["Does the constraint loss help z = 0?"] == ["-10.0", "-", "-"]  # one seed in common: no interval
-    assert found["Does unit norm help z = 0?"] == ["not run", "-", "-"]
+    assert found["Does the unit norm of z help z = 0?"] == ["not run", "-", "-"]
 
 
 @pytest.mark.parametrize(
@@ -83,35 +83,71 @@ def test_an_answer_needs_an_interval_on_one_side(root, points, answer):
     assert rows(report.questions())[1][3] == answer
 
 
-def test_collapse_reads_the_last_validation(root):
-    put(root, "base", 0)
+def test_collapse_has_the_least_and_the_last_spread(root):
+    put(root, "base", 0, config={"seed": 0})
+    put(root, "base", 1, summary={"diverged_at": 7}, config={"seed": 1})
     put(root, "first-form", 0, summary={"collapsed_at": 2})
-    _, base, first, missing = rows(report.collapse("base", "first-form", "wrong-tensor"))
-    assert base == ["`base`", "0", "0.04", "0.002", "1", "never"]
-    assert first[-1] == "2" and missing[:2] == ["`wrong-tensor`", "not run"]
+    _, base, lost, first, missing = rows(report.collapse("base", "first-form", "wrong-tensor"))
+    assert base == ["`base`", "0", "0.01", "0.04", "0.002", "0.003", "1", "no collapse"]
+    assert lost[-1] == "diverged at step 7" and first[-1] == "collapsed at step 2"
+    assert missing[:2] == ["`wrong-tensor`", "not run"]
+
+
+def test_a_run_that_diverged_is_named_and_not_averaged(root):
+    put(root, "base", 0, evaluation=evaluation(0.20, 0.30))
+    put(root, "base", 1, evaluation=evaluation(0.90, 0.90), summary={"diverged_at": 7})
+    base = rows(report.arms("base"))[1]
+    assert base[1] == "1, 1 diverged" and base[2].startswith("20.0")
+
+
+def test_other_settings_are_not_averaged(root):
+    put(root, "base", 0, evaluation=evaluation(0.20, 0.30), config={"seed": 0, "lr": 0.1, "name": "base-seed0"})
+    put(root, "base", 1, evaluation=evaluation(0.20, 0.30), config={"seed": 1, "lr": 0.1, "name": "base-seed1"})
+    report.arms("base")
+    put(root, "base", 2, evaluation=evaluation(0.90, 0.90), config={"seed": 2, "lr": 0.2, "name": "base-seed2"})
+    with pytest.raises(SystemExit, match="base-seed2"):
+        report.arms("base")
+
+
+def test_choices_stand_beside_the_baseline_at_equal_cost(root):
+    found = evaluation(0.20, 0.30)
+    one = {"all": {metric: share(0.5) for metric in report.METRICS}}
+    for column in ("Langevin, energy", "Langevin, oracle", "decodes, majority"):
+        found["columns"][column] = one
+    put(root, "base", 0, evaluation=found)
+    _, energy, best, majority = rows(report.choices("base"))
+    assert energy[:2] == ["chains of Langevin", "lowest energy"] and energy[2].startswith("50.0")
+    assert "sees the answer" in best[1] and majority[:2] == ["random z, no energy", "vote on each cell"]
+    assert report.choices("other") == ["not run"]
 
 
 def test_solver_and_proof(root):
     test = {str(n): {"solved": [50, solved], "puzzles": [50, 50]} for n, solved in ((16, 20), (256, 40))}
     summary = {"test": test, "seconds": 1500.0, "hardware": "a laptop; torch"}
-    kind = {"falls": {"right": 99, "of": 100}, "solved": {"8": share(0.1), "256": share(0.8), "1024": share(0.85)},
-            "auroc": {"value": None}, "boards": share(0.99)}  # fmt: skip
-    proof = {"update": {"largest_error": 1.5e-7}, "45 clues": kind, "minimal": kind | {"auroc": {"value": 0.971}}}
+    kind = {"falls": {"right": 99, "of": 100, "converged": 7},
+            "solved": {"8": share(0.1), "256": share(0.8), "1024": share(0.85)},
+            "auroc": {"value": None, "solved": 9, "unsolved": 0}, "boards": share(0.99)}  # fmt: skip
+    proof = {
+        "update": {"largest_error": 1.5e-7},
+        "45 clues": kind,
+        "minimal": kind | {"auroc": {"value": 0.971, "solved": 7, "unsolved": 2}},
+    }
     put(root, "full", 0, family="ours", summary=summary, proof=proof)
     head, easy, minimal = rows(report.solver("full"))
-    assert head[2:4] == ["16", "256"] and easy[1:4] == ["45 clues", "100.0", "100.0"]
-    assert minimal[1:] == ["minimal", "40.0", "80.0", "25", "a laptop"]
+    assert head[2:4] == ["16 steps", "256 steps"] and easy[1] == "50 45 clues" and easy[3].startswith("100.0")
+    assert minimal[1] == "50 minimal" and minimal[2:4] == ["40.0 [27.6, 53.8]", "80.0 [67.0, 88.8]"]
+    assert minimal[4:] == ["25", "a laptop"]
     head, easy, minimal = rows(report.proof("full"))
     assert head[-2:] == ["solved after 256 steps, %", "solved after 1024 steps, %"]
-    assert "99.00 % of 100" in easy and "no data" in easy and "0.971" in minimal
+    assert "99.00 % of 100" in easy and "no data" in easy and {"0.971", "7 / 2", "7"} <= set(minimal)
     assert minimal[-2].startswith("80.0") and minimal[-1].startswith("85.0")
     assert report.solver("other") == report.proof("other") == ["not run"]
 
 
-def network(name, flops):
-    steps = {str(n): {"solved": share(n / 300), "cells": share(0.9), "milliseconds": 2.0 * n} for n in (1, 256)}
-    kinds = {kind: {"flops": flops, "steps": steps} for kind in ("45 clues", "minimal")}
-    return {"experiment": name, "run": "x", "seconds": 1800.0, "parameters": 1234, "kinds": kinds}
+def network(name, flops, **more):
+    steps = {str(n): {"solved": share(n / 300), "flops": n * flops, "milliseconds": 2.0 * n} for n in (1, 256)}
+    kinds = {"45 clues": steps, "minimal": steps}
+    return {"experiment": name, "run": "x", "seconds": 1800.0, "parameters": 1234, "kinds": kinds} | more
 
 
 def test_compute_has_a_row_and_a_picture_for_all_networks(root):
@@ -120,12 +156,34 @@ def test_compute_has_a_row_and_a_picture_for_all_networks(root):
     assert report.compute() == ["not run"]
     report.plot()
     assert not (root / "ebm/compute.png").exists()
-    found = {"networks": [network("ours", 2e6), network("exp_speedrun", 1e6), network("ebm", 3e6)]}
+    found = {"networks": [network("ours", 2e6), network("exp_sam", 1e6, seconds=None, parameters=None)]}
     (root / "results/ebm/compute.json").write_text(json.dumps(found))
-    _, ours, *_ = rows(report.compute())
-    assert ours[:5] == ["ebm/ours.py", "30", "1,234", "2.00", "2.00"] and ours[5].startswith("85.3")
+    _, ours, other = rows(report.compute())
+    assert ours[:5] == ["ebm/ours.py", "30", "1,234", "512", "512"] and ours[5].startswith("85.3")
+    assert other[:3] == ["exp_sam", "-", "-"]
     report.plot()
     assert (root / "ebm/compute.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("steps", [None, 7])
+def test_keep_takes_ours_as_its_preset_only(root, tmp_path, monkeypatch, steps):
+    import dataclasses
+
+    import report as of_the_root
+    from ebm import ours
+
+    monkeypatch.setattr(of_the_root, "ROOT", root)
+    run = tmp_path / "runs/ours/full-seed1"
+    run.mkdir(parents=True)
+    config = dataclasses.asdict(ours.Config(seed=1, steps=steps or ours.Config().steps))
+    (run / "config.json").write_text(json.dumps(config))
+    (run / "summary.json").write_text("{}")
+    if steps:
+        with pytest.raises(SystemExit, match="--steps"):
+            report.keep([run])
+    else:
+        report.keep([run])
+        assert (root / "results/ours/full-seed1/summary.json").exists()
 
 
 def test_keep_copies_evaluations_and_the_study(root, tmp_path, monkeypatch):

@@ -15,7 +15,7 @@ from plumbing import candidates
 
 @pytest.fixture(autouse=True)
 def sooner(monkeypatch):
-    monkeypatch.setattr(proof, "POINTS", 6)
+    monkeypatch.setattr(proof, "DIRECTIONS", 2)
 
 
 @pytest.fixture(scope="module")
@@ -37,15 +37,18 @@ def save(path, config, model, **changes):
 
 def test_update_finds_what_is_not_the_gradient(puzzles, monkeypatch):
     _, model = make()
-    assert proof.difference(model, puzzles[0], 4, np.random.default_rng(0)) < 1e-6
+    found = proof.difference(model, puzzles[0], 5, np.random.default_rng(0))
+    assert found["largest_error"] < 1e-6 and found["steps"] == [1, 2, 4] and found["directions"] == 3 * 2
     real = model.iterate_shard
 
     def pushed(shard):
         logits, (puzzle, board, s) = real(shard)
-        return logits, (puzzle, board, s + 1e-3)
+        steps.append(s)
+        return logits, (puzzle, board, s + (1e-3 if len(steps) == 4 else 0))
 
+    steps = []
     monkeypatch.setattr(model, "iterate_shard", pushed)
-    assert proof.difference(model, puzzles[0], 4, np.random.default_rng(0)) > 1e-4
+    assert proof.difference(model, puzzles[0], 4, np.random.default_rng(0))["largest_error"] > 1e-4
 
 
 def test_the_way_down_is_that_of_the_model(puzzles):
@@ -159,6 +162,6 @@ def test_untrained_weights_are_measured_or_refused(clean, capsys, monkeypatch):
     assert proof.main(flags) is None
     out = capsys.readouterr().out
     result = json.loads((clean / "proof.json").read_text())
-    assert result["update"]["largest_error"] < 1e-6
+    assert result["update"]["largest_error"] < 1e-6 and result["update"]["steps"][-1] == 16
     assert set(result["45 clues"]["solved"]) == {"8", "16", "64"}
     assert "E falls at" in out and "AUROC" in out and "no data" in out

@@ -265,6 +265,11 @@ def test_default_weights(clean, capsys, monkeypatch):
     assert f"weights: {clean}/weights/ebm.pt (ebm/ours.py" in answered(capsys, [EASY], 0)
 
 
+def test_the_shipped_weights_solve_the_puzzle_of_the_readme(capsys):
+    assert solve.main([PUZZLE, "--quiet"]) == 0
+    assert capsys.readouterr().out.split() == [ANSWER]
+
+
 def test_a_runs_folder(clean, capsys):
     (clean / "run").mkdir()
     save_ours("run/checkpoint.pt", lambda state: state.update(experiment="ebm/ours"))
