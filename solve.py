@@ -65,6 +65,7 @@ class Puzzle:
     confidence: np.ndarray | None = None  # float32 [iterations, 81], probability of those digits
     right: int = -1  # blanks equal to the solution; -1 where the exact solver did not run
     energy: np.ndarray | None = None  # float32 [1 + iterations], the start first; only a model of ebm/solve.py has one
+    descent: int = 0  # iterations after which another descent of it begins
 
     def solved(self):
         return not self.problem and self.boards is not None and not violations(self.boards[-1])
@@ -215,6 +216,7 @@ def iterate(model, puzzles, iterations, keep_going, history):
         p.boards, p.confidence = (np.stack([step[k] for step in steps[kept]]) for steps in (boards, confidence))
         if getattr(model, "energies_noted", None):
             p.energy = np.stack([energy[k] for energy in model.energies_noted[: p.iterations + 1]])
+            p.descent = model.descent
 
 
 def solve(model, puzzles, arguments, history):

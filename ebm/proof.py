@@ -6,8 +6,8 @@ python -m ebm.proof runs/ours/full-seed0 --puzzles 100     sooner done
 1 update   steps of the descent against -step * dE/ds by finite differences, along random directions
 2 falls    the share of steps at which E falls; steps that promise less than CONVERGED are counted apart
 3 boards   E of the solution against E of the same board with one cell changed
-4 verdict  whether E, after the descent, tells solved puzzles from unsolved ones (AUROC)
-5 more     puzzles solved after up to four times as many steps
+4 verdict  whether the lowest E of a puzzle's descents tells solved puzzles from unsolved ones (AUROC)
+5 more     puzzles solved after up to four times as many steps, so four times as many descents
 
 E of a board, in 3, is the E that HELD_STEPS steps of descent reach among the states that read as this board: each
 candidate's logit is held, only the rest of its state moves. Everything is computed in float64: in float32 the rounding
@@ -44,7 +44,7 @@ NUDGE = 1e-5  # of each number of the state, in the finite differences
 class Arguments:
     checkpoint: tyro.conf.Positional[str]  # a checkpoint.pt or a run's folder
     puzzles: int = 300  # of each kind: with 45 clues, and minimal
-    steps: int = 256  # of descent; four times as many for 5
+    steps: int = 256  # of descent, a multiple of the model's patience; four times as many for 5
     seed: int = 0  # of the choice of the changed cell
     output: str = ""  # the .json file with every number; empty: proof.json beside the checkpoint
 
@@ -66,11 +66,11 @@ def load(path):
 # ---------------------------------------------------------------- the five measurements, on a few puzzles each
 
 
-def descend(model, puzzle, solution, steps):
-    """(E, the fall that the gradient promises, solved or not), each [n, steps + 1], on the way of a few puzzles."""
-    _, board, s = model.start_shard(torch.from_numpy(puzzle.astype(np.int64)))
+def descend(model, puzzle, solution, number):
+    """(E, the fall that the gradient promises, solved or not), each [n, patience + 1], on the way of one descent."""
+    _, board, s = model.start_shard(torch.from_numpy(puzzle.astype(np.int64)), number)
     energies, promised, solved = [], [], []
-    for _ in range(steps + 1):
+    for _ in range(model.patience + 1):
         energy, gradient = model.gradient(s, board)
         energies.append(ours.of_puzzles(energy, board, len(puzzle)))
         promised.append(model.descent * ours.of_puzzles(gradient.square().sum(1), board, len(puzzle)))
@@ -78,6 +78,11 @@ def descend(model, puzzle, solution, steps):
         solved.append((reading == solution).all(1))
         s = s - model.descent * gradient
     return torch.stack(energies, 1).numpy(), torch.stack(promised, 1).numpy(), np.stack(solved, 1)
+
+
+def descents(model, puzzle, solution, count):
+    """The same of many descents: [n, count, patience + 1]."""
+    return [np.stack(parts, 1) for parts in zip(*(descend(model, puzzle, solution, k) for k in range(count)))]
 
 
 def levels(model, puzzle, solution, steps):
@@ -163,8 +168,8 @@ def measure(model, asked, bar):
     result = {"settings": dataclasses.asdict(asked), "converged": CONVERGED, "held_steps": HELD_STEPS}
     easy, minimal = (generate.cached(asked.puzzles, clues=clues, seed=SEED) for clues in (45, "minimal"))
     tuning = generate.cached(64, clues="minimal", seed=SEED + 1)
-    result["level"] = level = levels(model, *tuning.rows(slice(None)), asked.steps)
-    result["update"] = difference(model, minimal.rows(slice(4 * SHARD))[0], asked.steps, random)
+    result["level"] = level = levels(model, *tuning.rows(slice(None)), model.patience)
+    result["update"] = difference(model, minimal.rows(slice(4 * SHARD))[0], model.patience, random)
     for name, puzzles in (("45 clues", easy), ("minimal", minimal)):
         puzzle, solution = puzzles.rows(slice(asked.puzzles))
         parts = [slice(at, at + SHARD) for at in range(0, len(puzzle), SHARD)]
@@ -173,26 +178,31 @@ def measure(model, asked, bar):
         def one(part, boards=(puzzle, solution, changed)):
             clues, right, other = (board[part] for board in boards)
             both = (held(model, clues, full, level) for full in (right, other))
-            return *descend(model, clues, right, 4 * asked.steps), *both
+            return *descents(model, clues, right, 4 * asked.steps // model.patience), *both
 
         done = list(track(workers().map(one, parts), name, len(parts), **bar))
         columns = [np.concatenate(column) for column in zip(*done)]
-        result[name] = figures(asked, *columns, (changed != solution).any(1))
+        result[name] = figures(asked.steps // model.patience, *columns, (changed != solution).any(1))
     return result
 
 
-def figures(asked, energy, promised, solved, of_solution, of_changed, differs):
-    at_work = promised[:, : asked.steps] > CONVERGED
-    fell = np.diff(energy[:, : asked.steps + 1]) < 0
-    counts = [2**k for k in range(3, 30) if 2**k < asked.steps] + [asked.steps, 4 * asked.steps]
-    last, ended = solved[:, asked.steps], energy[:, asked.steps]
+def figures(count, energy, promised, solved, of_solution, of_changed, differs):
+    """`count` descents are the solver's; the others are those of four times as many steps."""
+    every, patience = np.arange(len(energy)), energy.shape[2] - 1
+    at_work = promised[:, :count, :-1] > CONVERGED
+    fell = np.diff(energy[:, :count]) < 0
+    right = {n: solved[:, 0, n] for n in (2**k for k in range(3, 30)) if n < patience}
+    for many in sorted({1, *(2**k for k in range(30) if 2**k < count), count, 4 * count}):
+        right[many * patience] = solved[every, energy[:, :many, -1].argmin(1), -1]
+    lowest, last = energy[:, :count, -1].min(1), right[count * patience]
     return {
-        "solved": {str(n): share(solved[:, n], np.ones(len(last))) for n in counts},
+        "solved": {str(n): share(solved, np.ones(len(solved))) for n, solved in right.items()},
         "falls": {"right": int((fell & at_work).sum()), "of": int(at_work.sum()),
                   "converged": int((~at_work).sum()), "fell_when_converged": int((fell & ~at_work).sum())},
-        "energy": {"start": float(energy[:, 0].mean()), "end": float(ended.mean())},
+        "energy": {"start": float(energy[:, 0, 0].mean()), "end": float(lowest.mean())},
         "boards": share((of_solution < of_changed)[differs], np.ones(differs.sum())),
-        "auroc": {"value": auroc(ended[last], ended[~last]), "solved": int(last.sum()), "unsolved": int((~last).sum())},
+        "auroc": {"value": auroc(lowest[last], lowest[~last]),
+                  "solved": int(last.sum()), "unsolved": int((~last).sum())},
     }  # fmt: skip
 
 
@@ -221,13 +231,15 @@ def lines(result):
 
 
 def report(asked, command):
-    for name, least in {"puzzles": 1, "steps": 16, "seed": 0}.items():
+    for name, least in {"puzzles": 1, "steps": 1, "seed": 0}.items():
         if getattr(asked, name) < least:
             raise SystemExit(f"--{name} {getattr(asked, name)}: expected {least} or more")
     if asked.output and not (asked.output.endswith(".json") and Path(asked.output).parent.is_dir()):
         raise SystemExit(f"--output {asked.output}: expected a .json file in a folder that exists")
     path = disk.checkpoint_path(asked.checkpoint)
     model, _ = load(path)
+    if asked.steps % model.patience:
+        raise SystemExit(f"--steps {asked.steps}: expected a multiple of {model.patience}, the steps of one descent")
     bar = {"console": Console(stderr=True), "transient": True, "disable": not sys.stderr.isatty()}
     result = {"command": command, "checkpoint": str(path)} | measure(model, asked, bar)
     result |= {"hardware": disk.describe(torch.device("cpu")), "commit": disk.commit()}

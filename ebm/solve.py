@@ -53,17 +53,21 @@ class Descent(torch.nn.Module):
 
     def __init__(self, model, path):
         super().__init__()
-        self.model, self.path = model, path
+        self.model, self.path, self.descent = model, path, model.patience
 
     def forward(self, puzzle, iterations):
-        state, shown = self.model.start(puzzle), len(puzzle) <= solve.FULL_REPORTS  # an energy costs as much as a step
-        self.energies_noted = [finite(self.model.energies(state), 0, self.path)] if shown else []
-        for step in range(1, iterations + 1):
-            logits, state = self.model.iterate(state)
+        shown = len(puzzle) <= solve.FULL_REPORTS  # an energy costs as much as a step
+        self.energies_noted = []
+        self.note(0, self.model.start(puzzle), shown)
+        for step, (logits, state) in enumerate(self.model.answers(puzzle, iterations), 1):
             finite(logits, step, self.path)
-            if shown:
-                self.energies_noted.append(finite(self.model.energies(state), step, self.path))
+            self.note(step, state, shown)
             yield logits
+
+    def note(self, step, state, shown):
+        """The energy of the descent under way; an earlier one may have ended lower."""
+        if shown:
+            self.energies_noted.append(finite(self.model.energies(state), step, self.path))
 
 
 class Langevin(torch.nn.Module):
@@ -71,7 +75,7 @@ class Langevin(torch.nn.Module):
 
     def __init__(self, model, path, kind, chains):
         super().__init__()
-        self.model, self.path, self.kind, self.chains = model, path, kind, chains
+        self.model, self.path, self.kind, self.chains, self.descent = model, path, kind, chains, 0
 
     def forward(self, puzzle, iterations):
         parts = [self.best_chain(part, iterations) for part in puzzle.split(8)]  # all chains are kept until one is best
@@ -129,15 +133,21 @@ def model_for(arguments, device, console):
 
 
 def changes(p):
-    """(the change of E in each step, what of it may be rounding)"""
-    return np.diff(p.energy), ROUNDING * np.abs(p.energy).max()
+    """(the change of E in each step, none where another descent began; what of it may be rounding)"""
+    change = np.diff(p.energy)
+    if p.descent:
+        change[p.descent :: p.descent] = np.nan
+    return change, ROUNDING * np.abs(p.energy).max()
 
 
 def fall(p):
     """How steadily the energy fell."""
     change, least = changes(p)
+    begun = 1 + np.isnan(change).sum()
+    change = change[~np.isnan(change)]
     fell, rose = (change < -least).sum(), (change > least).sum()
     text = f"E fell in {fell} of {len(change)} steps"
+    text += f" of {begun} descents" if begun > 1 else ""
     text += f", rose in {rose} (by {change.max():.3g} at most)" if rose else ""
     text += f", stayed within rounding in {len(change) - fell - rose}" if fell + rose < len(change) else ""
     return f"{text}: from {p.energy[0]:.3f} to {p.energy[-1]:.3f}"

@@ -91,7 +91,7 @@ PRESETS = {"full": {}, "gpu": GPU, "mini": MINI, "smoke": SMOKE}
 UNCHANGED = {"name", "seed", "resume", "device", "compile", "wandb", "runs", "preset", "test_iterations", "precision"}
 UNCHANGED |= {"edges", "muon_lr", "weight_decay", "depth", "lifetime", "easy_steps", "encoders", "micro_batches"}
 UNCHANGED |= {"cycles", "low_cycles", "clip", "pool", "descent", "rounds", "solved_lifetime", "sharp", "rise", "fall"}
-UNCHANGED |= {"test_descent", "judge", "high"}
+UNCHANGED |= {"test_descent", "judge", "high", "spread", "patience", "easy"}
 
 
 def with_preset(config, preset):

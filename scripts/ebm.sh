@@ -23,14 +23,17 @@ python() {
 }
 
 one() { # NAME FLAGS...: train, evaluate, keep the evidence
-  local run=runs/ebm/$1
+  local run=runs/ebm/$1 asked="--puzzles 300 --chains 4" base=
   mkdir -p "$run"
-  python -m ebm.train --preset mini --name "$1" --seed "${1##*-seed}" --resume "${@:2}" >"$run.txt" 2>&1 &&
-    python -m ebm.evaluate "$run" --puzzles 300 --chains 4 --output "$run/evaluation.json" >>"$run.txt" 2>&1 &&
-    python -m ebm.evaluate "$run" --puzzles 300 --chains 4 --decodes 1 --true-noise \
-      --output "$run/evaluation-true-noise.json" >>"$run.txt" 2>&1 &&
-    { [ "$1" != base-seed0 ] || python -m ebm.interpret "$run" --puzzles 200 >>"$run.txt" 2>&1; } &&
-    python -m ebm.report keep "$run" && return
+  case $1 in base-*) base=1 ;; *) asked+=" --decodes 1" ;; esac # only base has the baseline of equal cost and the noise
+  {
+    python -m ebm.train --preset mini --name "$1" --seed "${1##*-seed}" --resume "${@:2}" &&
+      python -m ebm.evaluate "$run" $asked --output "$run/evaluation.json" &&
+      { [ -z "$base" ] || python -m ebm.evaluate "$run" $asked --decodes 1 --true-noise \
+        --output "$run/evaluation-true-noise.json"; } &&
+      { [ "$1" != base-seed0 ] || python -m ebm.interpret "$run" --puzzles 200; } &&
+      python -m ebm.report keep "$run"
+  } >"$run.txt" 2>&1 && return
   echo "$1 failed or was stopped, see $run.txt" >&2
   return 255 # xargs starts no more
 }
@@ -38,7 +41,7 @@ export -f python one
 
 for seed in ${SEEDS:-0 1 2}; do
   for arm in ${ARMS:-base no-constraint no-unit-norm target-trained wrong-tensor run1 first-form}; do
-    [ -s "results/ebm/$arm-seed$seed/evaluation-true-noise.json" ] || echo "$arm-seed$seed ${FLAGS[$arm]} $*"
+    [ -s "results/ebm/$arm-seed$seed/summary.json" ] || echo "$arm-seed$seed ${FLAGS[$arm]} $*"
   done
 done | xargs -P "${JOBS:-2}" -I{} bash -c 'one {}' || exit 1
 python -m ebm.report

@@ -1,5 +1,7 @@
 """Our energy: what it is, that a step is its gradient, and what training asks of it."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,6 @@ import torch.nn.functional as F
 import common
 from data import generate
 from ebm import ours
-from exp_speedrun import Slots
 from plumbing.candidates import KINDS
 
 
@@ -104,14 +105,41 @@ def test_small_steps_lower_the_energy(puzzle):
     assert (torch.stack(energies).diff(dim=0) < 0).all()
 
 
-def test_the_start_knows_the_clues_only(puzzle):
+def test_the_start_knows_the_clues_and_the_number_of_the_descent_only(puzzle):
     _, model = make()
     for _, board, s in model.start(puzzle):
-        assert (s == s[0]).all() and len(s) == len(board.place[0])
+        assert len(s) == len(board.place[0]) and (s - model.first).std().item() == pytest.approx(1, abs=0.02)
+        assert (s - model.first).mean().item() == pytest.approx(0, abs=0.02)
+    [(_, board, s)], [(_, _, again)], [(_, _, other)] = (model.start(puzzle, number) for number in (1, 1, 2))
+    assert torch.equal(s, again) and not torch.isclose(s, other).any()
+    [(_, _, mine)] = model.start(puzzle[2:3], 1)
+    assert torch.equal(mine, s[torch.from_numpy(board.place[0] == 2)]), "other puzzles do not matter"
+    assert not torch.isclose(s[:50], s[torch.from_numpy(board.place[0] == 1)][:50]).any()
+    model.spread = 0.0
+    assert (model.start(puzzle)[0][2] == model.first).all()
+
+
+def test_the_answer_is_that_of_the_lowest_descent(puzzle):
+    """As long as the descent under way is not lower than the lowest that ended."""
+    _, model = make(patience=3)
+    found = [logits for logits, _ in model.answers(puzzle, 9)]
+    assert all(torch.equal(logits, other) for logits, other in zip(found, model(puzzle, 9)))
+    lowest, best, kept = torch.full((4,), torch.inf), None, 0
+    for number in range(3):
+        state = model.start(puzzle, number)
+        for step in range(3):
+            energy = model.energies(state)
+            logits, state = model.iterate(state)
+            lower = (energy < lowest)[:, None, None]
+            expected = torch.where(lower, logits, best) if best is not None else logits
+            assert torch.equal(found[3 * number + step], expected)
+        kept += (~lower).sum().item()
+        lowest, best = torch.minimum(lowest, energy), expected
+    assert 0 < kept < 8, "some later descents end lower, others do not"
 
 
 def test_renamed_digits_and_swapped_lines_give_the_same_answer(puzzle):
-    _, model = make()
+    _, model = make(spread=0.0)
     digits = torch.tensor([0, 4, 7, 1, 9, 2, 8, 3, 6, 5])
     lines = torch.tensor([4, 3, 5, 0, 2, 1, 8, 7, 6])
     other = digits[puzzle.view(-1, 9, 9)[:, lines]].view(-1, 81)
@@ -124,7 +152,7 @@ def test_renamed_digits_and_swapped_lines_give_the_same_answer(puzzle):
 
 
 def filled(config, puzzles, spread=0.3):
-    slots = Slots(config, config.width)
+    slots = ours.Slots(config, config.width)
     slots.puzzle[:], slots.solution[:] = (torch.from_numpy(part) for part in puzzles)
     slots.memory = spread * torch.randn(slots.memory.shape, generator=torch.Generator().manual_seed(3)).double()
     slots.free[:] = False
@@ -197,6 +225,37 @@ def test_training_goes_on_from_the_states_that_the_descent_reached(puzzles):
         s = s - 0.2 * model.gradient(s, board)[1]
     ours.shard_gradients(model, config, slots, slice(0, 4), 100)
     assert torch.allclose(slots.memory[board.place], s.detach())
+
+
+def test_a_share_of_the_puzzles_has_extra_clues(puzzles):
+    config, _ = make(easy=0.25, easy_steps=1)
+    config.batch = 400
+    data = SimpleNamespace(train=generate.generate(4, clues=24, seed=5, progress=False))
+    for step, low, high in ((0, 350, 399), (1, 65, 130)):
+        slots = ours.Slots(config, 1)
+        chance = slots.refill(config, data, step)
+        clues = (slots.puzzle > 0).sum(1)
+        assert low <= (clues > 24).sum() <= high and clues.max() <= 60 and clues.min() == 24
+        assert ((slots.puzzle == slots.solution) | (slots.puzzle == 0)).all() and len(chance) == 400
+    slots.free[:] = False
+    before = slots.puzzle.clone()
+    slots.refill(config, data, 2)
+    assert torch.equal(slots.puzzle, before), "only free slots get another"
+
+
+def test_each_descent_of_training_begins_elsewhere(clean, monkeypatch):
+    numbers = []
+
+    def noted(self, puzzle, number=0, real=ours.Model.start_shard):
+        numbers.append(number)
+        return real(self, puzzle, number)
+
+    monkeypatch.setattr(ours.Model, "start_shard", noted)
+    monkeypatch.setattr(common.Run, "finish", lambda *_: None)
+    monkeypatch.setattr(common.Run, "evaluate", lambda *_: None)
+    for seed in ("0", "1"):
+        ours.main(["--preset", "smoke", "--steps", "3", "--batch", "4", "--seed", seed])
+    assert len(numbers) == len(set(numbers)) == 6 and min(numbers) >= 2**32, "none of these is seen in a test"
 
 
 def test_solved_puzzles_stay_for_a_while(clean, monkeypatch):

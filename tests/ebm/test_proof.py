@@ -39,22 +39,22 @@ def test_update_finds_what_is_not_the_gradient(puzzles, monkeypatch):
     _, model = make()
     found = proof.difference(model, puzzles[0], 5, np.random.default_rng(0))
     assert found["largest_error"] < 1e-6 and found["steps"] == [1, 2, 4] and found["directions"] == 3 * 2
-    real = model.iterate_shard
+    real = model.step
 
     def pushed(shard):
-        logits, (puzzle, board, s) = real(shard)
+        energy, logits, (puzzle, board, s) = real(shard)
         steps.append(s)
-        return logits, (puzzle, board, s + (1e-3 if len(steps) == 4 else 0))
+        return energy, logits, (puzzle, board, s + (1e-3 if len(steps) == 4 else 0))
 
     steps = []
-    monkeypatch.setattr(model, "iterate_shard", pushed)
+    monkeypatch.setattr(model, "step", pushed)
     assert proof.difference(model, puzzles[0], 4, np.random.default_rng(0))["largest_error"] > 1e-4
 
 
 def test_the_way_down_is_that_of_the_model(puzzles):
     """The energies before each step, the fall that each gradient promises, and whether the board is right."""
-    _, model = make(test_descent=0.001)
-    energy, promised, solved = proof.descend(model, *puzzles, 3)
+    _, model = make(test_descent=0.001, patience=3)
+    energy, promised, solved = proof.descend(model, *puzzles, 0)
     state = model.start(torch.from_numpy(puzzles[0].astype(np.int64)))
     for step in range(4):
         assert np.allclose(energy[:, step], model.energies(state))
@@ -65,19 +65,34 @@ def test_the_way_down_is_that_of_the_model(puzzles):
     assert np.allclose(energy[:, 0] - energy[:, 1], promised[:, 0], rtol=0.05), "so short a step keeps its promise"
     right = [(logits.argmax(-1).numpy() + 1 == puzzles[1]).all(1) for logits in model(torch.tensor(puzzles[0]), 3)]
     assert np.array_equal(solved[:, 1:].T, right)
+    several = proof.descents(model, *puzzles, 2)
+    assert np.array_equal(several[0][:, 1], proof.descend(model, *puzzles, 1)[0])
+    assert not np.allclose(several[0][:, 0], several[0][:, 1]), "another descent begins elsewhere"
 
 
-def test_falls_are_counted_where_there_is_something_to_fall(puzzles):
-    asked = proof.Arguments("x", puzzles=2, steps=16)
-    energy = np.tile(10.0 - np.arange(65), (2, 1))
-    promised, solved = np.ones((2, 65)), np.ones((2, 65), bool)
-    energy[0, 5] = 20  # up once, and down again
-    promised[1, 10:] = 0  # the second has converged: its rounding does not count
-    row = proof.figures(asked, energy, promised, solved, np.zeros(2), np.array([1.0, -1.0]), np.array([True, False]))
+def test_falls_are_counted_where_there_is_something_to_fall():
+    energy = np.tile(10.0 - np.arange(17), (2, 4, 1))  # two puzzles, four descents of 16 steps
+    promised, solved = np.ones((2, 4, 17)), np.ones((2, 4, 17), bool)
+    energy[0, 0, 5] = 20  # up once, and down again
+    energy[:, 1:] += 99
+    energy[0, 1:, 5] = 999  # not of the solver's descents: it has one
+    promised[1, 0, 10:] = 0  # the second has converged: its rounding does not count
+    row = proof.figures(1, energy, promised, solved, np.zeros(2), np.array([1.0, -1.0]), np.array([True, False]))
     assert row["falls"] == {"right": 25, "of": 26, "converged": 6, "fell_when_converged": 6}
     assert row["boards"]["share"] == 1 and row["boards"]["of"] == 1, "a board that could not be changed does not count"
     assert row["auroc"] == {"value": None, "solved": 2, "unsolved": 0}
     assert list(row["solved"]) == ["8", "16", "64"]
+
+
+def test_the_lowest_descent_is_the_answer():
+    energy, promised = np.ones((3, 8, 9)), np.ones((3, 8, 9))
+    solved = np.zeros((3, 8, 9), bool)
+    energy[0, 1, -1], solved[0, 1, -1] = 0.0, True  # the second descent is the lowest, and right
+    energy[1, 3, -1], solved[1, 3, -1] = 0.0, True  # only with more steps
+    energy[2, 0, -1], solved[2, 1:, -1] = -1.0, True  # right ones that are not the lowest
+    row = proof.figures(2, energy, promised, solved, np.zeros(3), np.ones(3), np.ones(3, bool))
+    assert {n: figure["right"] for n, figure in row["solved"].items()} == {"8": 0, "16": 1, "64": 2}
+    assert row["auroc"]["value"] == pytest.approx(0.5) and row["energy"]["end"] == pytest.approx((0 + 1 - 1) / 3)
 
 
 def test_auroc():
@@ -135,7 +150,7 @@ def test_levels_are_those_of_solved_puzzles(puzzles):
     [
         (["missing.pt"], ["missing.pt"]),
         (["bad.pt", "--puzzles", "0"], ["--puzzles 0"]),
-        (["bad.pt", "--steps", "3"], ["--steps 3"]),
+        (["bad.pt", "--steps", "0"], ["--steps 0"]),
         (["bad.pt", "--seed", "-1"], ["--seed -1"]),
         (["bad.pt", "--output", "x/y.json"], ["--output x/y.json"]),
         (["bad.pt"], ["bad.pt", "ebm/ours.py"]),
@@ -153,9 +168,10 @@ def test_what_cannot_be_used_is_named(clean, capsys, flags, words):
 
 def test_untrained_weights_are_measured_or_refused(clean, capsys, monkeypatch):
     """Where nothing is solved there is no level to hold a board at; with one, everything is written down."""
-    config, model = make()
+    config, model = make(patience=16)
     path = save(clean / "checkpoint.pt", config, model)
     flags = [path, "--puzzles", "2", "--steps", "16"]
+    assert proof.main([*flags[:-1], "24"]) == 2 and "a multiple of 16" in capsys.readouterr().err
     assert proof.main(flags) == 2 and "solves none" in capsys.readouterr().err
     monkeypatch.setattr(proof, "levels", lambda *_: [1.0, -1.0])
     monkeypatch.setattr(proof, "held", lambda *a, real=proof.held: real(*a, steps=2))
