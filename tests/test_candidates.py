@@ -139,13 +139,13 @@ def test_a_resumed_run_is_the_same_run(experiment, clean, monkeypatch):
     flags = ["--preset", "smoke", "--steps", "8", "--save-every", "4", "--easy-steps", "2", "--evaluate-every", "99"]
     experiment.main([*flags, "--name", "whole"])
 
-    def refill(self, config, data, step, real=exp_speedrun.Slots.refill):
+    def refill(self, config, data, step, real=experiment.Slots.refill):
         if step == 4:
             raise KeyboardInterrupt
         return real(self, config, data, step)
 
     with monkeypatch.context() as patch:
-        patch.setattr(exp_speedrun.Slots, "refill", refill)
+        patch.setattr(experiment.Slots, "refill", refill)
         patch.setattr(common.Run, "open_folder", keep_lock(opened := [], common.Run.open_folder))
         with pytest.raises(KeyboardInterrupt):
             experiment.main([*flags, "--name", "half"])

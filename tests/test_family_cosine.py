@@ -114,7 +114,7 @@ def test_ema_averages_from_the_initial_weights_on_and_is_what_gets_tested(clean,
         return model
 
     monkeypatch.setattr(common.Run, "compiled", compiled)
-    summary = exp_cosine_ema.main([*SMOKE, "--test-iterations", "1"])  # which also tests at the end
+    summary = exp_cosine_ema.main([*SMOKE, "--test-iterations", "1"])
     for live in steps:
         average = [0.96 * old + 0.04 * new for old, new in zip(average, live)]  # 0.999 looks back 40 times further
     (folder,) = clean.glob("runs/exp_cosine_ema/*")
@@ -122,6 +122,7 @@ def test_ema_averages_from_the_initial_weights_on_and_is_what_gets_tested(clean,
     for (name, mean), expected in zip(saved["model"].items(), average):
         assert torch.allclose(mean, expected, atol=1e-7), name
         assert not torch.allclose(saved["optimizers"][-1][name], expected, atol=1e-7), name
+    exp_cosine_ema.main([*SMOKE, "--test-iterations", "3", "--resume"])  # only tests
     *_, last, live, end = (weights for _, weights in tested)
     for name in live:
         assert torch.equal(last[name], saved["model"][name]) and torch.equal(live[name], saved["optimizers"][-1][name])
