@@ -426,7 +426,9 @@ def test_a_stopped_ladder_waits_until_its_runs_have_saved(ladder, tmp_path, numb
     environment = os.environ | {"PYTHON": sys.executable, "SLOW": "exp_other", "TMPDIR": str(tmp_path / "temporary")}
     command = ["bash", str(tmp_path / "scripts" / "ladder.sh"), "mini"]
     # a session of its own: the signal reaches the script alone, as with kill
+    heard = signal.signal(number, signal.SIG_DFL)  # a script started under nohup cannot hear SIGHUP
     started = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    signal.signal(number, heard)
     while not (tmp_path / "started").exists() and started.poll() is None:
         time.sleep(0.05)
     started.send_signal(number)
