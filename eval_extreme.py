@@ -122,8 +122,8 @@ def main(argv=None):
     asked = tyro.cli(Arguments, args=argv, description=description)
     if asked.batch < 1 or asked.per_bucket < 0 or any(n < 1 for n in asked.iterations):
         raise SystemExit("--batch and --iterations: expected 1 or more; --per-bucket: 0 or more")
-    if asked.output and not (asked.output.endswith(".json") and Path(asked.output).parent.is_dir()):
-        raise SystemExit(f"--output {asked.output}: expected a .json file in a folder that exists")
+    if asked.output and (problem := disk.wrong_json(asked.output)):
+        raise SystemExit(problem)
     if asked.edges and (len(asked.edges) < 2 or any(np.diff(asked.edges) <= 0)):
         raise SystemExit(f"--edges {' '.join(map(str, asked.edges))}: expected two or more rising numbers")
     device, path = pick_device(asked.device), solve.choose_weights(asked.weights, None)

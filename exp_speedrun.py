@@ -148,12 +148,16 @@ class Slots:
         """New puzzles for free slots. -> random numbers that decide after the step which unsolved slots are freed"""
         random = common.random_at(config, step)
         puzzle, solution = data.train.rows(random.integers(len(data.train), size=config.batch))
-        if step < config.easy_steps:
-            extra = random.random(puzzle.shape) < random.uniform(0, 0.37, (len(puzzle), 1))
-            puzzle[extra] = solution[extra]
+        self.ease(config, random, step, puzzle, solution)
         for mine, new in ((self.puzzle, puzzle), (self.solution, solution)):
             mine[self.free] = torch.from_numpy(new)[self.free]
         return torch.from_numpy(random.random(config.batch))
+
+    def ease(self, config, random, step, puzzle, solution):
+        """Give some blanks, up to 45 clues, in the first steps."""
+        if step < config.easy_steps:
+            extra = random.random(puzzle.shape) < random.uniform(0, 0.37, (len(puzzle), 1))
+            puzzle[extra] = solution[extra]
 
 
 def shard_gradients(model, config, slots, part, blanks):

@@ -376,7 +376,12 @@ def main(argv=None, tool=sys.modules[__name__]):
         return 130
 
 
-if __name__ == "__main__":
+def as_program(main):
+    """Exit with the status that main gives; `... | head` ends it without a message."""
     with contextlib.suppress(AttributeError):  # Windows has no SIGPIPE
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # solve.py ... | head ends without a message
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     sys.exit(main())
+
+
+if __name__ == "__main__":
+    as_program(main)

@@ -9,9 +9,7 @@ FLOPs are those of the matrix products, as torch counts them; milliseconds are o
 draws the picture from the .json file.
 """
 
-import contextlib
 import dataclasses
-import signal
 import sys
 import time
 from dataclasses import dataclass
@@ -52,14 +50,14 @@ class Iterating:
         device = torch.device("cpu")
         self.model = proof.load(path)[0] if saved["experiment"] == "ours" else solve.load(path, device, console)
 
-    def flops(self, puzzle, steps):
-        """Of so many steps of one of these puzzles."""
+    def flops(self, puzzle, counts):
+        """For one of these puzzles, for each number of steps."""
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             if hasattr(self.model, "iterate_shard"):  # torch counts this thread only
                 self.model.iterate_shard(self.model.start_shard(puzzle))
             else:
                 next(iter(self.model(puzzle, 1)))
-        return steps * counter.get_total_flops() / len(puzzle)
+        return [steps * counter.get_total_flops() / len(puzzle) for steps in counts]
 
     @torch.no_grad()
     def boards(self, puzzle, counts):
@@ -75,11 +73,11 @@ class LowestChain:
 
     def __init__(self, path, chains):
         self.model, config = load_model(path)
-        self.chains, self.kind = chains, "norm" if config.run <= 3 else "consistency"
+        self.chains, self.kind = chains, langevin.kind_of(config.run)
 
-    def flops(self, puzzle, steps):
+    def flops(self, puzzle, counts):
         decode, step = evaluate.cost(self.model, puzzle, self.kind)
-        return self.chains * (steps * step + decode) if steps else decode
+        return [self.chains * (steps * step + decode) if steps else decode for steps in counts]
 
     def boards(self, puzzle, counts):
         start = time.perf_counter()
@@ -107,10 +105,10 @@ def measure(solver, puzzle, solution, counts, bar):
         str(steps): {
             "solved": evaluate.share(np.concatenate(right[steps]), ones),
             "cells": evaluate.share(np.concatenate(cells[steps]), blanks),
-            "flops": solver.flops(puzzle[:8], steps),
+            "flops": flops,
             "milliseconds": 1000 * seconds[steps] / len(puzzle),
         }
-        for steps in right
+        for steps, flops in zip(right, solver.flops(puzzle[:8], list(right)))
     }
 
 
@@ -120,8 +118,8 @@ def report(asked, command):
             raise SystemExit(f"--{name} {getattr(asked, name)}: expected 1 or more")
     if not asked.checkpoints:
         raise SystemExit("which networks? give the folders of runs, as in runs/ours/full-seed0")
-    if not (asked.output.endswith(".json") and Path(asked.output).parent.is_dir()):
-        raise SystemExit(f"--output {asked.output}: expected a .json file in a folder that exists")
+    if problem := disk.wrong_json(asked.output):
+        raise SystemExit(problem)
     console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 160)
     counts = [2**k for k in range(asked.steps.bit_length())]
     paths = [disk.checkpoint_path(given) for given in asked.checkpoints]
@@ -159,6 +157,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    with contextlib.suppress(AttributeError):  # Windows has no SIGPIPE
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # ... | head ends without a message
-    sys.exit(main())
+    solve.as_program(main)

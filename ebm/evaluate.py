@@ -15,7 +15,6 @@ import contextlib
 import dataclasses
 import itertools
 import math
-import signal
 import sys
 import time
 import zlib
@@ -33,6 +32,7 @@ from rich.progress import track
 from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
+import solve
 from data import store
 from data.rows import read_csv
 from ebm import data, langevin
@@ -332,9 +332,7 @@ def wrong_value(asked):
         return f"--edges {' '.join(map(str, asked.edges))}: expected two or more rising numbers"
     if not asked.parts:
         return "--parts: expected validation, test or both"
-    if asked.output and not (asked.output.endswith(".json") and Path(asked.output).parent.is_dir()):
-        return f"--output {asked.output}: expected a .json file in a folder that exists"
-    return None
+    return disk.wrong_json(asked.output) if asked.output else None
 
 
 def evaluate(model, config, asked):
@@ -342,7 +340,7 @@ def evaluate(model, config, asked):
     puzzles, left_out = held_out(asked, config)
     device = next(model.parameters()).device
     puzzle, solution = (torch.from_numpy(board.astype(np.int64)).to(device) for board in puzzles.rows(slice(None)))
-    kind = asked.energy if asked.energy != "auto" else "norm" if config.run <= 3 else "consistency"
+    kind = asked.energy if asked.energy != "auto" else langevin.kind_of(config.run)
     torch.set_float32_matmul_precision("highest")  # no TF32
     one_decode, one_step = cost(model, puzzle, kind)
     decodes = asked.decodes or round(asked.chains * (asked.steps * one_step / one_decode + 1))
@@ -402,6 +400,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    with contextlib.suppress(AttributeError):  # Windows has no SIGPIPE
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # ... | head ends without a message
-    sys.exit(main())
+    solve.as_program(main)

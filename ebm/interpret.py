@@ -19,7 +19,6 @@ import contextlib
 import dataclasses
 import math
 import os
-import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +31,7 @@ import tyro
 from rich.console import Console
 from rich.progress import track
 
+import solve
 from data.rows import UNITS
 from ebm import evaluate, langevin
 from ebm.interpret_plots import FIGURES, number, percent, related
@@ -481,7 +481,7 @@ def study(model, config, asked):
     device = next(model.parameters()).device
     torch.set_float32_matmul_precision("highest")  # no TF32
     puzzle, solution = (torch.from_numpy(board.astype(np.int64)).to(device) for board in puzzles.rows(slice(None)))
-    kind = asked.energy if asked.energy != "auto" else "norm" if config.run <= 3 else "consistency"
+    kind = asked.energy if asked.energy != "auto" else langevin.kind_of(config.run)
     seen = observe(model, puzzle, solution, kind, asked)
     heads = experiment_heads(model, puzzle, seen)
     return {
@@ -566,6 +566,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    with contextlib.suppress(AttributeError):  # Windows has no SIGPIPE
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # ... | head ends without a message
-    sys.exit(main())
+    solve.as_program(main)

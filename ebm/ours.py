@@ -187,16 +187,11 @@ def of_puzzles(values, board, count):
 
 
 class Slots(exp_speedrun.Slots):
-    def refill(self, config, data, step):
-        """New puzzles for free slots. -> random numbers that decide after the step which slots are freed"""
-        random = common.random_at(config, step)
-        puzzle, solution = data.train.rows(random.integers(len(data.train), size=config.batch))
-        easy = random.random((config.batch, 1)) < (config.easy if step >= config.easy_steps else 1)
-        extra = random.random(puzzle.shape) < easy * random.uniform(0, 0.37, (config.batch, 1))
+    def ease(self, config, random, step, puzzle, solution):
+        """The same for a share of the puzzles ever after."""
+        easy = random.random((len(puzzle), 1)) < (config.easy if step >= config.easy_steps else 1)
+        extra = random.random(puzzle.shape) < easy * random.uniform(0, 0.37, (len(puzzle), 1))
         puzzle[extra] = solution[extra]
-        for mine, new in ((self.puzzle, puzzle), (self.solution, solution)):
-            mine[self.free] = torch.from_numpy(new)[self.free]
-        return torch.from_numpy(random.random(config.batch))
 
 
 def shard_gradients(model, config, slots, part, blanks, number=0):

@@ -14,9 +14,7 @@ candidate's logit is held, only the rest of its state moves. Everything is compu
 near a minimum is as large as the falls. The numbers go to proof.json beside the checkpoint.
 """
 
-import contextlib
 import dataclasses
-import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +25,7 @@ import tyro
 from rich.console import Console
 from rich.progress import track
 
+import solve
 from data import generate
 from ebm import ours
 from ebm.evaluate import percent, share, start
@@ -234,8 +233,8 @@ def report(asked, command):
     for name, least in {"puzzles": 1, "steps": 1, "seed": 0}.items():
         if getattr(asked, name) < least:
             raise SystemExit(f"--{name} {getattr(asked, name)}: expected {least} or more")
-    if asked.output and not (asked.output.endswith(".json") and Path(asked.output).parent.is_dir()):
-        raise SystemExit(f"--output {asked.output}: expected a .json file in a folder that exists")
+    if asked.output and (problem := disk.wrong_json(asked.output)):
+        raise SystemExit(problem)
     path = disk.checkpoint_path(asked.checkpoint)
     model, _ = load(path)
     if asked.steps % model.patience:
@@ -256,6 +255,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    with contextlib.suppress(AttributeError):  # Windows has no SIGPIPE
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # ... | head ends without a message
-    sys.exit(main())
+    solve.as_program(main)

@@ -27,7 +27,7 @@ ROOT = Path(__file__).parent.parent
 DOCUMENTS = ("ebm/README.md", "ebm/EXPERIMENTS.md")
 FEW_BLANKS = "0-10"  # blanks: the puzzles of which small models solve some
 EVALUATIONS = ("evaluation.json", "evaluation-true-noise.json", "proof.json")
-NETWORKS = {  # of the picture: what a step is, colour
+NETWORKS = {  # of the picture: label, colour
     "ours": ("ebm/ours.py", "tab:red"), "exp_speedrun": ("exp_speedrun.py", "tab:blue"),
     "exp_cosine_no_sam": ("exp_cosine_no_sam.py", "tab:green"), "ebm": ("the log's energy model", "0.4"),
 }  # fmt: skip
@@ -88,7 +88,7 @@ def arms(*names):
     return of_root.table(head, rows)
 
 
-def contrast(better, worse, chance=0.0):
+def contrast(better, worse, chance=of_root.CHANCE):
     """The difference in points by seed, its mean and Student's 95 % interval. Where both are below `chance`, neither
     knows anything and the difference says nothing."""
     points = 100 * (better - worse).dropna()
@@ -109,10 +109,10 @@ def questions():
     asked = [
         ("Does Langevin beat z = 0?", shares("base", "Langevin"), shares("base", "z = 0")),
         ("... and without unit norm?", shares("no-unit-norm", "Langevin"), shares("no-unit-norm", "z = 0")),
-        ("... in puzzles of few blanks?", shares("base", "Langevin", **few), shares("base", "z = 0", **few)),
+        ("... in puzzles of few blanks?", shares("base", "Langevin", **few), shares("base", "z = 0", **few), 0.0),
         ("Is true Langevin noise better?", shares("base", "Langevin", **loud), shares("base", "Langevin")),
         ("Does the constraint loss help z = 0?", shares("base", "z = 0"), shares("no-constraint", "z = 0")),
-        ("... in puzzles of few blanks?", shares("base", "z = 0", **few), shares("no-constraint", "z = 0", **few)),
+        ("... in puzzles of few blanks?", shares("base", "z = 0", **few), shares("no-constraint", "z = 0", **few), 0.0),
         ("Does the unit norm of z help z = 0?", shares("base", "z = 0"), shares("no-unit-norm", "z = 0")),
         ("... and Langevin?", shares("base", "Langevin"), shares("no-unit-norm", "Langevin")),
         ("Does a trained input weight of the target help?", shares("target-trained", "z = 0"), shares("base", "z = 0")),
@@ -123,9 +123,7 @@ def questions():
         ),
         ("Does the z of the solution help, where it is known?", shares("base", "oracle"), shares("base", "z = 0")),
     ]
-    rows = []
-    for question, better, worse in asked:
-        rows.append((question, *contrast(better, worse, 0.0 if "few" in question else of_root.CHANCE)))
+    rows = [(question, *contrast(*compared)) for question, *compared in asked]
     return of_root.table(["question", "points, by seed", "mean [95 %]", "answer"], rows)
 
 

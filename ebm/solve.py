@@ -14,9 +14,7 @@ verdict comes from the rules alone: rows, columns, boxes and clues.
 Exit status: 0 all solved; 1 the network is wrong about a puzzle; 2 a puzzle, a file or a flag cannot be used.
 """
 
-import contextlib
 import re
-import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,7 +122,8 @@ def model_for(arguments, device, console):
         raise SystemExit(f"{path} cannot be used: its weights are not finite; give other --weights, or train again")
     parameters = sum(p.numel() for p in model.parameters())
     console.print(f"weights: {path} ({FILES[name]}, run {config.run}, {parameters:,} parameters)")
-    kind, first = ("norm", "|z_pred|^2") if config.run <= 3 else ("consistency", "|z_pred - target|^2")
+    kind = langevin.kind_of(config.run)
+    first = {"norm": "|z_pred|^2", "consistency": "|z_pred - target|^2"}[kind]
     chains, steps = arguments.chains, arguments.steps
     console.print(f"Langevin: {chains} chains from random z; shown: the one of lowest energy before the last step")
     console.print(f"E is that chain's {first} + {langevin.penalty_weight(0.0):g} penalty; an iteration is one step")
@@ -191,6 +190,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    with contextlib.suppress(AttributeError):  # Windows has no SIGPIPE
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # ... | head ends without a message
-    sys.exit(main())
+    solve.as_program(main)

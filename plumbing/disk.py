@@ -64,6 +64,13 @@ def checkpoint_path(given):
     return Path(given, "checkpoint.pt") if Path(given).is_dir() else Path(given)
 
 
+def wrong_json(path):
+    """What is wrong with --output, the path of a .json file to write; None where nothing is."""
+    if path.endswith(".json") and Path(path).parent.is_dir():
+        return None
+    return f"--output {path}: expected a .json file in a folder that exists"
+
+
 def load_checkpoint(path, device="cpu"):
     """A checkpoint of ours, its checksums verified; anything else is an error that names the file."""
     import torch
