@@ -75,7 +75,7 @@ def test_falls_are_counted_where_there_is_something_to_fall():
     promised, solved = np.ones((2, 4, 17)), np.ones((2, 4, 17), bool)
     energy[0, 0, 5] = 20  # up once, and down again
     energy[:, 1:] += 99
-    energy[0, 1:, 5] = 999  # not of the solver's descents: it has one
+    energy[0, 1:, 5:10:2] = 999  # not of the solver's descents: it has one
     promised[1, 0, 10:] = 0  # the second has converged: its rounding does not count
     row = proof.figures(1, energy, promised, solved, np.zeros(2), np.array([1.0, -1.0]), np.array([True, False]))
     assert row["falls"] == {"right": 25, "of": 26, "converged": 6, "fell_when_converged": 6}
