@@ -148,15 +148,16 @@ def collapse(*names):
     for name in names:
         every = runs(name) | runs(name, diverged=True)
         for seed, folder in sorted(every.items()):
-            metrics, summary = pd.read_csv(folder / "metrics.csv"), disk.read_json(folder / "summary.json")
-            figures = []
-            for column in spreads:
-                values = metrics[column].dropna()
-                figures += [f"{values.min():.2g}", f"{values.iloc[-1]:.2g}"] if len(values) else ["-", "-"]
+            summary, path = disk.read_json(folder / "summary.json"), folder / "metrics.csv"
+            metrics = pd.read_csv(path) if path.exists() else pd.DataFrame()  # it may diverge before its first row
+            columns = [metrics[name].dropna() if name in metrics else [] for name in (*spreads, "energy")]
+            *figures, (_, energy) = [
+                (f"{min(values):.2g}", f"{values.iloc[-1]:.2g}") if len(values) else ("-", "-") for values in columns
+            ]
             step = summary.get("collapsed_at")
             note = f"diverged at step {summary['diverged_at']}" if summary.get("diverged_at") else ""
             note = note or (f"collapsed at step {step}" if step else "no collapse")
-            rows.append([f"`{name}`", seed, *figures, f"{metrics['energy'].dropna().iloc[-1]:.2g}", note])
+            rows.append([f"`{name}`", seed, *(figure for pair in figures for figure in pair), energy, note])
         if not every:
             rows.append([f"`{name}`", "not run", *[""] * 6])
     return of_root.table(head, rows)

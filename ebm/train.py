@@ -48,6 +48,7 @@ class Config(plumbing.run.RunConfig):
     cell: int = 64  # the decoder's width; its hidden units are four times that
     decoder_layers: int = 2
     decoder_heads: int = 4
+    embedding: float = 1.0  # standard deviation of the embeddings of row, column and box at the start
     dropout: float = 0.1  # in both encoders and the decoder; the target encoder's is on in training, too
     z_encoder: bool = True  # z = a linear map of the target's vector, plus noise; off: z is noise
     unit_norm: bool = True  # that map's output has length 1; the log: at length 144 z was a lookup table
@@ -128,10 +129,12 @@ class Layer(nn.Module):
 class Cells(nn.Module):
     """81 tokens, with learned embeddings of row, column and box, through Transformer layers."""
 
-    def __init__(self, width, layers, heads, mlp, dropout):
+    def __init__(self, width, layers, heads, mlp, config):
         super().__init__()
         self.row, self.column, self.box = (nn.Embedding(9, width) for _ in range(3))
-        layer = Layer(width, heads, mlp, dropout)
+        for embedding in (self.row, self.column, self.box):
+            embedding.weight.data *= config.embedding
+        layer = Layer(width, heads, mlp, config.dropout)
         self.layers = nn.ModuleList(copy.deepcopy(layer) for _ in range(layers))  # equal weights at the start
         self.register_buffer("places", common.places(), persistent=False)
 
@@ -149,7 +152,7 @@ class Encoder(nn.Module):
     def __init__(self, channels, config):
         super().__init__()
         self.input = nn.Linear(channels, config.width)
-        self.cells = Cells(config.width, config.layers, config.heads, config.mlp, config.dropout)
+        self.cells = Cells(config.width, config.layers, config.heads, config.mlp, config)
         self.norm = nn.LayerNorm(config.width)
 
     def forward(self, board):
@@ -175,7 +178,7 @@ class Decoder(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.input = nn.Linear(config.width + config.latent, 81 * config.cell)
-        self.cells = Cells(config.cell, config.decoder_layers, config.decoder_heads, 4 * config.cell, config.dropout)
+        self.cells = Cells(config.cell, config.decoder_layers, config.decoder_heads, 4 * config.cell, config)
         self.head = nn.Linear(config.cell, 9)
 
     def forward(self, both):

@@ -110,7 +110,8 @@ def test_presets_keep_what_a_run_changes(preset):
 
 def test_mini():
     config = configured(4, "mini")
-    assert (config.width, config.layers, config.data) == (64, 3, "generated:31-80")
+    assert (config.width, config.layers, config.data) == (64, 3, "generated:71")
+    assert config.vicreg_covariance * config.width == pytest.approx(configured(4).vicreg_covariance * 256)
 
 
 def test_learning_rate_follows_the_root_of_the_batch():
@@ -173,6 +174,15 @@ def test_an_encoder_knows_places():
         getattr(model.context_encoder.cells, embedding).weight.data.zero_()
         assert not torch.allclose(model.context(puzzle), before, atol=1e-4), embedding
     assert torch.allclose(model.context(puzzle), model.context(moved), atol=1e-4)
+
+
+def test_embeddings_of_places_start_with_the_spread_that_is_asked_for():
+    usual, small = model_of(width=64), model_of(width=64, embedding=0.1)
+    for place in ("row", "column", "box"):
+        for part in ("context_encoder", "target_encoder", "decoder"):
+            wide, narrow = (getattr(getattr(model, part).cells, place).weight for model in (usual, small))
+            assert 0.8 < wide.std() < 1.2 and torch.allclose(narrow, 0.1 * wide)
+    assert torch.equal(usual.context_encoder.input.weight, small.context_encoder.input.weight)
 
 
 def test_predictor_by_its_formula():
