@@ -25,7 +25,6 @@ from plumbing import disk
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = ("ebm/README.md", "ebm/EXPERIMENTS.md")
-FEW_BLANKS = "0-10"  # blanks: the puzzles of which small models solve some
 EVALUATIONS = ("evaluation.json", "evaluation-true-noise.json", "proof.json")
 NETWORKS = {  # of the picture: label, colour
     "ours": ("ebm/ours.py", "tab:red"), "exp_speedrun": ("exp_speedrun.py", "tab:blue"),
@@ -60,14 +59,10 @@ def evaluations(arm, name="evaluation.json"):
     return {seed: evaluation for seed, evaluation in found.items() if evaluation}
 
 
-def shares(arm, column, metric="cells", group="all", name="evaluation.json"):
-    """A share by seed; column, metric and group as ebm.evaluate calls them."""
-    found = {}
-    for seed, evaluation in evaluations(arm, name).items():
-        figures = evaluation["columns"][column]
-        figures = figures["all"] if group == "all" else figures["blanks"][group]
-        found[seed] = figures[metric]["share"]
-    return pd.Series(found, dtype=float)
+def shares(arm, column, metric="cells", name="evaluation.json"):
+    """A share by seed; column and metric as ebm.evaluate calls them."""
+    found = evaluations(arm, name).items()
+    return pd.Series({seed: each["columns"][column]["all"][metric]["share"] for seed, each in found}, dtype=float)
 
 
 # ---------------------------------------------------------------- the blocks
@@ -77,13 +72,13 @@ def arms(*names):
     """A row for each arm: every column, the mean of its seeds."""
     columns = ("z = 0", "z random", "Langevin", "oracle")
     head = ["arm", "seeds", *(f"{c}{' (sees the answer)' * (c == 'oracle')}" for c in columns)]
-    head += [f"puzzles of {FEW_BLANKS} blanks: z = 0", "Langevin"]
+    head += [f"{METRICS['groups']}: z = 0", "Langevin", f"{METRICS['puzzles']}: z = 0", "Langevin"]
     rows = []
     for name in names:
         found = [shares(name, column) for column in columns]
         lost = runs(name, diverged=True)
-        found += [shares(name, column, "puzzles", FEW_BLANKS) for column in ("z = 0", "Langevin")]
-        figures = [of_root.spread(values) for values in found] if len(found[0]) else ["not run", *[""] * 5]
+        found += [shares(name, column, metric) for metric in ("groups", "puzzles") for column in ("z = 0", "Langevin")]
+        figures = [of_root.spread(values) for values in found] if len(found[0]) else ["not run", *[""] * 7]
         rows.append([f"`{name}`", f"{len(found[0])}{f', {len(lost)} diverged' * bool(lost)}", *figures])
     return of_root.table(head, rows)
 
@@ -105,14 +100,14 @@ def contrast(better, worse, chance=of_root.CHANCE):
 def questions():
     """The log's claims, each as a difference of two arms with the same seeds on the same puzzles."""
     loud = {"name": "evaluation-true-noise.json"}
-    few = {"metric": "puzzles", "group": FEW_BLANKS}
+    groups = lambda arm, column: shares(arm, column, "groups")  # noqa: E731
     asked = [
         ("Does Langevin beat z = 0?", shares("base", "Langevin"), shares("base", "z = 0")),
         ("... and without unit norm?", shares("no-unit-norm", "Langevin"), shares("no-unit-norm", "z = 0")),
-        ("... in puzzles of few blanks?", shares("base", "Langevin", **few), shares("base", "z = 0", **few), 0.0),
+        ("... in rows, columns and boxes right?", groups("base", "Langevin"), groups("base", "z = 0"), 0.0),
         ("Is true Langevin noise better?", shares("base", "Langevin", **loud), shares("base", "Langevin")),
         ("Does the constraint loss help z = 0?", shares("base", "z = 0"), shares("no-constraint", "z = 0")),
-        ("... in puzzles of few blanks?", shares("base", "z = 0", **few), shares("no-constraint", "z = 0", **few), 0.0),
+        ("... in rows, columns and boxes right?", groups("base", "z = 0"), groups("no-constraint", "z = 0"), 0.0),
         ("Does the unit norm of z help z = 0?", shares("base", "z = 0"), shares("no-unit-norm", "z = 0")),
         ("... and Langevin?", shares("base", "Langevin"), shares("no-unit-norm", "Langevin")),
         ("Does a trained input weight of the target help?", shares("target-trained", "z = 0"), shares("base", "z = 0")),

@@ -78,7 +78,7 @@ def test_an_iterating_network_is_counted_with_its_threads(capsys):
 
 
 def test_from_the_command_line(replica, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(compute, "KINDS", {"75 clues": 75})
+    monkeypatch.setattr(compute, "KINDS", {"71 clues": 71})
     run = tmp_path / "equal-seed0"
     run.mkdir()
     shutil.copy(replica, run / "checkpoint.pt")
@@ -89,8 +89,8 @@ def test_from_the_command_line(replica, tmp_path, capsys, monkeypatch):
     found = json.loads((tmp_path / "c.json").read_text())
     first, second = found["networks"]
     assert (first["experiment"], first["run"], first["seconds"]) == ("ebm", "equal-seed0", 1800.0)
-    assert second["experiment"] == "ours" and list(second["kinds"]["75 clues"]) == ["1", "2"]
-    assert list(first["kinds"]["75 clues"]) == ["0", "1", "2"]
+    assert second["experiment"] == "ours" and list(second["kinds"]["71 clues"]) == ["1", "2"]
+    assert list(first["kinds"]["71 clues"]) == ["0", "1", "2"]
     assert "MFLOP" in capsys.readouterr().out
 
 

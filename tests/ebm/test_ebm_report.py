@@ -24,12 +24,11 @@ def share(value, of=100):
     }
 
 
-def evaluation(zero, langevin, few_zero=0.1, few_langevin=0.2, oracle=0.9):
+def evaluation(zero, langevin, oracle=0.9):
     columns = {}
-    for name, cells, few in (("z = 0", zero, few_zero), ("z random", zero, few_zero),
-                             ("Langevin", langevin, few_langevin), ("oracle", oracle, 1.0)):  # fmt: skip
-        found = {"cells": share(cells), "puzzles": share(few)}
-        columns[name] = {"all": found, "blanks": {"0-10": found}}
+    for name, cells in (("z = 0", zero), ("z random", zero), ("Langevin", langevin), ("oracle", oracle)):
+        found = {"cells": share(cells), "puzzles": share(cells / 10), "groups": share(cells / 2)}
+        columns[name] = {"all": found}
     return {"columns": columns}
 
 
@@ -58,7 +57,7 @@ def test_an_arm_is_the_mean_of_its_seeds_and_the_oracle_says_that_it_sees_the_an
     head, base, other = rows(report.arms("base", "no-constraint"))
     assert [title for title in head if "sees the answer" in title] == ["oracle (sees the answer)"]
     assert base[:2] == ["`base`", "2"] and base[2].startswith("30.0") and base[4].startswith("30.0")
-    assert base[6].startswith("10.0") and base[7].startswith("20.0")
+    assert [figure.split()[0] for figure in base[6:]] == ["15.0", "15.0", "3.0", "3.0"]
     assert other[:3] == ["`no-constraint`", "0", "not run"]
 
 
