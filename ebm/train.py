@@ -5,7 +5,7 @@ and the squared distance is the energy; a decoder maps the same pair to digits. 
 (run 1: from noise alone). A solver has no solution: it takes z = 0 or random, or looks for z by descent
 (ebm/langevin.py). So `oracle` columns say what z could carry, and only `zero` and `random` say what the model knows.
 
-python -m ebm.train --run 4 --preset mini       ten minutes on two CPU cores; generated puzzles
+python -m ebm.train --run 4 --preset mini       under ten minutes on one CPU core; generated puzzles
 python -m ebm.train --run 5 --data kaggle       the log's run; its card was an H200, for 22 hours
 python -m ebm.train --run 1 --vicreg-on prediction --vicreg-variance 25 --vicreg-covariance 1 --decode-weight 0.1 \\
     --decode-cells all                          run 1 before its fixes, which collapsed
@@ -38,7 +38,7 @@ class Config(plumbing.run.RunConfig):
     """The defaults are run 4's; RUNS says what the others change."""
 
     run: Literal[1, 2, 3, 4, 5] = 4  # of the log; the default of every other field
-    preset: Literal["full", "mini", "smoke"] = "full"  # the log's; ten minutes on two cores; for tests
+    preset: Literal["full", "mini", "smoke"] = "full"  # the log's; under ten minutes on a core; for tests
     width: int = 256  # of the encoders and their vectors
     layers: int = 6  # of each encoder
     heads: int = 8
