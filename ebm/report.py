@@ -103,8 +103,8 @@ def questions():
     groups = lambda arm, column: shares(arm, column, "groups")  # noqa: E731
     asked = [
         ("Does Langevin beat z = 0?", shares("base", "Langevin"), shares("base", "z = 0")),
-        ("... and without unit norm?", shares("no-unit-norm", "Langevin"), shares("no-unit-norm", "z = 0")),
         ("... in rows, columns and boxes right?", groups("base", "Langevin"), groups("base", "z = 0"), 0.0),
+        ("... and without unit norm?", shares("no-unit-norm", "Langevin"), shares("no-unit-norm", "z = 0")),
         ("Is true Langevin noise better?", shares("base", "Langevin", **loud), shares("base", "Langevin")),
         ("Does the constraint loss help z = 0?", shares("base", "z = 0"), shares("no-constraint", "z = 0")),
         ("... in rows, columns and boxes right?", groups("base", "z = 0"), groups("no-constraint", "z = 0"), 0.0),
@@ -144,15 +144,13 @@ def collapse(*names):
         every = runs(name) | runs(name, diverged=True)
         for seed, folder in sorted(every.items()):
             summary, path = disk.read_json(folder / "summary.json"), folder / "metrics.csv"
-            metrics = pd.read_csv(path) if path.exists() else pd.DataFrame()  # it may diverge before its first row
-            columns = [metrics[name].dropna() if name in metrics else [] for name in (*spreads, "energy")]
-            *figures, (_, energy) = [
-                (f"{min(values):.2g}", f"{values.iloc[-1]:.2g}") if len(values) else ("-", "-") for values in columns
-            ]
+            metrics = pd.read_csv(path) if path.exists() else pd.DataFrame(index=[0])  # it may diverge before a row
+            metrics = metrics.reindex(columns=[*spreads, "energy"]).ffill()
+            least, end = ([f"{v:.2g}" if v == v else "-" for v in row] for row in (metrics.min(), metrics.iloc[-1]))
             step = summary.get("collapsed_at")
             note = f"diverged at step {summary['diverged_at']}" if summary.get("diverged_at") else ""
             note = note or (f"collapsed at step {step}" if step else "no collapse")
-            rows.append([f"`{name}`", seed, *(figure for pair in figures for figure in pair), energy, note])
+            rows.append([f"`{name}`", seed, least[0], end[0], least[1], *end[1:], note])
         if not every:
             rows.append([f"`{name}`", "not run", *[""] * 6])
     return of_root.table(head, rows)
