@@ -392,9 +392,12 @@ def keep(folders, config_class=None):
             )
         target = ROOT / "results" / folder.parent.name / folder.name
         target.mkdir(parents=True, exist_ok=True)
-        for path in (folder / name for name in ("config.json", "metrics.csv", "summary.json")):
-            if path.exists():  # a run that diverged at once has no metrics
-                shutil.copy2(path, target)
+        config, summary = (disk.read_json(folder / name) for name in ("config.json", "summary.json"))
+        summary["command"] = re.sub(r" --runs \S+", "", summary.get("command", ""))  # where it lay says nothing
+        disk.write_json(target / "summary.json", summary)
+        disk.write_json(target / "config.json", config | {"runs": "runs"} if "runs" in config else config)
+        if (folder / "metrics.csv").exists():  # a run that diverged at once has none
+            shutil.copy2(folder / "metrics.csv", target)
         print(target.relative_to(ROOT))
 
 

@@ -77,7 +77,10 @@ class LowestChain:
 
     def flops(self, puzzle, counts):
         decode, step = evaluate.cost(self.model, puzzle, self.kind)
-        return [self.chains * (steps * step + decode) if steps else decode for steps in counts]
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            self.model.context(puzzle[:1])
+        once = counter.get_total_flops()
+        return [once + (self.chains * (steps * step + decode) if steps else decode) for steps in counts]
 
     def boards(self, puzzle, counts):
         start = time.perf_counter()

@@ -3,10 +3,12 @@
 python -m ebm.evaluate runs/ebm/run4-mini-seed0                    held-out puzzles like those of its training
 python -m ebm.evaluate runs/ebm/run4-mini-seed0 --data my.csv      any CSV; rows that training may know are left out
 python -m ebm.evaluate runs/ebm/run4-mini-seed0 --steps 100 --chains 4 --energy norm --true-noise
+python -m ebm.evaluate runs/ebm/run4-mini-seed0 --no-langevin      all columns but the last: seconds
 
-Always the same four columns on the same puzzles. `oracle`: z from the true solution, without noise: it sees the answer
-and is no result. `z = 0` and `z random`: one forward pass without the answer. `Langevin`: the chain of lowest energy.
-`honest`, which makes all but the first, is never given a solution; scoring begins when its boards stand.
+Always the same five columns on the same puzzles. `oracle`: z from the true solution, without noise: it sees the answer
+and is no result. `z of another`: z from another puzzle's solution; where the oracle is no better than this, z carries
+nothing. `z = 0` and `z random`: one forward pass without the answer. `Langevin`: the chain of lowest energy. `honest`,
+which makes the last three, is never given a solution; scoring begins when its boards stand.
 Intervals are 95 % (Wilson; cells of one board are no independent trials, so the spread between puzzles counts).
 The baseline without energy decodes as many random z as cost the FLOPs of all chains; the rules or a vote choose.
 """
@@ -36,12 +38,12 @@ import solve
 from data import store
 from data.rows import read_csv
 from ebm import data, langevin
-from ebm.train import load_model
+from ebm.train import Model, load_model
 from eval_extreme import names
 from plumbing import disk
 from plumbing.run import pick_device
 
-COLUMNS = ("oracle", "z = 0", "z random", "Langevin")
+COLUMNS = ("oracle", "z of another", "z = 0", "z random", "Langevin")
 SEES_THE_ANSWER = {"oracle", "Langevin, oracle", "decodes, oracle"}
 CHOICES = {"one": "one chain", "energy": "lowest energy", "rules": "fewest violations", "majority": "vote on each cell"}
 METRICS = {"cells": "blanks right", "puzzles": "puzzles solved", "groups": "rows, columns, boxes right"}
@@ -59,6 +61,7 @@ class Arguments:
     puzzles: int = 1_000  # at most so many, random ones; 0: all
     steps: int = 50  # Langevin steps; the log has 50 to 100
     chains: int = 8  # Langevin chains of each puzzle; the log has 4 to 16
+    langevin: bool = True  # off: the columns of one forward pass only
     lr: float = 0.01  # size of a step
     noise: float = 0.005  # its noise, times tau
     true_noise: bool = False  # sqrt(2 lr) instead, at every step: Langevin dynamics at temperature 1
@@ -67,7 +70,7 @@ class Arguments:
     edges: tuple[float, ...] = store.EXTREME  # limits of the buckets by rating
     seed: int = 0  # of the choice of puzzles and of all noise
     at_once: int = 1024  # chains computed at a time: bounds memory, changes no result
-    output: str = ""  # the .json file with every figure; empty: beside the checkpoint
+    output: str = ""  # the .json file with every figure; empty: evaluation.json beside the checkpoint
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
 
 
@@ -83,6 +86,8 @@ def honest(model, puzzle, asked, kind, decodes):
     for column in list(z):
         with clock(seconds, column):
             boards[column] = langevin.read(model, puzzle, z[column], asked.at_once)[:, 0].numpy()
+    if not asked.langevin:
+        return boards, candidates, z, seconds
     with clock(seconds, "Langevin"):
         found = langevin.solve(
             model, puzzle, asked.steps, asked.chains, asked.lr, asked.noise, kind, asked.seed,
@@ -100,18 +105,47 @@ def honest(model, puzzle, asked, kind, decodes):
     return boards, candidates, z, seconds
 
 
-@torch.no_grad()
-def oracle(model, puzzle, solution, candidates, asked):
-    """What sees the answer: the board at the solution's own z, the best of all candidates; also z and the seconds."""
-    boards, seconds = {}, defaultdict(float)
-    with clock(seconds, "oracle"), langevin.frozen(model):
-        noise = torch.zeros(len(puzzle), model.config.latent, device=puzzle.device)
-        parts = zip(F.one_hot(solution - 1, 9).to(noise).split(asked.at_once), noise.split(asked.at_once))
-        z = torch.cat([model.latent(model.target(board), none) for board, none in parts])[:, None]
-        boards["oracle"] = langevin.read(model, puzzle, z, asked.at_once)[:, 0].numpy()
+def oracle(model, puzzle, solution, other, candidates, asked):
+    """What is given solutions: the board at the solution's own z, that at the z of another puzzle's, and the best of
+    all candidates; also z and the seconds."""
+    boards, z, seconds = {}, {}, defaultdict(float)
+    for column, source in (("oracle", solution), ("z of another", other)):
+        with clock(seconds, column):
+            z[column] = z_of(model, source, asked.at_once)[:, None]
+            boards[column] = langevin.read(model, puzzle, z[column], asked.at_once)[:, 0].numpy()
     for way, found in candidates.items():
         boards[f"{way}, oracle"] = langevin.choose_by_oracle(found, solution.cpu())
     return boards, z, seconds
+
+
+@torch.no_grad()
+def z_of(model, solution, at_once):
+    """[n, latent]: z of these solutions, without noise."""
+    with langevin.frozen(model):
+        none = torch.zeros(1, model.config.latent, device=solution.device)
+        parts = F.one_hot(solution - 1, 9).to(none).split(at_once)
+        return torch.cat([model.latent(model.target(board), none.expand(len(board), -1)) for board in parts])
+
+
+@torch.no_grad()
+def spread(model, puzzle, solution, at_once):
+    """How far the vectors differ between puzzles: the standard deviation, mean over dimensions, of the two encoders'
+    and of z."""
+    with langevin.frozen(model):
+        boards = F.one_hot(solution - 1, 9).to(model.decoder.head.weight).split(at_once)
+        found = {
+            "context": torch.cat([model.context(part) for part in puzzle.split(at_once)]),
+            "target": torch.cat([model.target(board) for board in boards]),
+            "z": z_of(model, solution, at_once),
+        }
+    return {name: vectors.std(0).mean().item() if len(vectors) > 1 else None for name, vectors in found.items()}
+
+
+def untrained(config, device):
+    """The model that this training run began with."""
+    with torch.random.fork_rng([]):
+        torch.manual_seed(config.seed)
+        return Model(config).to(device).eval()
 
 
 @contextlib.contextmanager
@@ -130,7 +164,10 @@ def compare(model, puzzle, solution, asked, kind, decodes):
     for first in track(range(0, len(puzzle), at_once), "solving", **bar):
         part = puzzle[first : first + at_once]
         found, candidates, z, took = honest(model, part, asked, kind, decodes)
-        seeing, z["oracle"], took_oracle = oracle(model, part, solution[first : first + at_once], candidates, asked)
+        answer = solution[first : first + at_once]
+        other = solution[first - 1 : first + len(part) - 1] if first else answer.roll(1, 0)
+        seeing, its_z, took_oracle = oracle(model, part, answer, other, candidates, asked)
+        z |= its_z
         for column, board in (found | seeing).items():
             boards[column].append(board)
         for column, spent in (took | took_oracle).items():
@@ -253,15 +290,16 @@ def table(title, header, rows):
 def tables(result):
     """The tables of a result, as it stands in the JSON file."""
     figures, kind = result["columns"], result["energy"]
+    columns = [column for column in COLUMNS if column in figures]
 
     def shares(column):
         return [percent(figures[column]["all"][metric]) for metric in METRICS]
 
-    rows = [(marked(c), *shares(c), f"{figures[c]['milliseconds']:.2f}") for c in COLUMNS]
+    rows = [(marked(c), *shares(c), f"{figures[c]['milliseconds']:.2f}") for c in columns]
     title = f"{result['puzzles']:,} puzzles, in % [95 % interval]"
     yield table(title, ("", *METRICS.values(), "ms a puzzle"), rows)
 
-    changes = {c: [points(figures[c]["against_zero"][m]) for m in ("cells", "puzzles")] for c in COLUMNS}
+    changes = {c: [points(figures[c]["against_zero"][m]) for m in ("cells", "puzzles")] for c in columns}
     rows = [(marked(c), *change) for c, change in changes.items() if c != "z = 0"]
     yield table("Against z = 0 on the same puzzles, in points", ("", *list(METRICS.values())[:2]), rows)
 
@@ -269,11 +307,13 @@ def tables(result):
         rows = []
         for name, bucket in figures["z = 0"][group].items():
             if count := bucket["puzzles"]["of"]:
-                rows.append((name, f"{count:,}", *(percent(figures[c][group][name][metric]) for c in COLUMNS)))
-        yield table(f"{METRICS[metric]} by {group}, in %", (group, "puzzles", *map(marked, COLUMNS)), rows)
+                rows.append((name, f"{count:,}", *(percent(figures[c][group][name][metric]) for c in columns)))
+        yield table(f"{METRICS[metric]} by {group}, in %", (group, "puzzles", *map(marked, columns)), rows)
 
     ways = {"Langevin": f"{result['settings']['chains']} chains", "decodes": f"{result['decodes']:,} random z"}
     for way, many in ways.items():
+        if way not in figures:
+            continue
         rows = [(label, *shares(f"{way}, {c}")) for c, label in CHOICES.items() if f"{way}, {c}" in figures]
         rows.append(("the best (sees the answer)", *shares(f"{way}, oracle")))
         title = f"{way}: choice among {many}; {figures[way]['milliseconds']:.2f} ms a puzzle"
@@ -281,13 +321,18 @@ def tables(result):
 
     terms = ("norm of z", *([kind] if kind != "penalty" else []), "penalty", "total")
     rows = []
-    for column in COLUMNS:
+    for column in columns:
         read = "Langevin, one" if column == "Langevin" else column
         means = [result["states"][column][term] for term in terms]
         means = ["not finite" if mean is None else f"{mean:.4g}" for mean in means]
         rows.append((marked(column), *means, percent(figures[read]["differs"])))
     title = "Does z matter? First chain; means over the puzzles; energy at tau = 0"
     yield table(title, ("", *terms, "blanks unlike z = 0"), rows)
+
+    names = {"context": "z_context", "target": "z_target", "z": "z of the solution"}
+    rows = [(names[name], *("-" if each[name] is None else f"{each[name]:.2g}" for each in result["spread"].values()))
+            for name in names]  # fmt: skip
+    yield table("Standard deviation over the puzzles, mean of the dimensions", ("", *result["spread"]), rows)
 
 
 # ---------------------------------------------------------------- command
@@ -345,6 +390,8 @@ def evaluate(model, config, asked):
     one_decode, one_step = cost(model, puzzle, kind)
     decodes = asked.decodes or round(asked.chains * (asked.steps * one_step / one_decode + 1))
     compare(model, puzzle[:1], solution[:1], dataclasses.replace(asked, steps=1), kind, 1)  # warms up, for the clock
+    spreads = {name: spread(each, puzzle, solution, asked.at_once)
+               for name, each in (("untrained", untrained(config, device)), ("trained", model))}  # fmt: skip
     boards, states, seconds = compare(model, puzzle, solution, asked, kind, decodes)
     for means in states.values():  # JSON knows no NaN
         means.update({name: mean if math.isfinite(mean) else None for name, mean in means.items()})
@@ -355,7 +402,8 @@ def evaluate(model, config, asked):
         "settings": dataclasses.asdict(asked) | {"edges": [str(edge) for edge in asked.edges]},
         "data": config.data if asked.data == "own" else asked.data, "puzzles": len(puzzle), "left_out": left_out,
         "energy": kind, "decodes": decodes, "flops": {"decode": one_decode, "step": one_step},
-        "states": states, "columns": columns, "hardware": disk.describe(device), "commit": disk.commit(),
+        "spread": spreads, "states": states, "columns": columns, "hardware": disk.describe(device),
+        "commit": disk.commit(),
     }  # fmt: skip
 
 
@@ -376,7 +424,8 @@ def report(asked, command):
     print(f"energy {result['energy']}, {asked.steps} steps, {asked.chains} chains, lr {asked.lr:g}, noise {noise}")
     for found in tables(result):
         console.print(found)
-    output = Path(asked.output or path.with_name(f"{path.stem}-evaluation.json"))
+    named = "evaluation.json" if path.name == "checkpoint.pt" else f"{path.stem}-evaluation.json"
+    output = Path(asked.output or path.with_name(named))
     with disk.writing(output.parent, output.name):
         disk.write_json(output, result)
     print(f"wrote {output}; {result['hardware']}")

@@ -26,7 +26,6 @@ from typing import Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 import tyro
 from rich.console import Console
 from rich.progress import track
@@ -160,14 +159,6 @@ def forward(model, puzzle, z, at_once):
     return torch.cat(parts).numpy()
 
 
-@torch.no_grad()
-def oracle_z(model, solution, at_once):
-    """[n, latent] of the true solution, without noise."""
-    with langevin.frozen(model):
-        boards = [F.one_hot(part - 1, 9).float() for part in solution.split(at_once)]
-        return torch.cat([model.latent(model.target(b), b.new_zeros(len(b), model.config.latent)) for b in boards])
-
-
 @dataclass
 class Observed:
     """All that the experiments look at, as numpy arrays; n puzzles."""
@@ -185,13 +176,13 @@ class Observed:
 def observe(model, puzzle, solution, kind, asked):
     path = descend(model, puzzle, kind, asked, capture=True).trajectory
     probabilities, z = path.probabilities[:, :, 0].numpy(), path.z[:, :, 0].numpy()
-    seen = oracle_z(model, solution, asked.at_once)
+    seen = evaluate.z_of(model, solution, asked.at_once)
     with_answer = forward(model, puzzle, seen, asked.at_once)
     at_zero = forward(model, puzzle, torch.zeros_like(seen), asked.at_once)
     last = {"oracle": with_answer, "z = 0": at_zero, "z random": probabilities[0], "Langevin": probabilities[-1]}
     return Observed(
         puzzle.cpu().numpy(), solution.cpu().numpy(), probabilities,
-        {column: last[column].argmax(-1) + 1 for column in evaluate.COLUMNS}, at_zero, z, seen.cpu().numpy(),
+        {column: found.argmax(-1) + 1 for column, found in last.items()}, at_zero, z, seen.cpu().numpy(),
         path.terms["total"][..., 0].numpy(),
     )  # fmt: skip
 

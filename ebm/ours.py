@@ -7,14 +7,14 @@ often as `rounds` says. The energy of a puzzle's states is
     E = sum over candidates of  1/2 |s - F(s)|^2 + v . F(s) + u . s + c
 
 The first term is 0 where F would change nothing; v and u tell how far a board has come; c is a function of the clues
-alone, so that E is about 0 on a solved board of any puzzle. Each step is s <- s - step * dE/ds, with the same E from
-the first step to the last, no noise, no momentum, and nothing but s that is carried on. E is bounded from below, since
-F has a fixed length. After `patience` steps another descent begins, from other random numbers; of all descents the one
-of lowest energy is the answer.
+alone, so that E can be below 0 on solved boards and above it on others, whatever the puzzle. Each step is
+s <- s - step * dE/ds, with the same E from the first step to the last, no noise, no momentum, and nothing but s that is
+carried on. E is bounded from below, since F has a fixed length. After `patience` steps another descent begins, from
+other random numbers; of all descents the one of lowest energy is the answer.
 
 python -m ebm.ours                    minutes on two CPU cores: generates puzzles, trains, tests after up to 256 steps
 python -m ebm.ours --preset smoke     a few steps, to see that it runs
-python -m ebm.proof runs/ours/full-seed0    is it an energy that is descended? five measurements
+python -m ebm.proof runs/ours/full-seed0    is it an energy that is descended?
 """
 
 import sys

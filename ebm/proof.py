@@ -1,4 +1,4 @@
-"""Whether ebm/ours.py is an energy that is descended, and not a recurrent network by another name: five measurements.
+"""Whether ebm/ours.py is an energy that is descended, and not a recurrent network by another name: measurements.
 
 python -m ebm.proof runs/ours/full-seed0                   fresh puzzles that no training and no test has seen: 20 min
 python -m ebm.proof runs/ours/full-seed0 --puzzles 100     sooner done
@@ -6,8 +6,11 @@ python -m ebm.proof runs/ours/full-seed0 --puzzles 100     sooner done
 1 update   steps of the descent against -step * dE/ds by finite differences, along random directions
 2 falls    the share of steps at which E falls; steps that promise less than CONVERGED are counted apart
 3 boards   E of the solution against E of the same board with one cell changed
-4 verdict  whether the lowest E of a puzzle's descents tells solved puzzles from unsolved ones (AUROC)
+4 verdict  whether the lowest E of a puzzle's descents tells solved puzzles from unsolved ones (AUROC: the probability
+           that a solved one is lower), and whether choosing a descent by E is as good as by the rules
 5 more     puzzles solved after up to four times as many steps, so four times as many descents
+6 path     the first descent alone: gone on with for four times as many steps, and with half the step for twice as many;
+           how long the gradient is at its start and ends
 
 E of a board, in 3, is the E that HELD_STEPS steps of descent reach among the states that read as this board: each
 candidate's logit is held, only the rest of its state moves. Everything is computed in float64: in float32 the rounding
@@ -27,8 +30,8 @@ from rich.progress import track
 
 import solve
 from data import generate
-from ebm import ours
-from ebm.evaluate import percent, share, start
+from ebm import langevin, ours
+from ebm.evaluate import CHOICES, percent, share, start
 from exp_speedrun import SHARD, workers
 from plumbing import candidates, disk
 
@@ -65,23 +68,34 @@ def load(path):
 # ---------------------------------------------------------------- the five measurements, on a few puzzles each
 
 
-def descend(model, puzzle, solution, number):
-    """(E, the fall that the gradient promises, solved or not), each [n, patience + 1], on the way of one descent."""
+def descend(model, puzzle, solution, number, longer=1, finer=1):
+    """(E, the fall that the gradient promises, solved or not), each [n, steps + 1], on the way of one descent, and its
+    last board [n, 81]. `longer`: so many times the model's own steps; `finer`: a step so many times as small."""
     _, board, s = model.start_shard(torch.from_numpy(puzzle.astype(np.int64)), number)
-    energies, promised, solved = [], [], []
-    for _ in range(model.patience + 1):
+    energies, promised, solved, step = [], [], [], model.descent / finer
+    for _ in range(longer * model.patience + 1):
         energy, gradient = model.gradient(s, board)
         energies.append(ours.of_puzzles(energy, board, len(puzzle)))
-        promised.append(model.descent * ours.of_puzzles(gradient.square().sum(1), board, len(puzzle)))
+        promised.append(step * ours.of_puzzles(gradient.square().sum(1), board, len(puzzle)))
         reading = board.logits(model.logit(s).float(), puzzle).argmax(-1).numpy() + 1
         solved.append((reading == solution).all(1))
-        s = s - model.descent * gradient
-    return torch.stack(energies, 1).numpy(), torch.stack(promised, 1).numpy(), np.stack(solved, 1)
+        s = s - step * gradient
+    return torch.stack(energies, 1).numpy(), torch.stack(promised, 1).numpy(), np.stack(solved, 1), reading
 
 
 def descents(model, puzzle, solution, count):
-    """The same of many descents: [n, count, patience + 1]."""
+    """The same of many descents: [n, count, patience + 1], and [n, count, 81]."""
     return [np.stack(parts, 1) for parts in zip(*(descend(model, puzzle, solution, k) for k in range(count)))]
+
+
+def one_descent(model, puzzle, solution):
+    """Of the first descent, [n]: solved at its end, after four times the steps, and with half the step for twice as
+    many; the gradient's length at the start, at the end, and after four times the steps."""
+    _, promised, right, _ = descend(model, puzzle, solution, 0, longer=4)
+    finer = descend(model, puzzle, solution, 0, longer=2, finer=2)[2]
+    at, end = model.patience, 4 * model.patience
+    length = np.sqrt(promised / model.descent)
+    return right[:, at], right[:, end], finer[:, -1], length[:, 0], length[:, at], length[:, end]
 
 
 def levels(model, puzzle, solution, steps):
@@ -177,11 +191,19 @@ def measure(model, asked, bar):
         def one(part, boards=(puzzle, solution, changed)):
             clues, right, other = (board[part] for board in boards)
             both = (held(model, clues, full, level) for full in (right, other))
-            return *descents(model, clues, right, 4 * asked.steps // model.patience), *both
+            return (
+                *descents(model, clues, right, 4 * asked.steps // model.patience),
+                *both,
+                *one_descent(model, clues, right),
+            )
 
         done = list(track(workers().map(one, parts), name, len(parts), **bar))
         columns = [np.concatenate(column) for column in zip(*done)]
-        result[name] = figures(asked.steps // model.patience, *columns, (changed != solution).any(1))
+        found, way = columns[:6], columns[6:]
+        count = asked.steps // model.patience
+        result[name] = figures(count, *found[:3], *found[4:], (changed != solution).any(1))
+        result[name]["choices"] = choices(found[3][:, :count], found[0][:, :count, -1], solution)
+        result[name]["path"] = path_figures(*way)
     return result
 
 
@@ -202,6 +224,23 @@ def figures(count, energy, promised, solved, of_solution, of_changed, differs):
         "boards": share((of_solution < of_changed)[differs], np.ones(differs.sum())),
         "auroc": {"value": auroc(lowest[last], lowest[~last]),
                   "solved": int(last.sum()), "unsolved": int((~last).sum())},
+    }  # fmt: skip
+
+
+def choices(boards, energy, solution):
+    """Puzzles solved by the board of one descent out of several, by how it is chosen."""
+    chosen = langevin.choose(boards.astype(np.uint8), torch.from_numpy(energy))
+    chosen["oracle"] = langevin.choose_by_oracle(boards.astype(np.uint8), torch.from_numpy(solution.astype(np.int64)))
+    ones = np.ones(len(boards))
+    return {choice: share((board == solution).all(1), ones) for choice, board in chosen.items()}
+
+
+def path_figures(at_end, long, finer, *lengths):
+    ones = np.ones(len(at_end))
+    return {
+        "solved": share(at_end, ones), "four times the steps": share(long, ones), "half the step": share(finer, ones),
+        "gained": int((long & ~at_end).sum()), "lost": int((at_end & ~long).sum()),
+        "gradient": dict(zip(("start", "end", "four times the steps"), (float(np.median(each)) for each in lengths))),
     }  # fmt: skip
 
 
@@ -227,6 +266,16 @@ def lines(result):
         found = row["auroc"]
         value = "no data" if found["value"] is None else f"{found['value']:.3f}"
         yield f"  AUROC of E, {found['solved']} solved against {found['unsolved']} unsolved: {value}"
+        picked = ", ".join(f"{CHOICES.get(c, 'the best one (sees the answer)')} {percent(f)}"
+                           for c, f in row["choices"].items())  # fmt: skip
+        yield f"  solved by a descent chosen by: {picked}"
+        way, length = row["path"], row["path"]["gradient"]
+        yield (
+            f"  the first descent alone: {percent(way['solved'])}; gone on with for four times the steps "
+            f"{percent(way['four times the steps'])} ({way['gained']} more, {way['lost']} lost); with half the step "
+            f"for twice as many {percent(way['half the step'])}"
+        )
+        yield "  length of the gradient, median: " + ", ".join(f"{value:.2g} {at}" for at, value in length.items())
 
 
 def report(asked, command):

@@ -5,9 +5,9 @@ python -m ebm.report --check                  change nothing; fail when a docume
 python -m ebm.report keep runs/ebm/NAME ...   copy the evidence of runs: config, metrics, summary, evaluations, study
 python -m ebm.report ship runs/ours/NAME      make its weights those that ebm.solve uses by default
 
-The lines between `<!-- report KIND WORDS -->` and `<!-- end -->` of a document are generated. Kinds: arms, questions,
-choices, collapse, study, solver, proof, compute. A run that diverged counts in none but collapse. ebm/compute.png is
-drawn from results/ebm/compute.json.
+The lines between `<!-- report KIND WORDS -->` and `<!-- end -->` of a document are generated. Kinds: arms, carried,
+energies, questions, choices, collapse, study, solver, proof, descents, compute. A run that diverged counts in none but
+collapse. ebm/compute.png is drawn from results/ebm/compute.json.
 """
 
 import shutil
@@ -21,11 +21,17 @@ import report as of_root
 from ebm import interpret
 from ebm import ours as energy
 from ebm.evaluate import CHOICES, METRICS, percent, share
+from ebm.run import COLLAPSED
 from plumbing import disk
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = ("ebm/README.md", "ebm/EXPERIMENTS.md")
-EVALUATIONS = ("evaluation.json", "evaluation-true-noise.json", "proof.json")
+FORWARD = "evaluation-forward.json"  # without Langevin, on more puzzles
+ENERGIES = {  # of Langevin: the evaluation that has it
+    "consistency (run 4)": "evaluation.json", "norm (runs 1-3)": "evaluation-norm.json",
+    "penalty (the rules alone)": "evaluation-penalty.json",
+}  # fmt: skip
+EVALUATIONS = (*ENERGIES.values(), "evaluation-true-noise.json", FORWARD, "proof.json")
 NETWORKS = {  # of the picture: label, colour
     "ours": ("ebm/ours.py", "tab:red"), "exp_speedrun": ("exp_speedrun.py", "tab:blue"),
     "exp_cosine_no_sam": ("exp_cosine_no_sam.py", "tab:green"), "ebm": ("the log's energy model", "0.4"),
@@ -77,9 +83,46 @@ def arms(*names):
     for name in names:
         found = [shares(name, column) for column in columns]
         lost = runs(name, diverged=True)
+        if not has_z(name):
+            found[-1] = pd.Series(dtype=float)  # its z is noise, so nothing sees the answer
         found += [shares(name, column, metric) for metric in ("groups", "puzzles") for column in ("z = 0", "Langevin")]
         figures = [of_root.spread(values) for values in found] if len(found[0]) else ["not run", *[""] * 7]
         rows.append([f"`{name}`", f"{len(found[0])}{f', {len(lost)} diverged' * bool(lost)}", *figures])
+    return of_root.table(head, rows)
+
+
+def has_z(arm):
+    """Whether this arm computes z from the solution."""
+    return all((disk.read_json(folder / "config.json") or {}).get("z_encoder", True) for folder in runs(arm).values())
+
+
+def carried(*names):
+    """What z carries: blanks right with the z of the puzzle's own solution, and with another's."""
+    rows = []
+    for name in filter(has_z, names):
+        own, other, none = (shares(name, c, name=FORWARD) for c in ("oracle", "z of another", "z = 0"))
+        spreads = pd.Series({seed: each["spread"]["trained"]["z"] for seed, each in evaluations(name, FORWARD).items()})
+        rows.append([
+            f"`{name}`", len(own) or "not run", *(of_root.spread(values) for values in (none, other, own)),
+            *contrast(own, other)[:2], ", ".join(f"{value:.2g}" for value in spreads),
+        ])  # fmt: skip
+    head = ["arm", "seeds", "z = 0", "z of another puzzle", "z of the solution",
+            "the last less that of another, by seed", "mean [95 %]", "z varies by"]  # fmt: skip
+    return of_root.table(head, rows)
+
+
+def energies(arm):
+    """Langevin along each of the log's energies, against z = 0."""
+    rows = []
+    for label, name in ENERGIES.items():
+        langevin, zero = (shares(arm, column, name=name) for column in ("Langevin", "z = 0"))
+        lengths = pd.Series(
+            {seed: each["states"]["Langevin"]["norm of z"] for seed, each in evaluations(arm, name).items()}
+        )
+        moved = lengths.mean() if len(lengths) else float("nan")
+        rows.append([label, len(langevin) or "not run", of_root.spread(langevin), *contrast(langevin, zero)[:2],
+                     f"{moved:.2f}" if moved == moved else "-"])  # fmt: skip
+    head = ["energy", "seeds", "Langevin: blanks right", "less z = 0, by seed", "mean [95 %]", "length of z at the end"]
     return of_root.table(head, rows)
 
 
@@ -138,7 +181,8 @@ def choices(arm):
 def collapse(*names):
     """How far the encoders' vectors differ between puzzles, at the validation where least and at the end."""
     spreads = {"std_context": "z_context", "std_target": "z_target"}
-    head = ["arm", "seed", *(f"{z}: {when}" for z in spreads.values() for when in ("least", "end")), "energy", "note"]
+    whens = ("untrained", "least", "end")
+    head = ["arm", "seed", *(f"{z}: {when}" for z in spreads.values() for when in whens), "energy", "note"]
     rows = []
     for name in names:
         every = runs(name) | runs(name, diverged=True)
@@ -147,12 +191,14 @@ def collapse(*names):
             metrics = pd.read_csv(path) if path.exists() else pd.DataFrame(index=[0])  # it may diverge before a row
             metrics = metrics.reindex(columns=[*spreads, "energy"]).ffill()
             least, end = ([f"{v:.2g}" if v == v else "-" for v in row] for row in (metrics.min(), metrics.iloc[-1]))
-            step = summary.get("collapsed_at")
+            start = (disk.read_json(folder / FORWARD) or {}).get("spread", {}).get("untrained", {})
+            start = [f"{start[key]:.2g}" if key in start else "-" for key in ("context", "target")]
+            low = [name for column, name in spreads.items() if (metrics[column] < COLLAPSED).any()]
             note = f"diverged at step {summary['diverged_at']}" if summary.get("diverged_at") else ""
-            note = note or (f"collapsed at step {step}" if step else "no collapse")
-            rows.append([f"`{name}`", seed, least[0], end[0], least[1], *end[1:], note])
+            note = note or (f"{' and '.join(low)} below {COLLAPSED:g}" if low else "no collapse")
+            rows.append([f"`{name}`", seed, start[0], least[0], end[0], start[1], least[1], *end[1:], note])
         if not every:
-            rows.append([f"`{name}`", "not run", *[""] * 6])
+            rows.append([f"`{name}`", "not run", *[""] * 8])
     return of_root.table(head, rows)
 
 
@@ -185,30 +231,73 @@ def solved(right, of):
     return percent(share([1] * right + [0] * (of - right), [1] * of))
 
 
+def proofs(name):
+    """{seed: what ebm.proof measured}"""
+    found = {seed: disk.read_json(folder / "proof.json") for seed, folder in runs(name, "ours").items()}
+    return {seed: each for seed, each in found.items() if each}
+
+
+def pooled(figures):
+    """The share of all seeds together, each puzzle of each seed a trial."""
+    right, of = (sum(figure[key] for figure in figures) for key in ("right", "of"))
+    return share([1] * right + [0] * (of - right), [1] * of)
+
+
 def proof(name):
-    """The five measurements of ebm.proof, by seed."""
-    rows = []
-    for seed, folder in runs(name, "ours").items():
-        if not (found := disk.read_json(folder / "proof.json")):
-            continue
-        for label in ("45 clues", "minimal"):
-            row = found[label]
-            falls, last, more = row["falls"], *(row["solved"][key] for key in list(row["solved"])[-2:])
-            value = row["auroc"]["value"]
-            rows.append([
-                seed, label, f"{found['update']['largest_error']:.0e}",
-                f"{100 * falls['right'] / max(1, falls['of']):.2f} % of {falls['of']:,}",
-                f"{falls['converged']:,}", percent(row["boards"]), "no data" if value is None else f"{value:.3f}",
-                f"{row['auroc']['solved']} / {row['auroc']['unsolved']}", percent(last), percent(more),
-            ])  # fmt: skip
-    if not rows:
+    """The five measurements of ebm.proof, by seed, then of all seeds together."""
+    if not (found := proofs(name)):
         return ["not run"]
-    first = disk.read_json(next(iter(runs(name, "ours").values())) / "proof.json")
-    counts = list(first["minimal"]["solved"])[-2:]
+    rows = []
+    for label in ("45 clues", "minimal"):
+        for seed, each in found.items():
+            rows.append([seed, label, f"{each['update']['largest_error']:.0e}", *measured([each[label]])])
+        if len(found) > 1:
+            rows.append(["all", label, "", *measured([each[label] for each in found.values()])])
+    counts = list(next(iter(found.values()))["minimal"]["solved"])[-2:]
     head = ["seed", "puzzles", "update: largest error", "E falls at", "steps after convergence",
             "E(solution) < E(one cell changed), %", "AUROC of E", "solved / unsolved",
             *(f"solved after {n} steps, %" for n in counts)]  # fmt: skip
     return of_root.table(head, rows)
+
+
+def measured(rows):
+    """The cells of one row of that table, for the measurements of one seed or of several."""
+    falls = {key: sum(row["falls"][key] for row in rows) for key in ("right", "of", "converged")}
+    values = [row["auroc"]["value"] for row in rows if row["auroc"]["value"] is not None]
+    values = [f"{value:.3f}" for value in sorted({min(values), max(values)})] if values else ["no data"]
+    solved, unsolved = (sum(row["auroc"][key] for row in rows) for key in ("solved", "unsolved"))
+    last = [[row["solved"][key] for row in rows] for key in list(rows[0]["solved"])[-2:]]
+    return [
+        f"{100 * falls['right'] / max(1, falls['of']):.2f} % of {falls['of']:,}", f"{falls['converged']:,}",
+        percent(pooled([row["boards"] for row in rows])), "-".join(values), f"{solved} / {unsolved}",
+        *(percent(pooled(figures)) for figures in last),
+    ]  # fmt: skip
+
+
+def descents(name):
+    """How a descent is chosen out of several, and what one descent alone does: all seeds together."""
+    found = proofs(name)
+    if not found or not all("path" in each["minimal"] for each in found.values()):
+        return ["not run"]
+    rows = []
+    for choice, label in (CHOICES | {"oracle": "the best one (sees the answer)"}).items():
+        label = label.replace("chain", "descent")
+        rows.append([label, *(percent(pooled([each[kind]["choices"][choice] for each in found.values()]))
+                              for kind in ("45 clues", "minimal"))])  # fmt: skip
+    for key, label in (("four times the steps", "one descent, gone on with for four times the steps"),
+                       ("half the step", "one descent with half the step, twice as many steps")):  # fmt: skip
+        rows.append([label, *(percent(pooled([each[kind]["path"][key] for each in found.values()]))
+                              for kind in ("45 clues", "minimal"))])  # fmt: skip
+    for at, label in (
+        ("start", "at the start"),
+        ("end", "at the end"),
+        ("four times the steps", "after four times the steps"),
+    ):
+        lengths = [[each[kind]["path"]["gradient"][at] for each in found.values()] for kind in ("45 clues", "minimal")]
+        rows.append([f"length of the gradient {label}", *(f"{sum(each) / len(each):.2g}" for each in lengths)])
+    return of_root.table(
+        ["solved, % [95 %]; the last three: median over puzzles, mean over seeds", "45 clues", "minimal"], rows
+    )
 
 
 def compute():
@@ -255,7 +344,7 @@ def plot():
 
 
 KINDS = {"arms": arms, "questions": questions, "collapse": collapse, "study": study, "solver": solver, "proof": proof}
-KINDS |= {"compute": compute, "choices": choices}
+KINDS |= {"compute": compute, "choices": choices, "carried": carried, "energies": energies, "descents": descents}
 
 # ---------------------------------------------------------------- evidence and weights
 

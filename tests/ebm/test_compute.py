@@ -7,9 +7,10 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from data import generate, store
-from ebm import compute, data, langevin, train
+from ebm import compute, data, evaluate, langevin, train
 from plumbing import disk
 
 ROOT = compute.solve.ROOT
@@ -64,7 +65,12 @@ def test_the_logs_model_is_read_at_zero_and_then_at_its_lowest_chain(replica):
     lowest = solved.boards[torch.arange(2), solved.energy.argmin(1)]
     assert torch.equal(found[4], lowest)
     zero, four = solver.flops(puzzle, [0, 4])
-    assert four == 3 * compute.LowestChain(replica, 1).flops(puzzle, [4])[0] > 12 * zero
+    with FlopCounterMode(display=False) as counter:
+        solver.model.context(puzzle[:1])
+    once = counter.get_total_flops()
+    decode = evaluate.cost(solver.model, puzzle, "consistency")[0]
+    assert zero == once + decode and once > 0  # its encoder runs once, for all chains
+    assert four - once == 3 * (compute.LowestChain(replica, 1).flops(puzzle, [4])[0] - once) > 12 * decode
 
 
 def test_an_iterating_network_is_counted_with_its_threads(capsys):

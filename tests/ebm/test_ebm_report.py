@@ -83,14 +83,42 @@ def test_an_answer_needs_an_interval_on_one_side(root, points, answer):
 
 
 def test_collapse_has_the_least_and_the_last_spread(root):
-    put(root, "base", 0, config={"seed": 0})
+    spread = {"spread": {"untrained": {"context": 0.03, "target": 0.006, "z": 0.1}}}
+    put(root, "base", 0, config={"seed": 0}, evaluation_forward=spread)
     put(root, "base", 1, summary={"diverged_at": 7}, config={"seed": 1})
     (root / "results/ebm/base-seed1/metrics.csv").unlink()  # it ended before its first row
-    put(root, "first-form", 0, summary={"collapsed_at": 2})
+    put(root, "first-form", 0)
+    (root / "results/ebm/first-form-seed0/metrics.csv").write_text(METRICS.replace("0.002", "0.0005"))
     _, base, lost, first, missing = rows(report.collapse("base", "first-form", "wrong-tensor"))
-    assert base == ["`base`", "0", "0.01", "0.04", "0.002", "0.003", "1", "no collapse"]
-    assert lost[2:] == ["-"] * 5 + ["diverged at step 7"] and first[-1] == "collapsed at step 2"
+    assert base == ["`base`", "0", "0.03", "0.01", "0.04", "0.006", "0.002", "0.003", "1", "no collapse"]
+    assert lost[2:] == ["-"] * 7 + ["diverged at step 7"] and first[-1] == "z_target below 0.001"
     assert missing[:2] == ["`wrong-tensor`", "not run"]
+
+
+def forward(zero, other, own):
+    columns = {"z = 0": zero, "z of another": other, "oracle": own}
+    return {
+        "columns": {name: {"all": {"cells": share(cells)}} for name, cells in columns.items()},
+        "spread": {"trained": {"z": 0.002}},
+    }
+
+
+def test_what_z_carries(root):
+    put(root, "base", 0, evaluation_forward=forward(0.2, 0.21, 0.25))
+    put(root, "base", 1, evaluation_forward=forward(0.2, 0.2, 0.2))
+    put(root, "run1", 0, config={"z_encoder": False}, evaluation=evaluation(0.2, 0.3))
+    _, base, other = rows(report.carried("base", "run1", "no-unit-norm"))  # run 1's z is noise: no row
+    assert base[:2] == ["`base`", "2"] and [cell.split()[0] for cell in base[2:5]] == ["20.0", "20.5", "22.5"]
+    assert base[5] == "+4.0, +0.0" and base[7] == "0.002, 0.002"
+    assert other[:2] == ["`no-unit-norm`", "not run"]
+    assert rows(report.arms("run1"))[1][5] == "-"  # nothing there sees the answer
+
+
+def test_every_energy_has_its_row(root):
+    found = evaluation(0.2, 0.3) | {"states": {"Langevin": {"norm of z": 5.5}}}
+    put(root, "base", 0, evaluation=found, evaluation_norm=found | {"columns": evaluation(0.2, 0.1)["columns"]})
+    _, consistency, norm, penalty = rows(report.energies("base"))
+    assert consistency[3] == "+10.0" and norm[3] == "-10.0" and norm[5] == "5.50" and penalty[1] == "not run"
 
 
 def test_a_run_that_diverged_is_named_and_not_averaged(root):
@@ -133,6 +161,7 @@ def test_solver_and_proof(root):
         "minimal": kind | {"auroc": {"value": 0.971, "solved": 7, "unsolved": 2}},
     }
     put(root, "full", 0, family="ours", summary=summary, proof=proof)
+    assert report.descents("full") == ["not run"]  # a proof from before they were measured
     head, easy, minimal = rows(report.solver("full"))
     assert head[2:4] == ["16 steps", "256 steps"] and easy[1] == "50 45 clues" and easy[3].startswith("100.0")
     assert minimal[1] == "50 minimal" and minimal[2:4] == ["40.0 [27.6, 53.8]", "80.0 [67.0, 88.8]"]
@@ -141,6 +170,23 @@ def test_solver_and_proof(root):
     assert head[-2:] == ["solved after 256 steps, %", "solved after 1024 steps, %"]
     assert "99.00 % of 100" in easy and "no data" in easy and {"0.971", "7 / 2", "7"} <= set(minimal)
     assert minimal[-2].startswith("80.0") and minimal[-1].startswith("85.0")
+    more = {
+        "choices": {choice: share(0.5) for choice in (*report.CHOICES, "oracle")},
+        "path": {"four times the steps": share(0.6), "half the step": share(0.7),
+                 "gradient": {"start": 9.0, "end": 0.5, "four times the steps": 0.1}},
+    }  # fmt: skip
+    for seed in (0, 1):
+        changed = {kind: proof[kind] | more for kind in ("45 clues", "minimal")}
+        folder = root / f"results/ours/full-seed{seed}"
+        folder.mkdir(exist_ok=True)
+        for name, value in {"summary": summary, "config": {"seed": seed}, "proof": proof | changed}.items():
+            (folder / f"{name}.json").write_text(json.dumps(value))
+    table = rows(report.proof("full"))
+    assert [row[0] for row in table[1:]] == ["0", "1", "all"] * 2
+    assert "99.00 % of 200" in table[-1] and "14 / 4" in table[-1] and table[-1][-2].startswith("80.0 [73.9")
+    _, *kinds = rows(report.descents("full"))
+    assert [row[0] for row in kinds][:2] == ["one descent", "lowest energy"] and kinds[-1][1:] == ["0.1", "0.1"]
+    assert kinds[5][2].startswith("60.0 [53.1") and kinds[6][2].startswith("70.0")
     assert report.solver("other") == report.proof("other") == ["not run"]
 
 

@@ -63,7 +63,8 @@ def test_scrambled_answers_move_the_oracle_only():
     true, false = (evaluate.compare(model, puzzle, s, ASKED, "consistency", 4)[0] for s in (solution, scrambled))
     assert set(true) == set(false) and set(true) >= {*evaluate.COLUMNS, *evaluate.SEES_THE_ANSWER}
     for column in true:
-        assert (true[column] == false[column]).all() == (column not in evaluate.SEES_THE_ANSWER), column
+        asks = column in {*evaluate.SEES_THE_ANSWER, "z of another"}  # a control: it reads other puzzles' solutions
+        assert (true[column] == false[column]).all() == (not asks), column
     columns = [
         evaluate.score(found, puzzle.numpy(), s.numpy(), np.zeros(6), (0, 1))
         for found, s in ((true, solution), (false, scrambled))
@@ -111,6 +112,51 @@ def test_oracle_z_is_the_solutions_without_noise():
     model = model_of(run=1)  # its z is noise alone: without noise nothing is left to see
     found, _, _ = evaluate.compare(model, puzzle, solution, ASKED, "norm", 1)
     assert (found["oracle"] == found["z = 0"]).all()
+
+
+@pytest.mark.parametrize("at_once", [1024, 6])
+def test_z_of_another_is_not_the_puzzles_own(at_once):
+    model, (puzzle, solution) = model_of(), boards(5)
+    asked = dataclasses.replace(ASKED, at_once=at_once)
+    found, _, _ = evaluate.compare(model, puzzle, solution, asked, "norm", 1)
+    order = [4, 0, 1, 2, 3] if at_once > 6 else [1, 0, 1, 2, 3]  # the first part of two has no puzzle before it
+    z = evaluate.z_of(model, solution, 2)
+    read = lambda z: (model.decode(model.context(puzzle), z, puzzle).argmax(-1) + 1).numpy()  # noqa: E731
+    assert (found["z of another"] == read(z[order])).all() and (found["oracle"] == read(z)).all()
+    assert (found["z of another"] != found["oracle"]).any()
+
+
+def test_spread_is_the_standard_deviation_over_puzzles():
+    model, (puzzle, solution) = model_of(), boards(5)
+    found = evaluate.spread(model, puzzle, solution, 2)
+    one_hot = (solution[..., None] == torch.arange(1, 10)).float()
+    for name, vectors in (("context", model.context(puzzle)), ("target", model.target(one_hot))):
+        assert found[name] == pytest.approx(vectors.std(0).mean().item(), rel=1e-4)
+    z = evaluate.z_of(model, solution, 9)
+    assert found["z"] == pytest.approx(z.std(0).mean().item()) and torch.allclose(z.norm(dim=1), torch.ones(5))
+    assert evaluate.spread(model, puzzle[:1], solution[:1], 9)["z"] is None
+
+
+def test_the_untrained_model_is_the_one_that_training_began_with(clean):
+    from ebm import train
+
+    start = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            train.Run,
+            "resume",
+            lambda run, model, o: (
+                start.append({name: p.clone() for name, p in model.state_dict().items()}) or run.config.steps
+            ),
+        )
+        patch.setattr(train.Run, "finish", lambda run, n: run.close())
+        train.main(["--preset", "smoke", "--seed", "3"])
+    torch.manual_seed(9)
+    before = torch.random.get_rng_state()
+    config = dataclasses.replace(configured(4, "smoke"), seed=3)
+    again = evaluate.untrained(config, "cpu").state_dict()
+    assert all(torch.equal(again[name], value) for name, value in start[0].items())
+    assert torch.equal(torch.random.get_rng_state(), before)
 
 
 @pytest.mark.parametrize("true_noise", [False, True])
@@ -276,7 +322,7 @@ def test_command(run, capsys):
                   "left out by the split", "wrote first.json"):  # fmt: skip
         assert words in printed
     evaluate.main([*flags, "--at-once", "5"])
-    second = json.loads((run / "checkpoint-evaluation.json").read_text())
+    second = json.loads((run / "evaluation.json").read_text())
     assert (first["energy"], first["decodes"], first["puzzles"]) == ("consistency", 3, len(own_test()))
     assert [c for c in first["columns"] if first["columns"][c].get("sees_the_answer")] == [
         "oracle", "Langevin, oracle", "decodes, oracle"
@@ -296,7 +342,7 @@ def test_command(run, capsys):
 def test_equal_compute_and_the_energy_of_the_run(run, capsys):
     save(run / "checkpoint.pt", model_of(run=3))
     evaluate.main([str(run), "--steps", "1", "--chains", "2", "--puzzles", "3"])
-    result = json.loads((run / "checkpoint-evaluation.json").read_text())
+    result = json.loads((run / "evaluation.json").read_text())
     assert result["energy"] == "norm" and result["puzzles"] == 3
     decode, step = result["flops"]["decode"], result["flops"]["step"]
     assert abs(result["decodes"] * decode - 2 * (step + decode)) <= decode / 2
@@ -309,7 +355,7 @@ def test_equal_compute_and_the_energy_of_the_run(run, capsys):
 def test_chains_that_diverge_are_reported(run, capsys):
     evaluate.main([str(run), "--steps", "3", "--chains", "2", "--lr", "1e38", "--decodes", "1"])
     assert "not finite" in capsys.readouterr().out
-    text = (run / "checkpoint-evaluation.json").read_text()
+    text = (run / "evaluation.json").read_text()
     assert "NaN" not in text and json.loads(text)["states"]["Langevin"]["total"] is None
 
 
@@ -328,7 +374,7 @@ def test_a_wrong_value_is_one_line(run, capsys, flags, words):
     assert evaluate.main([str(run), *flags]) == 2
     error = capsys.readouterr().err
     assert words in error and error.count("\n") == 1
-    assert not (run / "checkpoint-evaluation.json").exists()
+    assert not (run / "evaluation.json").exists()
 
 
 def test_an_unusable_checkpoint_is_one_line(run, capsys):

@@ -19,6 +19,7 @@ from plumbing import disk
 from tests.data import puzzles
 from tests.ebm.test_strategies import PUZZLES, parse
 
+COLUMNS = ("oracle", "z = 0", "z random", "Langevin")
 NAKED, HIDDEN = NAMES.index("naked single"), NAMES.index("hidden single")
 ASKED = interpret.Arguments("", steps=4, heads=3)
 
@@ -47,7 +48,7 @@ def certain(board, sure=1.0):
 def observed(puzzle, solution, path, columns=None):
     """What a descent along these boards [steps + 1, n, 81] would give; a column that is not given is its end."""
     path, n = np.asarray(path), len(puzzle)
-    found = dict.fromkeys(evaluate.COLUMNS, path[-1]) | (columns or {})
+    found = dict.fromkeys(COLUMNS, path[-1]) | (columns or {})
     z = np.zeros((len(path), n, 4), np.float32)
     return Observed(
         puzzle, solution, certain(path), found, certain(found["z = 0"]), z, z[0], np.ones((len(path) - 1, n))
@@ -437,7 +438,7 @@ def test_columns_are_those_of_the_evaluation():
     seen = interpret.observe(model, puzzle, solution, "consistency", dataclasses.replace(ASKED, at_once=3))
     asked = evaluate.Arguments("", steps=ASKED.steps, chains=1, decodes=1)
     found, _, _ = evaluate.compare(model, puzzle, solution, asked, "consistency", 1)
-    for column in evaluate.COLUMNS:
+    for column in COLUMNS:
         assert (seen.boards[column] == found[column]).all(), column
     start = langevin.normal(puzzle, 1, model.config.latent, 0, step=0)[:, 0]
     assert (seen.z[0] == start.numpy()).all() and seen.z.shape == (5, 8, model.config.latent)

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 
 import common
-from data import generate
-from ebm import ours
+from data import generate, sources
+from ebm import data, ours
 from plumbing.candidates import KINDS
 
 
@@ -276,3 +276,10 @@ def test_solved_puzzles_stay_for_a_while(clean, monkeypatch):
     flags = ["--preset", "smoke", "--steps", "1", "--batch", "4", "--depth", "2", "--iterations", "1"]
     ours.main([*flags, "--lifetime", "20", "--solved-lifetime", "8"])
     assert free[0].tolist() == [True, False, False, True]
+
+
+def test_no_solution_of_the_test_is_one_of_training():
+    """Whichever names its digits have: the hash by which the log's model splits its puzzles is the same for these."""
+    found = sources.load(ours.Config())
+    train, test = data.places(found.train), data.places(found.test)
+    assert len(set(train.tolist())) > 0.99 * len(train) and not np.isin(test, train).any()

@@ -54,7 +54,7 @@ def test_update_finds_what_is_not_the_gradient(puzzles, monkeypatch):
 def test_the_way_down_is_that_of_the_model(puzzles):
     """The energies before each step, the fall that each gradient promises, and whether the board is right."""
     _, model = make(test_descent=0.001, patience=3)
-    energy, promised, solved = proof.descend(model, *puzzles, 0)
+    energy, promised, solved, board = proof.descend(model, *puzzles, 0)
     state = model.start(torch.from_numpy(puzzles[0].astype(np.int64)))
     for step in range(4):
         assert np.allclose(energy[:, step], model.energies(state))
@@ -65,6 +65,14 @@ def test_the_way_down_is_that_of_the_model(puzzles):
     assert np.allclose(energy[:, 0] - energy[:, 1], promised[:, 0], rtol=0.05), "so short a step keeps its promise"
     right = [(logits.argmax(-1).numpy() + 1 == puzzles[1]).all(1) for logits in model(torch.tensor(puzzles[0]), 3)]
     assert np.array_equal(solved[:, 1:].T, right)
+    assert (
+        np.array_equal((board == puzzles[1]).all(1), solved[:, -1])
+        and (board[puzzles[0] > 0] == puzzles[1][puzzles[0] > 0]).all()
+    )
+    longer, finer = (proof.descend(model, *puzzles, 0, *way) for way in ((4, 1), (2, 2)))
+    assert longer[0].shape == (4, 13) and np.array_equal(longer[0][:, :4], energy)
+    assert finer[0].shape == (4, 7) and np.allclose(finer[1][:, 0], promised[:, 0] / 2)
+    assert np.allclose(finer[0][:, 0] - finer[0][:, 1], promised[:, 0] / 2, rtol=0.05)
     several = proof.descents(model, *puzzles, 2)
     assert np.array_equal(several[0][:, 1], proof.descend(model, *puzzles, 1)[0])
     assert not np.allclose(several[0][:, 0], several[0][:, 1]), "another descent begins elsewhere"
@@ -93,6 +101,44 @@ def test_the_lowest_descent_is_the_answer():
     row = proof.figures(2, energy, promised, solved, np.zeros(3), np.ones(3), np.ones(3, bool))
     assert {n: figure["right"] for n, figure in row["solved"].items()} == {"8": 0, "16": 1, "64": 2}
     assert row["auroc"]["value"] == pytest.approx(0.5) and row["energy"]["end"] == pytest.approx((0 + 1 - 1) / 3)
+
+
+def test_the_verdict_is_that_low_energies_are_solved():
+    energy, solved = np.ones((4, 4, 9)), np.zeros((4, 4, 9), bool)
+    energy[:, :, -1] = np.array([-3.0, -2.0, 5.0, 6.0])[:, None]
+    solved[:2] = True
+    row = proof.figures(1, energy, np.ones((4, 4, 9)), solved, np.zeros(4), np.ones(4), np.ones(4, bool))
+    assert row["auroc"] == {"value": 1.0, "solved": 2, "unsolved": 2}
+    row = proof.figures(1, energy, np.ones((4, 4, 9)), ~solved, np.zeros(4), np.ones(4), np.ones(4, bool))
+    assert row["auroc"]["value"] == 0.0
+
+
+def test_a_descent_is_chosen_in_every_way(puzzles):
+    """The right board is the second of three: the lowest in the first puzzle, not in the second."""
+    solution = puzzles[1][:2]
+    wrong = solution % 9 + 1
+    wrong[:, 0] = wrong[:, 1]  # against the rules
+    boards = np.stack([wrong, solution, wrong], 1)
+    found = proof.choices(boards, np.array([[1.0, 0.0, 2.0], [0.0, 1.0, 2.0]]), solution)
+    right = {choice: figure["right"] for choice, figure in found.items()}
+    assert right == {"one": 0, "energy": 1, "rules": 2, "majority": 0, "oracle": 2}
+
+
+def test_one_descent_alone(puzzles, monkeypatch):
+    """What it solves at its end, later and with a smaller step; how long the gradient is on the way."""
+    _, model = make(test_descent=0.5, patience=3)
+    known = {(4, 1): np.array([[0, 0, 0, 1] + [0] * 9, [0, 0, 0, 1] + [1] * 9]), (2, 2): np.array([[0] * 7, [1] * 7])}
+
+    def descend(model, puzzle, solution, number, longer=1, finer=1):
+        assert number == 0
+        right = known[longer, finer].astype(bool)
+        return None, 0.5 * np.arange(right.shape[1])[None].repeat(2, 0) ** 2.0, right, None
+
+    monkeypatch.setattr(proof, "descend", descend)
+    found = proof.path_figures(*proof.one_descent(model, *puzzles))
+    keys = ("solved", "four times the steps", "half the step")
+    assert [found[key]["right"] for key in keys] == [2, 1, 1] and (found["gained"], found["lost"]) == (0, 1)
+    assert found["gradient"] == {"start": 0.0, "end": 3.0, "four times the steps": 12.0}
 
 
 def test_auroc():
