@@ -12,6 +12,7 @@ mistake and of the file it is made in.
 
 import argparse
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -73,7 +74,7 @@ def tested(mutant, folder):
     experiment = Path(mutant.file).name.startswith(("exp_", "sudoku", "train_", "ablation_"))
     left_out = DRIFT if experiment and "test_lineage" not in mutant.tests else []
     begin = time.monotonic()
-    for which in (mutant.tests.split(), ["tests"]):
+    for which in (shlex.split(mutant.tests), ["tests"]):
         command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *left_out, *which]
         try:
             done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, timeout=LIMIT)

@@ -127,7 +127,7 @@ def test_a_descent_is_chosen_in_every_way(puzzles):
 def test_one_descent_alone(puzzles, monkeypatch):
     """What it solves at its end, later and with a smaller step; how long the gradient is on the way."""
     _, model = make(test_descent=0.5, patience=3)
-    known = {(4, 1): np.array([[0, 0, 0, 1] + [0] * 9, [0, 0, 0, 1] + [1] * 9]), (2, 2): np.array([[0] * 7, [1] * 7])}
+    known = {(4, 1): np.array([[0, 0, 0, 1] + [0] * 9, [0, 0, 0, 1] + [1] * 9]), (2, 2): np.array([[1] * 7, [1] * 7])}
 
     def descend(model, puzzle, solution, number, longer=1, finer=1):
         assert number == 0
@@ -137,7 +137,7 @@ def test_one_descent_alone(puzzles, monkeypatch):
     monkeypatch.setattr(proof, "descend", descend)
     found = proof.path_figures(*proof.one_descent(model, *puzzles))
     keys = ("solved", "four times the steps", "half the step")
-    assert [found[key]["right"] for key in keys] == [2, 1, 1] and (found["gained"], found["lost"]) == (0, 1)
+    assert [found[key]["right"] for key in keys] == [2, 1, 2] and (found["gained"], found["lost"]) == (0, 1)
     assert found["gradient"] == {"start": 0.0, "end": 3.0, "four times the steps": 12.0}
 
 

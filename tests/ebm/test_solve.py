@@ -139,6 +139,14 @@ def test_how_the_energy_fell(energy, text):
     assert solve.fall(root.Puzzle("", None, energy=np.array(energy))).startswith(text)
 
 
+def test_the_start_of_another_descent_is_no_rise():
+    """Two steps each: after the second, the energy is that of the next descent after its first step."""
+    puzzle = root.Puzzle("", None, energy=np.array([9.0, 5, 4, 20, 8]), descent=2)
+    assert solve.fall(puzzle) == "E fell in 3 of 3 steps of 2 descents: from 9.000 to 8.000"
+    puzzle = root.Puzzle("", None, energy=np.array([9.0, 5, 4, 3, 8]), descent=2)
+    assert "rose in 1 (by 5 at most)" in solve.fall(puzzle)
+
+
 @pytest.mark.parametrize("run", [1, 4])
 def test_the_logs_model_shows_its_chain_of_lowest_energy(run, clean, capsys):
     model, kind = save_replica(run=run), "norm" if run == 1 else "consistency"
