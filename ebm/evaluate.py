@@ -133,10 +133,11 @@ def spread(model, puzzle, solution, at_once):
     and of z."""
     with langevin.frozen(model):
         boards = F.one_hot(solution - 1, 9).to(model.decoder.head.weight).split(at_once)
+        target = torch.cat([model.target(board) for board in boards])
         found = {
             "context": torch.cat([model.context(part) for part in puzzle.split(at_once)]),
-            "target": torch.cat([model.target(board) for board in boards]),
-            "z": z_of(model, solution, at_once),
+            "target": target,
+            "z": model.latent(target, target.new_zeros(len(target), model.config.latent)),
         }
     return {name: vectors.std(0).mean().item() if len(vectors) > 1 else None for name, vectors in found.items()}
 
