@@ -55,9 +55,7 @@ class Config(common.RunConfig):
     sharp: float = 4.0  # the probabilities of a cell are softmax(sharp * read . s)
     rise: float = 1.0  # weight of the penalty on steps that lower E by less than `fall` of what the gradient promises
     fall: float = 0.05
-    judge: float = (
-        0.02  # weight of what asks for E below 0 on solved boards and above `high` on others; 0.1 was too much
-    )
+    judge: float = 0.02  # weight of what asks for E below 0 on solved boards and above `high` on others
     high: float = 10.0
     batch: int = 16  # puzzles under way; small, because many steps matter more than smooth ones
     depth: int = 4  # steps of descent in a training step, with gradient; the next training step goes on from there
