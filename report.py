@@ -350,7 +350,8 @@ def plot():
         tests = tested(runs)
         for bucket, kind in enumerate(("45 clues", "minimal")):
             solved = 100 * tests["buckets"].str[bucket].groupby(tests["iterations"]).mean()
-            style = {"color": ("tab:blue", "tab:orange")[bucket], "ls": {"full": "-", "minute": "--"}.get(group, ":")}
+            style = {"color": ("tab:blue", "tab:orange")[bucket]}
+            style["ls"] = {"full": "-", "minute": "--", "equal": "-."}.get(group, ":")
             right.plot(solved.index, solved, marker="o", ms=4, label=f"{kind}, {runs['seconds'].mean():.0f} s", **style)
     right.set(xscale="log", xlabel="test iterations", ylabel="puzzles solved, %")
     right.set_title("exp_speedrun.py by training time", fontsize=11)
