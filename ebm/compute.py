@@ -39,6 +39,7 @@ class Arguments:
     puzzles: int = 200  # of each kind
     steps: int = 256  # at most
     chains: int = 8  # of Langevin dynamics
+    langevin_steps: int = 64  # at most, of Langevin dynamics, 20 times as dear; the log took 50
     output: str = "compute.json"
 
 
@@ -116,24 +117,26 @@ def measure(solver, puzzle, solution, counts, bar):
 
 
 def report(asked, command):
-    for name in ("puzzles", "steps", "chains"):
+    for name in ("puzzles", "steps", "chains", "langevin_steps"):
         if getattr(asked, name) < 1:
-            raise SystemExit(f"--{name} {getattr(asked, name)}: expected 1 or more")
+            raise SystemExit(f"--{name.replace('_', '-')} {getattr(asked, name)}: expected 1 or more")
     if not asked.checkpoints:
         raise SystemExit("which networks? give the folders of runs, as in runs/ours/full-seed0")
     if problem := disk.wrong_json(asked.output):
         raise SystemExit(problem)
     console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 160)
-    counts = [2**k for k in range(asked.steps.bit_length())]
     paths = [disk.checkpoint_path(given) for given in asked.checkpoints]
     names = [disk.load_checkpoint(path).get("experiment") for path in paths]
     solvers = [
         LowestChain(path, asked.chains) if name == "ebm" else Iterating(path, console)
         for path, name in zip(paths, names)
     ]
-    rows = []
+    result = {"command": command, "settings": dataclasses.asdict(asked), "networks": []}
+    result |= {"hardware": disk.describe(torch.device("cpu")), "commit": disk.commit()}
     sets = {kind: generate.cached(asked.puzzles, clues, SEED) for kind, clues in KINDS.items()}
     for path, name, solver in zip(paths, names, solvers):
+        most = min(asked.steps, asked.langevin_steps) if name == "ebm" else asked.steps
+        counts = [2**k for k in range(most.bit_length())]
         summary = disk.read_json(path.with_name("summary.json")) or {}
         row = {"experiment": name, "run": path.parent.name, "seconds": summary.get("seconds"),
                "trained_on": summary.get("hardware"), "parameters": summary.get("parameters"), "kinds": {}}  # fmt: skip
@@ -147,11 +150,9 @@ def report(asked, command):
                 f"{name}, {kind}: {evaluate.percent(last['solved'])} % solved after {counts[-1]} steps, "
                 f"{last['flops'] / 1e6:.1f} MFLOP and {last['milliseconds']:.1f} ms a puzzle"
             )
-        rows.append(row)
-    result = {"command": command, "settings": dataclasses.asdict(asked), "networks": rows}
-    result |= {"hardware": disk.describe(torch.device("cpu")), "commit": disk.commit()}
-    with disk.writing(Path(asked.output).parent, asked.output):
-        disk.write_json(Path(asked.output), result)
+        result["networks"].append(row)
+        with disk.writing(Path(asked.output).parent, asked.output):  # after each: the next may take long
+            disk.write_json(Path(asked.output), result)
     print(f"wrote {asked.output}")
 
 

@@ -305,16 +305,16 @@ def compute():
     if not (measured := disk.read_json(results() / "compute.json")):
         return ["not run"]
     kinds = list(measured["networks"][0]["kinds"])
-    last = max(measured["networks"][0]["kinds"][kinds[0]], key=int)
-    head = ["network", "minutes of training", "parameters", f"MFLOP a minimal puzzle, {last} steps", "ms",
+    head = ["network", "minutes of training", "parameters", "steps", "MFLOP a minimal puzzle", "ms",
             *(f"{kind}: solved, %" for kind in kinds)]  # fmt: skip
     rows = []
     for network in measured["networks"]:
+        last = max(network["kinds"][kinds[0]], key=int)
         ends = [network["kinds"][kind][last] for kind in kinds]
         seconds, parameters = network["seconds"], network["parameters"]
         rows.append([
             NETWORKS.get(network["experiment"], (network["experiment"],))[0],
-            f"{seconds / 60:.0f}" if seconds else "-", f"{parameters:,}" if parameters else "-",
+            f"{seconds / 60:.0f}" if seconds else "-", f"{parameters:,}" if parameters else "-", last,
             f"{ends[-1]['flops'] / 1e6:,.0f}", f"{ends[-1]['milliseconds']:,.0f}",
             *(percent(end["solved"]) for end in ends),
         ])  # fmt: skip

@@ -15,5 +15,5 @@ python exp_cosine_no_sam.py --preset mini --data generated:30-62 --iterations 16
   --name equal-seed0 --resume
 python -m ebm.train --run 4 --preset mini --puzzles 500000 --name equal-seed0 --resume
 python -m ebm.compute runs/ours/full-seed0 runs/exp_speedrun/equal-seed0 runs/exp_cosine_no_sam/equal-seed0 \
-  runs/ebm/equal-seed0 --output results/ebm/compute.json
+  runs/ebm/equal-seed0 --puzzles 100 --output results/ebm/compute.json
 python -m ebm.report

@@ -90,12 +90,12 @@ def test_from_the_command_line(replica, tmp_path, capsys, monkeypatch):
     shutil.copy(replica, run / "checkpoint.pt")
     (run / "summary.json").write_text('{"seconds": 1800.0, "hardware": "here", "parameters": 5}')
     output = str(tmp_path / "c.json")
-    flags = ["--puzzles", "2", "--steps", "2", "--chains", "2", "--output", output]
+    flags = ["--puzzles", "2", "--steps", "4", "--langevin-steps", "2", "--chains", "2", "--output", output]
     assert not compute.main([str(run), str(ROOT / "weights/ebm.pt"), *flags])
     found = json.loads((tmp_path / "c.json").read_text())
     first, second = found["networks"]
     assert (first["experiment"], first["run"], first["seconds"]) == ("ebm", "equal-seed0", 1800.0)
-    assert second["experiment"] == "ours" and list(second["kinds"]["71 clues"]) == ["1", "2"]
+    assert second["experiment"] == "ours" and list(second["kinds"]["71 clues"]) == ["1", "2", "4"]
     assert list(first["kinds"]["71 clues"]) == ["0", "1", "2"]
     assert "MFLOP" in capsys.readouterr().out
 
