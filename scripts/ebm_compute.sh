@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # scripts/ebm_compute.sh
-# The picture of ebm/README.md: what networks solve for how much computing, all trained for 25 minutes. Hardware: 2 CPU
-# cores and nothing else on them, 25 minutes for each of three networks (ours is runs/ours/full-seed0), then half an hour.
+# The picture of ebm/README.md: what networks solve for how much computing, all trained for about as long. Hardware: 2 CPU
+# cores and nothing else on them, 20 to 35 minutes for each of three networks (ours is runs/ours/full-seed0), then 20.
 # The numbers of steps are those of the machine that the picture was made on; summary.json says how long they took.
 set -eu
 CDPATH= cd -- "$(dirname -- "$0")/.." || exit 1

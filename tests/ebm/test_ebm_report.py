@@ -205,7 +205,7 @@ def test_compute_has_a_row_and_a_picture_for_all_networks(root):
     found = {"networks": [network("ours", 2e6), network("exp_sam", 1e6, seconds=None, parameters=None)]}
     (root / "results/ebm/compute.json").write_text(json.dumps(found))
     _, ours, other = rows(report.compute())
-    assert ours[:5] == ["ebm/ours.py", "30", "1,234", "512", "512"] and ours[5].startswith("85.3")
+    assert ours[:6] == ["ebm/ours.py", "30", "1,234", "256", "512", "512"] and ours[6].startswith("85.3")
     assert other[:3] == ["exp_sam", "-", "-"]
     report.plot()
     assert (root / "ebm/compute.png").read_bytes().startswith(b"\x89PNG")
