@@ -100,7 +100,10 @@ def test_from_the_command_line(replica, tmp_path, capsys, monkeypatch):
     assert "MFLOP" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("flags", [["--puzzles", "0"], ["--steps", "0"], ["--chains", "-1"], ["--output", "x.txt"]])
+WRONG = [["--puzzles", "0"], ["--steps", "0"], ["--chains", "-1"], ["--langevin-steps", "0"], ["--output", "x.txt"]]
+
+
+@pytest.mark.parametrize("flags", WRONG)
 def test_wrong_flags(flags, capsys):
     assert compute.main([str(ROOT / "weights/ebm.pt"), *flags]) == 2
     assert flags[0] in capsys.readouterr().err
