@@ -5,7 +5,8 @@ modal run --detach exp_cosine.py                     the same, but the run conti
 python -m plumbing.remote fan exp_cosine exp_sam -- --seed 1  several at once, one GPU each
 python -m plumbing.remote fetch exp_cosine full-seed1         download what is saved of a run, finished or not
 
-ebm/train.py and ebm/ours.py are started in the same ways; `fetch ebm NAME` and `fetch ours NAME` download their runs.
+ebm/train.py, ebm/ours.py and ep_c512/train.py are started in the same ways; `fetch ebm NAME`, `fetch ours NAME` and
+`fetch ep_c512 NAME` download their runs.
 
 Runs are stored on the Modal volume `sudoku-runs` (modal volume ls sudoku-runs), puzzles on `sudoku-data`. A run that
 reached the time limit or lost its machine continues from its last checkpoint; so does the same command given again.
@@ -43,7 +44,8 @@ SECRETS = ""  # names of Modal secrets, separated by commas: KAGGLE_USERNAME and
 GPUS = ("T4", "L4", "A10", "A10G", "L40S", "A100", "A100-40GB", "A100-80GB", "RTX-PRO-6000")
 GPUS += ("H100", "H100!", "H200", "B200", "B200+")
 # The only files that are copied to the container.
-MOUNTED = ("*.py", "addition/*.py", "data/*.py", "ebm/*.py", "plumbing/*.py", "pos_embedding/*.py", "requirements.txt")
+FOLDERS = ("addition", "data", "ebm", "ep_c512", "plumbing", "pos_embedding")
+MOUNTED = ("*.py", *(f"{folder}/*.py" for folder in FOLDERS), "requirements.txt")
 DATA, RUNS = "/vol/data", "/vol/runs"  # where the volumes are mounted
 VOLUMES = {DATA: "sudoku-data", RUNS: "sudoku-runs"}
 CODE = "/root"  # where Modal's runtime looks for modules
@@ -95,7 +97,7 @@ def check(file, flags, config):
     folder = Path(config.runs) / path
     refuse_local_run(folder)
     data = getattr(config, "data", "")
-    if data.endswith(".csv") and not data.startswith(f"{DATA}/"):
+    if data.endswith((".csv", ".txt")) and not data.startswith(f"{DATA}/"):
         raise SystemExit(
             f"--data {data}: the container cannot read files of this machine; upload it with "
             f"`modal volume put {VOLUMES[DATA]} {data} /`, then give --data {DATA}/{Path(data).name}"
@@ -278,8 +280,9 @@ def commit_volumes():
 
 
 def whole(summary):
-    """The content of a run's summary.json, {} unless it is whole; "solved" is null in that of a diverged run."""
-    return summary if isinstance(summary, dict) and "solved" in summary else {}
+    """The content of a run's summary.json, {} unless it is whole: it has the figure that runs of this kind end with, or
+    a null in place of it where the run has diverged."""
+    return summary if isinstance(summary, dict) and {"solved", "validation"} & set(summary) else {}
 
 
 def finished(job, volume=None):
@@ -354,9 +357,9 @@ def fetch(path, target, volume):
 
 
 def load(name):
-    """Import an experiment: exp_x or exp_x.py, in any folder of the family, or one of those in ebm/."""
+    """Import an experiment: exp_x or exp_x.py, in any folder of the family, or one of those in ebm/ and ep_c512/."""
     file = PurePosixPath(name).with_suffix("").as_posix()
-    if file in ("ebm/train", "ebm/ours"):
+    if file in ("ebm/train", "ebm/ours", "ep_c512/train"):
         return importlib.import_module(file.replace("/", "."))
     return lineage.module(name)
 

@@ -2,6 +2,7 @@
 
 python tests/kill.py exp_cosine_no_sam --kills 10 -- --preset mini
 python tests/kill.py ebm/train --kills 10 -- --run 4 --preset mini
+python tests/kill.py ep_c512/train --kills 10 -- --preset mini --steps 500 --save-every 20
 
 Both runs start as forks of a process that has imported everything, so that a kill hits the run and not its start.
 """
@@ -19,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from plumbing import disk, remote
 
-CLOCK = ("seconds", "puzzles_per_second")  # columns that differ between any two runs
+CLOCK = ("seconds", "puzzles_per_second", "tokens_per_second")  # columns that differ between any two runs
 
 
 def fork(module, arguments, quiet):
@@ -54,7 +55,7 @@ def reached(folder):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("experiment", help="exp_x, or with its folder: pos_embedding/exp_x, ebm/train")
+    parser.add_argument("experiment", help="exp_x, or with its folder: pos_embedding/exp_x, ebm/train, ep_c512/train")
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0, help="of the steps")
     parser.add_argument("--runs", default="runs/kill", help="the folder of both runs")

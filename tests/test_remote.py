@@ -18,6 +18,8 @@ import common
 import ebm.ours
 import ebm.run
 import ebm.train
+import ep_c512.run
+import ep_c512.train
 import lineage
 import sudoku
 from plumbing import disk, remote
@@ -101,6 +103,17 @@ def test_folders_of_ebm(clean):
         run.lock.close()
 
 
+def test_folder_of_ep_c512(clean):
+    flags = ["--preset", "smoke", "--seed", "2", "--estimator", "bptt"]
+    config = ep_c512.run.parse(ep_c512.train.Config, flags)
+    job, run = remote.check("ep_c512/train.py", flags, config), ep_c512.run.Run(config)
+    assert job.path == "ep_c512/bptt-smoke-seed2" and job.folder == run.folder
+    run.lock.close()
+    flags[3] = "3"
+    with pytest.raises(SystemExit, match=r"modal volume put sudoku-data my\.txt"):
+        remote.check("ep_c512/train.py", flags, ep_c512.run.parse(ep_c512.train.Config, [*flags, "--data", "my.txt"]))
+
+
 def test_flags_of():
     here = str(ROOT / "sudoku.py")
     assert remote.flags_of("sudoku.py", ["modal", "run", "--detach", here, "--seed", "1"]) == ["--seed", "1"]
@@ -130,7 +143,14 @@ def test_mounted_is_what_the_container_needs():
 
 def test_mounted_leaves_out_the_rest(tmp_path, monkeypatch):
     monkeypatch.setattr(remote, "ROOT", tmp_path)
-    ours = ["data/store.py", "ebm/train.py", "exp_a.py", "pos_embedding/common.py", "pos_embedding/exp_b.py"]
+    ours = [
+        "data/store.py",
+        "ebm/train.py",
+        "ep_c512/train.py",
+        "exp_a.py",
+        "pos_embedding/common.py",
+        "pos_embedding/exp_b.py",
+    ]
     ours += ["requirements.txt"]
     others = [".env", "secrets.json", "data/cache/a.npy", "data/my.csv", ".git/config", ".venv/lib/a.py"]
     others += ["runs/a/b.py", "tests/test_a.py", ".hidden/a.py", "results/a.py"]
@@ -208,6 +228,7 @@ def tree(tmp_path):
     [
         ("sudoku.py", ["--preset {full,gpu,mini,smoke}", "--batch INT"]),
         ("pos_embedding/exp_in_folder.py", ["--preset {full,gpu,mini,smoke}", "--batch INT"]),
+        ("ep_c512/train.py", ["--preset {full,mini,smoke}", "--attn-mode {softmax,energy,mono,nemon}"]),
         ("ebm/train.py", ["--run {1,2,3,4,5}", "--preset {full,mini,smoke}", "--batch {None}|INT"]),
     ],
 )
@@ -585,10 +606,11 @@ def test_fan_starts_each_run_once(fan):
     assert fan == ["exp_sam/smoke-seed0", "sudoku/smoke-seed0"]
 
 
-def test_fan_reads_the_flags_of_ebm_with_its_own_parser(fan):
+def test_fan_reads_flags_with_the_parser_of_each_file(fan):
     assert remote.main(["fan", "ebm/train.py", "ebm/ours", "--", "--preset", "smoke", "--seed", "1"]) == 0
     assert remote.main(["fan", "ebm/train", "--", "--run", "5", "--preset", "mini"]) == 0
-    assert fan == ["ebm/run4-smoke-seed1", "ours/smoke-seed1", "ebm/run5-mini-seed0"]
+    assert remote.main(["fan", "ep_c512/train", "--", "--track", "--preset", "mini"]) == 0
+    assert fan == ["ebm/run4-smoke-seed1", "ours/smoke-seed1", "ebm/run5-mini-seed0", "ep_c512/tracking-2-mini-seed0"]
 
 
 def test_fan_that_is_interrupted_names_what_continues(fan, monkeypatch, capsys):
