@@ -9,38 +9,39 @@ set -uo pipefail
 CDPATH= cd -- "$(dirname -- "$0")/.." || exit 1
 . scripts/ep_one.sh
 
-CONTROLLED="--jacreg 0.1 --jr-floor 0.1 --jr-max 16 --gate-change 0.1" # the log's penalty, with its controller
-RECIPE="--penalty spectral --cap 0.8 --jacreg 10 --jr-floor 10 --jr-max 10 --radius 0.01 --gate-change 0.1"
+# The preset is our recipe: tracking EP, a spectral penalty, radius 1e-3, a rate of 2e-2. The log's own is this instead:
+LOG="--lr 3e-3 --radius 0.05"
+FULL="$LOG --penalty full --jacreg 0.1 --jr-floor 0.1 --jr-max 16" # with its penalty and controller
 LONG="--steps 6000 --save-every 500"
 declare -A FLAGS=(
-  [bp]="--estimator bp --lr 1e-2"                    # one ordinary layer, at the best of the rates below
-  [bptt]="--estimator bptt $CONTROLLED"              # the equilibrium block by BPTT
-  [frozen]="--estimator frozen-2 $CONTROLLED"        # EP as the log began
-  [tracking]="--estimator tracking-2 $CONTROLLED"    # from random weights
-  [first-phase]="--estimator frozen-2 --steps 1000 --schedule constant $CONTROLLED"
-  [two-phase]="--estimator tracking-2 --steps 1000 --warmup 0 $CONTROLLED" # from where its first phase ended
-  [recipe]="--estimator tracking-2 $RECIPE"          # ours
-  [recipe-bptt]="--estimator bptt $RECIPE"
-  [recipe-frozen]="--estimator frozen-2 $RECIPE"
-  [recipe-long]="--estimator tracking-2 $RECIPE $LONG"
-  [recipe-bptt-long]="--estimator bptt $RECIPE $LONG"
+  [recipe]="--estimator tracking-2"
+  [recipe-bptt]="--estimator bptt"
+  [recipe-frozen]="--estimator frozen-2"
+  [recipe-long]="--estimator tracking-2 $LONG"
+  [recipe-bptt-long]="--estimator bptt $LONG"
+  [recipe-wsd]="--schedule wsd"
+  [bp]="--estimator bp --lr 1e-2" # one ordinary layer, at the best of the rates below
   [bp-long]="--estimator bp --lr 1e-2 $LONG"
-  [wsd]="--estimator tracking-2 --schedule wsd $RECIPE"
-  [freeze-floor]="--estimator bptt --jacreg 0.1 --jr-floor 0.1 --jr-max 0.1"
-  [specnorm]="--estimator bptt --jacreg 0 --specnorm --rho 0.9"
-  [no-penalty]="--estimator bptt --jacreg 0"
-  [energy]="--estimator bptt --attn-mode energy $CONTROLLED"
-  [mono]="--estimator bptt --attn-mode mono $CONTROLLED"
-  [nemon]="--estimator bptt --attn-mode nemon $CONTROLLED"
-  [diagonal]="--estimator tracking-2 --penalty diagonal $CONTROLLED"
-  [bounded]="--estimator tracking-2 --penalty-bound 0.3 $CONTROLLED"
+  [bptt]="--estimator bptt $FULL"
+  [frozen]="--estimator frozen-2 $FULL"     # EP as the log began
+  [tracking]="--estimator tracking-2 $FULL" # from random weights
+  [first-phase]="--estimator frozen-2 --steps 1000 --schedule constant $FULL"
+  [two-phase]="--estimator tracking-2 --steps 1000 --warmup 0 $FULL" # from where its first phase ended
+  [diagonal]="--penalty diagonal --estimator tracking-2 ${FULL/--penalty full/}"
+  [bounded]="--estimator tracking-2 --penalty-bound 0.3 $FULL"
+  [freeze-floor]="--estimator bptt ${FULL/--jr-max 16/--jr-max 0.1}"
+  [specnorm]="--estimator bptt $LOG --jacreg 0 --specnorm --rho 0.9"
+  [no-penalty]="--estimator bptt $LOG --jacreg 0"
+  [energy]="--estimator bptt --attn-mode energy $FULL"
+  [mono]="--estimator bptt --attn-mode mono $FULL"
+  [nemon]="--estimator bptt --attn-mode nemon $FULL"
 )
 for rate in 1e-3 3e-3 2e-2 4e-2; do
   FLAGS[bp-lr$rate]="--estimator bp --lr $rate"
 done
 MAIN="bp recipe recipe-bptt bptt frozen tracking two-phase recipe-long"
 for arm in ${ARMS:-$MAIN}; do
-  [ -n "${FLAGS[$arm]:-}" ] || { echo "ARMS: $arm is no arm; expected some of ${!FLAGS[*]}" >&2; exit 2; }
+  [ -n "${FLAGS[$arm]+known}" ] || { echo "ARMS: $arm is no arm; expected some of ${!FLAGS[*]}" >&2; exit 2; }
 done
 
 arm() { # NAME FLAGS...: the second phase follows the first
