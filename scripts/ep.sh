@@ -20,6 +20,10 @@ declare -A FLAGS=(
   [recipe-long]="--estimator tracking-2 $LONG"
   [recipe-bptt-long]="--estimator bptt $LONG"
   [recipe-wsd]="--schedule wsd"
+  [radius-0.05]="--radius 0.05" # the recipe with larger radii, a larger cap, the log's rate
+  [radius-0.01]="--radius 0.01"
+  [cap-1.6]="--cap 1.6"
+  [rate-3e-3]="--lr 3e-3"
   [bp]="--estimator bp --lr 1e-2" # one ordinary layer, at the best of the rates below
   [bp-long]="--estimator bp --lr 1e-2 $LONG"
   [bptt]="--estimator bptt $FULL"
@@ -36,6 +40,9 @@ declare -A FLAGS=(
   [mono]="--estimator bptt --attn-mode mono $FULL"
   [nemon]="--estimator bptt --attn-mode nemon $FULL"
 )
+for steps in 1 2 4 8; do # BPTT over so few steps that nothing settles: what does an equilibrium cost?
+  FLAGS[unrolled-$steps]="--estimator bptt --jacreg 0 --free-steps $steps --gate 1000 --abort 1000"
+done
 for rate in 1e-3 3e-3 2e-2 4e-2; do
   FLAGS[bp-lr$rate]="--estimator bp --lr $rate"
 done
