@@ -82,9 +82,9 @@ def flops(config, batch, iterations):
     return 3 * batch * 81 * iterations * (config.layers * layer + 2 * 9 * d * 2)
 
 
-def matrix_rate(device, size=2048):
-    """FLOP/s of one fp32 (CUDA: bf16) product of large matrices, the best of five."""
-    kind = torch.bfloat16 if device.type == "cuda" else torch.float32
+def matrix_rate(device, size=2048, kind=None):
+    """FLOP/s of one product of large matrices of this kind (default: fp32, on CUDA bf16), the best of five."""
+    kind = kind or (torch.bfloat16 if device.type == "cuda" else torch.float32)
     a, b = torch.randn(2, size, size, device=device, dtype=kind)
     return max(2 * size**3 / timed(lambda: a @ b, device) for _ in range(5))
 

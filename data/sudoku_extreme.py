@@ -28,9 +28,14 @@ REMEDY = (
 
 def download(name):
     """The path of a file of the data set; a download that was cut off is resumed."""
+    return from_hub(REPOSITORY, name)
+
+
+def from_hub(repository, name):
+    """The path of a file of a data set on Hugging Face."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
 
-    file = {"repo_id": REPOSITORY, "repo_type": "dataset", "filename": name}
+    file = {"repo_id": repository, "repo_type": "dataset", "filename": name}
     if not isinstance(try_to_load_from_cache(**file), str):
         get_hf_file_metadata(hf_hub_url(**file), timeout=TIMEOUT)  # one attempt; hf_hub_download makes seven
     return hf_hub_download(**file, etag_timeout=TIMEOUT)

@@ -13,7 +13,7 @@ if __package__ in (None, ""):  # run as a script
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from data.rows import fetched
-from data.sudoku_extreme import TIMEOUT
+from data.sudoku_extreme import from_hub
 from plumbing import disk
 
 REPOSITORY = "roneneldan/TinyStories"
@@ -28,12 +28,7 @@ REMEDY = (
 
 def download(name):
     """The path of a file of the data set; a download that was cut off is resumed."""
-    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
-
-    file = {"repo_id": REPOSITORY, "repo_type": "dataset", "filename": name}
-    if not isinstance(try_to_load_from_cache(**file), str):
-        get_hf_file_metadata(hf_hub_url(**file), timeout=TIMEOUT)  # one attempt; hf_hub_download makes seven
-    return hf_hub_download(**file, etag_timeout=TIMEOUT)
+    return from_hub(REPOSITORY, name)
 
 
 def path(side):

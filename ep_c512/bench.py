@@ -99,12 +99,6 @@ def forward_mode(force, z, v):
         return torch.func.jvp(force, (z,), (v,))
 
 
-def matrix_rate(device, size=2048):
-    """FLOP/s of a product of large matrices in fp32, the best of five"""
-    a, b = torch.randn(2, size, size, device=device)
-    return max(2 * size**3 / bench.timed(lambda: a @ b, device) for _ in range(5))
-
-
 def medians(work, device, repeats):
     """Seconds of each function, alternating, after two calls that do not count."""
     seconds = {name: [] for name in work}
@@ -130,13 +124,13 @@ def main(argv=None):
     compiled = device.type == "cuda"
     config = replace(configured(Config, options.preset), refine=0)
     each = cost.per_token(config)
-    rates = [matrix_rate(device)]
+    rates = [bench.matrix_rate(device, kind=torch.float32)]
     single = medians(operations(config, device, compiled), device, 2 * options.repeats)
-    rates.append(matrix_rate(device))
+    rates.append(bench.matrix_rate(device, kind=torch.float32))
     configs = {name: replace(config, **changes) for name, changes in STEPS}
     whole = {name: stepper(c, device, config.batch, config.length, compiled) for name, c in configs.items()}
     took = medians(whole, device, options.repeats)
-    rates.append(matrix_rate(device))
+    rates.append(bench.matrix_rate(device, kind=torch.float32))
     empty = medians({name: stepper(c, device, 1, 2, compiled) for name, c in configs.items()}, device, options.repeats)
     rate = statistics.median(rates)
     tokens = config.batch * config.length

@@ -222,15 +222,11 @@ def winner(prefix):
     print(f"--lr {rate:g} --jr-max {most:g}")
 
 
-def keep(folders):
-    of_root.keep(folders)
-
-
 KINDS = {"arms": arms, "differences": differences, "round": round_of, "grid": grid}
 
 
 def main(argv=None):
-    arguments = of_root.command_line(__doc__, "runs/ep_c512/NAME", {"keep": keep, "winner": winner}, argv)
+    arguments = of_root.command_line(__doc__, "runs/ep_c512/NAME", {"keep": of_root.keep, "winner": winner}, argv)
     if not arguments.command:
         of_root.write_documents(ROOT, DOCUMENTS, KINDS, arguments.check, "python -m ep_c512.report")
         if not arguments.check:

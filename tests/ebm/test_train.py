@@ -2,9 +2,7 @@
 
 import functools
 import json
-import os
 import signal
-import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -25,6 +23,7 @@ from ebm.run import parse, wrong_value
 from ebm.train import Config, Model, configured, constraint_penalty, losses, one_hot, vicreg
 from plumbing import disk
 from tests.data import puzzles as sets
+from tests.processes import start
 
 ROOT = Path(train.__file__).resolve().parent.parent
 SMOKE = ["--preset", "smoke"]
@@ -574,15 +573,6 @@ def test_a_killed_run_resumes_to_the_same_weights(clean):
     train.main([*LONG, "--name", "killed", "--resume"])
     assert Path("runs/ebm/killed/log.txt").read_text().count("# resumed after step") == 3
     assert_same(results(Path("runs/ebm/whole")), results(Path("runs/ebm/killed")))
-
-
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-
-
-def start(*words):
-    environment = ENVIRONMENT | {"SUDOKU_DATA": os.environ["SUDOKU_DATA"]}
-    command = [sys.executable, *map(str, words)]
-    return subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
 def test_a_real_kill(clean):

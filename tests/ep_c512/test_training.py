@@ -2,8 +2,6 @@
 
 import json
 import math
-import os
-import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -18,6 +16,7 @@ from ep_c512.gradients import ESTIMATORS
 from ep_c512.run import parse
 from ep_c512.train import Config
 from plumbing import disk
+from tests.processes import start
 
 ROOT = Path(__file__).parent.parent.parent
 SMOKE = ["--preset", "smoke", "--name", "x"]
@@ -80,15 +79,6 @@ def test_a_killed_run_resumes_to_the_same_weights(clean, monkeypatch):
     train.main([*flags, "--name", "killed", "--resume"])
     assert Path("runs/ep_c512/killed/log.txt").read_text().count("# resumed after step") == 2
     assert same(weights("whole"), weights("killed")) and rows("whole") == rows("killed")
-
-
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-
-
-def start(*words):
-    environment = ENVIRONMENT | {"SUDOKU_DATA": os.environ["SUDOKU_DATA"]}
-    command = [sys.executable, *map(str, words)]
-    return subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
 def test_torchrun_gives_the_same_curve_and_weights(clean):
