@@ -36,6 +36,7 @@ class Block(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.heads, self.mode, self.kernels = config.heads, config.attn_mode, Kernels()
+        self.feedback = 1.0  # see Force
         width, scale = config.width, config.resinit
 
         def matrix(rows, columns, std):
@@ -75,10 +76,18 @@ GROUPS = {  # of parameters, for diagnostics
 
 
 class Force:
-    """F of this block for one batch of inputs x, [..., T, C]; for a complex z, its analytic continuation."""
+    """F of this block for one batch of inputs x, [..., T, C]; for a complex z, its analytic continuation.
+
+    With the block's feedback below 1, attention and MLP read feedback z + (1 - feedback) x / (1 + c) in place of z: at
+    0 the block is one ordinary layer, which does not read its own output, at 1 it is the block above.
+    """
 
     def __init__(self, block, x):
         self.x, self.count, self.kernels = x, Counter(), block.kernels
+        self.feedback, self.fixed = block.feedback, None
+        if block.feedback != 1:
+            self.feedback = torch.tensor(block.feedback, dtype=x.dtype, device=x.device)
+            self.fixed = (1 - self.feedback) / (1 + DAMPING) * x
         self.attention = ATTENTION[block.mode](block, x)
         into, bias = self.attention.projections(block)
         self.into = torch.cat([into, (block.fc * block.gain2)]).T
@@ -91,9 +100,14 @@ class Force:
         self.count["force"] += (z.numel() // self.x.numel()) * (2 if z.is_complex() else 1)
         return self.kernels.value(self, z)
 
+    def read(self, z):
+        """what attention and MLP read of z"""
+        return z if self.fixed is None else self.feedback * z + self.fixed
+
     def value(self, z):
-        h = linear(normalise(z), self.into) + self.bias
-        o, u = self.attention(h[..., : -self.hidden], z), h[..., -self.hidden :]
+        read = self.read(z)
+        h = linear(normalise(read), self.into) + self.bias
+        o, u = self.attention(h[..., : -self.hidden], read), h[..., -self.hidden :]
         return self.x + self.pj_bias - (1 + DAMPING) * z + linear(o, self.wo) + linear(gelu(u), self.pj)
 
     def jacobian(self, z):
@@ -107,7 +121,8 @@ class Jacobian:
     def __init__(self, force, z):
         self.force = force
         force.count["jacobian"] += z.numel() // force.x.numel()
-        centred = z - z.mean(-1, keepdim=True)
+        read = force.read(z)
+        centred = read - read.mean(-1, keepdim=True)
         self.scale = (centred.square().mean(-1, keepdim=True) + EPS).rsqrt()
         self.n = centred * self.scale
         h = self.n @ force.into + force.bias
@@ -136,6 +151,7 @@ class Jacobian:
 
     def forward(self, v, own=False):
         f = self.force
+        v = f.feedback * v
         h = self.through_norm(v) @ f.into
         o = self.attention.jvp(h[..., : -f.hidden], v, own)
         return o @ f.wo + (self.slope * h[..., -f.hidden :]) @ f.pj
@@ -144,7 +160,7 @@ class Jacobian:
         f = self.force
         h, direct = self.attention.vjp(a @ f.wo.T, own)
         h = [h] if h is not None else []
-        return self.through_norm(torch.cat([*h, self.slope * (a @ f.pj.T)], -1) @ f.into.T) + direct
+        return f.feedback * (self.through_norm(torch.cat([*h, self.slope * (a @ f.pj.T)], -1) @ f.into.T) + direct)
 
     def difference(self, d):
         return self.forward(d) - self.backward(d)

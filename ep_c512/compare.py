@@ -54,6 +54,7 @@ def load(options):
     except RuntimeError as error:
         raise SystemExit(f"{path} does not fit ep_c512/block.py ({' '.join(str(error).split())[:200]})") from None
     model = model.to(device, torch.float64 if options.double else torch.float32)
+    model.feedback = train.feedback(config, saved.get("step", config.steps))
     run = SimpleNamespace(rank=0, world=1, device=device)
     text = data.load(config, run)
 

@@ -20,10 +20,10 @@ FOLDER = Path(__file__).resolve().parent
 PRESETS = {  # what a preset replaces
     "full": {},
     "mini": dict(estimator="tracking-2", data="generated", vocabulary=1024, width=64, heads=4, length=64, batch=16,
-                 steps=2_000, lr=2e-2, warmup=100, ema=0.99, step_size=0.5, free_steps=30, refine=0, nudged_steps=12,
-                 radius=1e-3, held=True, choice="last", penalty="spectral", cap=0.8, jacreg=10.0, jr_floor=10.0,
-                 jr_max=10.0, gate_change=0.1, diagnosed_tokens=64, report_every=25, evaluate_every=500,
-                 save_every=250),
+                 steps=2_000, lr=2e-2, warmup=100, feedback=0.0, ema=0.99, step_size=0.5, free_steps=30, refine=0,
+                 nudged_steps=12, radius=1e-3, held=True, choice="last", penalty="spectral", cap=0.8, jacreg=10.0,
+                 jr_floor=10.0, jr_max=10.0, gate_change=0.1, diagnosed_tokens=64, report_every=25,
+                 evaluate_every=500, save_every=250),
     "smoke": dict(estimator="tracking-2", data="generated", vocabulary=300, width=8, heads=2, length=8, batch=4,
                   steps=6, lr=3e-3, warmup=2, ema=0.9, step_size=0.5, free_steps=10, refine=20, nudged_steps=4,
                   held=True, choice="last", validation_windows=8, report_every=1, evaluate_every=2, save_every=2,
@@ -67,6 +67,11 @@ def wrong_value(config):
         return (
             f"--jacreg {config.jacreg}: expected from --jr-floor, {config.jr_floor}, to --jr-max, {config.jr_max}; "
             "or 0 for no penalty"
+        )
+    if config.feedback > 1 or config.ramp == 0 or config.opened + config.ramp > 1:
+        return (
+            f"--feedback {config.feedback} --opened {config.opened} --ramp {config.ramp}: expected a feedback of at "
+            "most 1 that reaches 1: opened + ramp at most 1, ramp above 0"
         )
     return None
 

@@ -6,6 +6,7 @@ dF_t/dz_t, one matrix [C, C] a token. Relaxation with a small step converges whi
 """
 
 import torch
+import torch.nn.functional as F
 
 from ep_c512.block import DAMPING, Force
 
@@ -52,10 +53,9 @@ def penalty(block, tokens, z, kind, noise, cap):
         if kind != "spectral":
             return jacobian.jvp(noise, own=kind == "diagonal").square().mean()
         with torch.no_grad():
-            v = noise
+            v = F.normalize(noise, dim=-1)
             for _ in range(4):
-                v = jacobian.jvp(v / v.norm(dim=-1, keepdim=True), own=True)
-            v = v / v.norm(dim=-1, keepdim=True)
+                v = F.normalize(jacobian.jvp(v, own=True), dim=-1)
         return (jacobian.jvp(v, own=True).norm(dim=-1) - cap).relu().square().mean()
 
 

@@ -54,6 +54,9 @@ class Config(plumbing.run.RunConfig):
     warmup: int = 800  # steps in which the learning rate rises
     schedule: Literal["cosine", "constant", "wsd"] = "cosine"  # wsd: constant, then linear to 0
     decay: float = 0.2  # share of the steps in which wsd falls
+    feedback: float = 1.0  # share of its own state that the block reads at the start, see block.py; it rises to 1
+    opened: float = 0.0  # share of the steps at the start in which the feedback stays as it is
+    ramp: float = 0.5  # share of the steps, after them, in which it rises
     beta2: float = 0.95  # of Adam
     weight_decay: float = 0.0  # of matrices
     clip: float = 1.0  # largest norm of the gradient
@@ -100,6 +103,11 @@ def learning_rate(config, step):
     rate, left = common.warmup_rate(step, config.lr, config.warmup), config.steps - step
     falling = max(1, round(config.decay * config.steps)) if config.schedule == "wsd" else 1
     return rate * min(1.0, left / falling)
+
+
+def feedback(config, step):
+    risen = (step / config.steps - config.opened) / config.ramp
+    return config.feedback + (1 - config.feedback) * min(1.0, max(0.0, risen))
 
 
 def relaxed(block, tokens, targets, config):
@@ -159,6 +167,7 @@ def train(config):
     kept = [optimizer, controller, caps, average, run.worst]
     for step in range(run.resume(model, kept), config.steps):
         parts, losses, residuals, changes = [], [], [], []
+        model.feedback = feedback(config, step)
         for part in range(config.navg):
             tokens, targets = text.batch(config, run, step * config.navg + part)
             if config.estimator == "bp":

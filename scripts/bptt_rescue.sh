@@ -15,7 +15,8 @@ for seed in ${SEEDS:-0 1}; do
     for rate in ${RATES:-2e-4 4e-4 6e-4 8e-4}; do
       name=rescue-lr$rate-jr$most-seed$seed
       [ -s "results/ep_c512/$name/summary.json" ] ||
-        echo "$name --estimator bptt --lr $rate --penalty full --jacreg 0.1 --jr-floor 0.1 --jr-max $most $steps $*"
+        echo "$name --estimator bptt --feedback 1 --lr $rate" \
+          "--penalty full --jacreg 0.1 --jr-floor 0.1 --jr-max $most $steps $*"
     done
   done
 done | xargs -P "${JOBS:-2}" -I{} bash -c 'one {}' || exit 1

@@ -13,6 +13,6 @@ case " $* " in *" --steps "*) steps= ;; *) steps="--steps 12000" ;; esac
 for seed in ${SEEDS:-0 1 2}; do
   name=ceiling-seed$seed
   [ -s "results/ep_c512/$name/summary.json" ] ||
-    echo "$name --estimator bptt $best --penalty full --jacreg 0.1 --jr-floor 0.1 $steps $*"
+    echo "$name --estimator bptt --feedback 1 $best --penalty full --jacreg 0.1 --jr-floor 0.1 $steps $*"
 done | xargs -P "${JOBS:-2}" -I{} bash -c 'one {}' || exit 1
 python -m ep_c512.report

@@ -9,8 +9,9 @@ set -uo pipefail
 CDPATH= cd -- "$(dirname -- "$0")/.." || exit 1
 . scripts/ep_one.sh
 
-# The preset is our recipe: tracking EP, a spectral penalty, radius 1e-3, a rate of 2e-2. The log's own is this instead:
-LOG="--lr 3e-3 --radius 0.05"
+# The preset is our recipe: tracking EP, feedback that rises from 0 to 1, a spectral penalty, radius 1e-3, a rate of
+# 2e-2. The log's own is this instead:
+LOG="--lr 3e-3 --radius 0.05 --feedback 1"
 FULL="$LOG --penalty full --jacreg 0.1 --jr-floor 0.1 --jr-max 16" # with its penalty and controller
 LONG="--steps 6000 --save-every 500"
 declare -A FLAGS=(
@@ -20,7 +21,8 @@ declare -A FLAGS=(
   [recipe-long]="--estimator tracking-2 $LONG"
   [recipe-bptt-long]="--estimator bptt $LONG"
   [recipe-wsd]="--schedule wsd"
-  [radius-0.05]="--radius 0.05" # the recipe with larger radii, a larger cap, the log's rate
+  [closed]="--feedback 1" # the recipe with all feedback from the start, with larger radii, a larger cap, the log's rate
+  [radius-0.05]="--radius 0.05"
   [radius-0.01]="--radius 0.01"
   [cap-1.6]="--cap 1.6"
   [rate-3e-3]="--lr 3e-3"
@@ -41,7 +43,7 @@ declare -A FLAGS=(
   [nemon]="--estimator bptt --attn-mode nemon $FULL"
 )
 for steps in 1 2 4 8; do # BPTT over so few steps that nothing settles: what does an equilibrium cost?
-  FLAGS[unrolled-$steps]="--estimator bptt --jacreg 0 --free-steps $steps --gate 1000 --abort 1000"
+  FLAGS[unrolled-$steps]="--estimator bptt --jacreg 0 --feedback 1 --free-steps $steps --gate 1000 --abort 1000"
 done
 for rate in 1e-3 3e-3 2e-2 4e-2; do
   FLAGS[bp-lr$rate]="--estimator bp --lr $rate"

@@ -9,7 +9,7 @@ from ep_c512 import block as blocks
 from ep_c512 import stability, train
 from ep_c512.block import DAMPING, Block, Force, relax
 from ep_c512.one_layer import OneLayer
-from tests.ep_c512.blocks import batch, double, every_mode, relaxed, small  # noqa: F401
+from tests.ep_c512.blocks import batch, double, every_feedback, every_mode, relaxed, small  # noqa: F401
 
 
 def matrix(function, z):
@@ -37,6 +37,20 @@ def test_the_force_is_the_formula():
     assert torch.allclose(Force(block, x)(z), expected, atol=1e-13)
 
 
+@every_mode
+def test_feedback_is_the_share_of_the_state_that_is_read(mode):
+    block = small(mode)
+    x, z = block.inputs(batch()[0]), torch.randn(2, 6, 8)
+    read = 0.4 * z + 0.6 * x / (1 + DAMPING)
+    expected = Force(block, x)(read) + (1 + DAMPING) * (read - z)  # all but the damping is that of the state read
+    block.feedback = 0.4
+    assert torch.allclose(Force(block, x)(z), expected, atol=1e-13)
+    block.feedback = 0.0
+    force = Force(block, x)
+    one = relax(force, x / (1 + DAMPING), 1, 1 / (1 + DAMPING))[0]
+    assert torch.allclose(force(one), torch.zeros_like(one), atol=1e-13)  # one ordinary layer: a single step settles
+
+
 def test_the_relaxed_state_has_no_force_and_picard_finds_the_same():
     free = relaxed()
     assert free.residual < 1e-15 and free.force(free.z).abs().max() < 1e-13
@@ -54,8 +68,9 @@ def test_the_residual_is_that_of_the_last_step():
 
 
 @every_mode
-def test_products_with_the_jacobian_are_those_of_autograd(mode):
-    free = relaxed(mode, steps=5)
+@every_feedback
+def test_products_with_the_jacobian_are_those_of_autograd(mode, feedback):
+    free = relaxed(mode, steps=5, feedback=feedback)
     z, n = torch.randn_like(free.z), free.z.numel()
     j = matrix(free.force, z) + (1 + DAMPING) * torch.eye(n)
     own = torch.zeros_like(j)
@@ -71,18 +86,20 @@ def test_products_with_the_jacobian_are_those_of_autograd(mode):
 
 
 @every_mode
-def test_the_force_is_complex_analytic(mode):
+@every_feedback
+def test_the_force_is_complex_analytic(mode, feedback):
     """A step along i v changes the imaginary part by the derivative along v, to the precision of the numbers."""
-    free = relaxed(mode, steps=5)
+    free = relaxed(mode, steps=5, feedback=feedback)
     v, h = torch.randn_like(free.z), 1e-20
     complex_step = free.force(torch.complex(free.z, h * v)).imag / h
     assert torch.allclose(complex_step, free.force.jacobian(free.z).jvp(v) - (1 + DAMPING) * v, atol=1e-12)
 
 
 @every_mode
-def test_a_step_is_one_graph_to_compile(mode):
+@every_feedback
+def test_a_step_is_one_graph_to_compile(mode, feedback):
     """Nothing in it makes the compiler give up; what it captures computes the same."""
-    free = relaxed(mode, steps=5)
+    free = relaxed(mode, steps=5, feedback=feedback)
     kernels = blocks.Kernels(lambda function: torch.compile(function, fullgraph=True, backend="eager"))
     z, jacobian = torch.randn_like(free.z), free.force.jacobian(free.z)
     plain = free.force(z), jacobian.skew(z)

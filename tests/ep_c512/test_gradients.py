@@ -8,7 +8,7 @@ import torch
 
 from ep_c512 import gradients
 from ep_c512.gradients import ESTIMATORS, Settings, free_phase
-from tests.ep_c512.blocks import batch, double, every_mode, relaxed, small  # noqa: F401
+from tests.ep_c512.blocks import batch, double, every_feedback, every_mode, relaxed, small  # noqa: F401
 
 EXACT = Settings(step_size=0.2, steps=2_000, tolerance=1e-16)
 NUDGED = Settings(step_size=0.2, steps=300)
@@ -90,8 +90,9 @@ def test_a_second_side_doubles_the_order():
 
 
 @every_mode
-def test_every_corrected_estimator_reaches_the_adjoint_in_every_parameter(mode):
-    free = relaxed(mode)
+@every_feedback
+def test_every_corrected_estimator_reaches_the_adjoint_in_every_parameter(mode, feedback):
+    free = relaxed(mode, feedback=feedback)
     exact = ESTIMATORS["adjoint"](free, EXACT)
     for name in ("frozen-2", "tracking-2", "frozen-4", "tracking-4"):
         found = ESTIMATORS[name](free, NUDGED.but(radius=0.02))
@@ -113,8 +114,9 @@ def test_orders_on_the_block_and_plain_nudging_fails_there():
         assert error(flat(ESTIMATORS[f"plain-{count}"](free, NUDGED.but(radius=0.02))), exact) > 0.2
 
 
-def test_bptt_goes_to_the_adjoint_with_its_horizon():
-    free = relaxed()
+@every_feedback
+def test_bptt_goes_to_the_adjoint_with_its_horizon(feedback):
+    free = relaxed(feedback=feedback)
     exact = flat(ESTIMATORS["adjoint"](free, EXACT))
     errors = [error(flat(ESTIMATORS["bptt"](free, EXACT.but(horizon=t))), exact) for t in (10, 40, 200)]
     assert errors[0] > 1e-3 > 1e-5 > errors[1] > 1e-12 > errors[2], errors

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from ep_c512 import data, run, train
+from ep_c512 import compare, data, run, train
 from ep_c512.gradients import ESTIMATORS
 from ep_c512.run import parse
 from ep_c512.train import Config
@@ -280,6 +280,21 @@ def test_schedules():
             assert found == pytest.approx(rate, abs=1e-3), (schedule, step)
 
 
+def test_the_feedback_rises_to_one(clean, monkeypatch):
+    config = replace(Config(), steps=100, feedback=0.2, opened=0.1, ramp=0.4)
+    expected = {0: 0.2, 10: 0.2, 30: 0.6, 50: 1.0, 99: 1.0}
+    assert {step: train.feedback(config, step) for step in expected} == pytest.approx(expected)
+    assert all(train.feedback(Config(), step) == 1 for step in (0, 99))
+    seen, real = [], train.gradients
+    monkeypatch.setattr(train, "gradients", lambda value, block: seen.append(block.feedback) or real(value, block))
+    train.main([*SMOKE, "--feedback", "0"])
+    assert seen == pytest.approx([0, 1 / 3, 2 / 3, 1, 1, 1])  # of 6 steps, half
+    options = compare.parser("").parse_args(["runs/ep_c512/x"])
+    assert compare.load(options).model.feedback == 1
+    disk.save_checkpoint(FOLDER / "checkpoint.pt", disk.load_checkpoint(FOLDER / "checkpoint.pt") | {"step": 1})
+    assert compare.load(options).model.feedback == pytest.approx(1 / 3)  # as in the step that comes next
+
+
 def test_a_warm_start_takes_the_weights_of_another_run(clean):
     train.main([*SMOKE, "--lr", "0.05"])
     summary = train.main([*SMOKE[:2], "--name", "warm", "--warm", "runs/ep_c512/x", "--track", "--lr", "1e-9"])
@@ -312,6 +327,8 @@ def test_the_command_of_a_run_gives_its_config(clean):
         (["--clip", "0"], "--clip 0: expected a number above 0"),
         (["--track", "--estimator", "bptt"], "--track with --estimator bptt: expected one of them"),
         (["--steps", "0"], "--steps 0: expected 1 or more"),
+        (["--feedback", "1.5"], "expected a feedback of at most 1 that reaches 1"),
+        (["--feedback", "0", "--opened", "0.6"], "expected a feedback of at most 1 that reaches 1"),
         (["--name", "../x"], "--name ../x"),
     ],
 )
