@@ -14,7 +14,8 @@ Attention is one of
     energy    the force of a log-sum-exp energy of each token, given the tokens before it; a key does not feel its
               reader, as the full gradient of that energy would carry later tokens into earlier positions
     mono      what is read depends on x alone, and the values are z W with W monotone, as in monDEQ
-    nemon     the same with a W that contracts in the largest-element norm, as in NEMON
+    nemon     the same with a W whose bound is in the largest-element norm, as in NEMON
+Both bounds are from above only: W may have large negative eigenvalues, which need small steps.
 """
 
 import math
@@ -36,7 +37,7 @@ class Block(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.heads, self.mode, self.kernels = config.heads, config.attn_mode, Kernels()
-        self.feedback = 1.0  # see Force
+        self.feedback = None  # see Force
         width, scale = config.width, config.resinit
 
         def matrix(rows, columns, std):
@@ -78,14 +79,14 @@ GROUPS = {  # of parameters, for diagnostics
 class Force:
     """F of this block for one batch of inputs x, [..., T, C]; for a complex z, its analytic continuation.
 
-    With the block's feedback below 1, attention and MLP read feedback z + (1 - feedback) x / (1 + c) in place of z: at
-    0 the block is one ordinary layer, which does not read its own output, at 1 it is the block above.
+    Where the block has a number as its feedback, attention and MLP read feedback z + (1 - feedback) x / (1 + c) in
+    place of z: at 0 the block is one ordinary layer, which does not read its own output, at 1 it is the block above.
     """
 
     def __init__(self, block, x):
         self.x, self.count, self.kernels = x, Counter(), block.kernels
-        self.feedback, self.fixed = block.feedback, None
-        if block.feedback != 1:
+        self.feedback = self.fixed = None
+        if block.feedback is not None:  # a tensor, so that what is compiled at one value serves all
             self.feedback = torch.tensor(block.feedback, dtype=x.dtype, device=x.device)
             self.fixed = (1 - self.feedback) / (1 + DAMPING) * x
         self.attention = ATTENTION[block.mode](block, x)
@@ -102,7 +103,11 @@ class Force:
 
     def read(self, z):
         """what attention and MLP read of z"""
-        return z if self.fixed is None else self.feedback * z + self.fixed
+        return z if self.feedback is None else self.feedback * z + self.fixed
+
+    def share(self, v):
+        """what arrives of a change of z, or goes back to it"""
+        return v if self.feedback is None else self.feedback * v
 
     def value(self, z):
         read = self.read(z)
@@ -151,7 +156,7 @@ class Jacobian:
 
     def forward(self, v, own=False):
         f = self.force
-        v = f.feedback * v
+        v = f.share(v)
         h = self.through_norm(v) @ f.into
         o = self.attention.jvp(h[..., : -f.hidden], v, own)
         return o @ f.wo + (self.slope * h[..., -f.hidden :]) @ f.pj
@@ -160,7 +165,7 @@ class Jacobian:
         f = self.force
         h, direct = self.attention.vjp(a @ f.wo.T, own)
         h = [h] if h is not None else []
-        return f.feedback * (self.through_norm(torch.cat([*h, self.slope * (a @ f.pj.T)], -1) @ f.into.T) + direct)
+        return f.share(self.through_norm(torch.cat([*h, self.slope * (a @ f.pj.T)], -1) @ f.into.T) + direct)
 
     def difference(self, d):
         return self.forward(d) - self.backward(d)

@@ -67,7 +67,7 @@ def main(argv=None):
     real, growth = stability.leading(force, free.z[:1], config.step_size)
     sweep = list(by_step_size(free, config.free_steps * config.step_size))
     facts = {
-        "residual of a step": free.residual, "largest real part": float(real.max()),
+        "penalty": kind, "residual of a step": free.residual, "largest real part": float(real.max()),
         "largest real part without W_O": knocked_out(loaded, free), "largest growth of a step": float(growth.max()),
     }  # fmt: skip
 
@@ -88,7 +88,7 @@ def main(argv=None):
     print(compare.table(["step size", "steps", "residual of the force"], sweep))
     for name, value in facts.items():
         if value is not None:
-            print(f"{name}: {value:.4g}")
+            print(f"{name}: {compare.text(value)}")
 
 
 if __name__ == "__main__":

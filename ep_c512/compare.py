@@ -54,7 +54,9 @@ def load(options):
     except RuntimeError as error:
         raise SystemExit(f"{path} does not fit ep_c512/block.py ({' '.join(str(error).split())[:200]})") from None
     model = model.to(device, torch.float64 if options.double else torch.float32)
-    model.feedback = train.feedback(config, saved.get("step", config.steps))
+    step = saved.get("step", config.steps)
+    if config.feedback != 1:
+        model.feedback = train.feedback(config, step)
     run = SimpleNamespace(rank=0, world=1, device=device)
     text = data.load(config, run)
 
@@ -62,7 +64,7 @@ def load(options):
         tokens, targets = text.batch(config, run, number)
         return train.relaxed(model, tokens, targets, config)
 
-    return SimpleNamespace(model=model, config=config, text=text, relaxed=relaxed, path=path, step=saved.get("step"))
+    return SimpleNamespace(model=model, config=config, text=text, relaxed=relaxed, path=path, step=step)
 
 
 def cosine(one, other, names=None):
@@ -115,6 +117,7 @@ def finish(options, loaded, head, rows, draw, **more):
         config = {name: value for name, value in vars(loaded.config).items() if name not in ("runs", "warm", "seed")}
         disk.write_json(path, {
             "run": Path(loaded.path).parent.name, "step": loaded.step, "config": config, "head": head, "rows": rows,
+            "feedback": train.feedback(loaded.config, loaded.step),
             "hardware": disk.describe(next(loaded.model.parameters()).device), "commit": disk.commit(), **more,
         })  # fmt: skip
         figure = draw()

@@ -93,8 +93,15 @@ def memory(config):
     fixed = 4 * (5 * sum(p.numel() for p in model.parameters()) + 3 * tokens * config.vocabulary)
     if config.estimator in ("bp", "bptt"):
         return fixed + (config.free_steps if config.estimator == "bptt" else 1) * kept_bytes(config)
-    jacobian = 4 * tokens * (15 * c + 2 * config.heads * config.length)  # n, what it is read as, slopes; attention
-    return fixed + kept_bytes(config) + jacobian + 4 * tokens * c * 2 * 3  # and both branches, with their force
+    scores = config.heads * config.length
+    jacobian = 4 * tokens * (15 * c + 2 * scores)  # n, what it is read as, slopes; attention
+    states = operations(replace(config, free_steps=0, refine=0, nudged_steps=1))["force"]  # of branches, as real ones
+    branch = 3 * c + 12 * c  # state, force, correction; what a force reads and writes
+    if not config.estimator.endswith(("-1", "-2")):
+        branch += scores  # fused attention is for real numbers
+    if not config.held:
+        branch += 2 * config.vocabulary
+    return fixed + kept_bytes(config) + jacobian + 4 * tokens * states * branch
 
 
 def main(argv=None):

@@ -4,6 +4,8 @@ The tokenizer is trained on the training text. Both are kept beside the generate
 that SUDOKU_DATA names) and made again where the text, the vocabulary or this file's VERSION differ.
 """
 
+import itertools
+import os
 import sys
 import zlib
 from dataclasses import dataclass
@@ -44,26 +46,31 @@ class Text:
 
     def held_out(self, config, device, most):
         """Batches of the validation text's first windows, one beside the other, `most` of them at most."""
-        count = min(most, (len(self.validation) - 1) // config.length)
+        count = self.windows_held_out(config, most)
         starts = np.arange(count) * config.length
         for first in range(0, count, config.batch):
             yield self.windows(self.validation, starts[first : first + config.batch], config.length, device)
+
+    def windows_held_out(self, config, most):
+        return min(most, (len(self.validation) - 1) // config.length)
 
     @staticmethod
     def windows(tokens, starts, length, device):
         rows = torch.from_numpy(tokens[starts[:, None] + np.arange(length + 1)].astype(np.int64)).to(device)
         return rows[:, :-1], rows[:, 1:]
 
-    def bigram(self):
-        """Cross-entropy on the validation text of the pairs of tokens counted in training, smoothed towards single
-        tokens; of several strengths the best one."""
-        v = self.vocabulary
-        first, second = (part.astype(np.int64) for part in (self.validation[:-1], self.validation[1:]))
+    def bigram(self, config):
+        """Cross-entropy, on the same windows that a model is validated on, of the pairs of tokens counted in training,
+        smoothed towards single tokens; of several strengths the best one."""
+        v, count = self.vocabulary, self.windows_held_out(config, config.validation_windows) * config.length
+        first, second = (self.validation[at : at + count].astype(np.int64) for at in (0, 1))
         single = np.bincount(self.train, minlength=v) + 0.1
         single = single / single.sum()
-        pairs, counts = np.unique(self.train[:-1].astype(np.int64) * v + self.train[1:], return_counts=True)
-        place = np.searchsorted(pairs, first * v + second).clip(max=len(pairs) - 1)
-        seen = np.where(pairs[place] == first * v + second, counts[place], 0)
+        pairs = np.zeros(v * v, np.int32)
+        for start in range(0, len(self.train) - 1, CHUNK):
+            part = self.train[start : start + CHUNK + 1].astype(np.int64)
+            pairs += np.bincount(part[:-1] * v + part[1:], minlength=v * v).astype(np.int32)
+        seen = pairs[first * v + second]
         before = np.bincount(self.train[:-1], minlength=v)[first]
         return min(
             float(-np.log((seen + strength * single[second]) / (before + strength)).mean())
@@ -199,5 +206,8 @@ def pieces(text, size):
 
 
 def encode(tokenizer, text):
-    parts = [np.array(tokenizer.encode(piece).ids, np.uint16) for piece in pieces(text, CHUNK)]
-    return np.concatenate(parts) if parts else np.empty(0, np.uint16)
+    """Pieces of the text on all cores, as many at a time as there are cores."""
+    parts, waiting = [np.empty(0, np.uint16)], pieces(text, CHUNK)
+    while some := list(itertools.islice(waiting, os.cpu_count())):
+        parts += [np.array(found.ids, np.uint16) for found in tokenizer.encode_batch(some)]
+    return np.concatenate(parts)

@@ -152,7 +152,7 @@ def nudged(free, s, count, correction):
 
     centre, pull = free.z, free.pull(free.z)
     jacobian = free.force.jacobian(centre) if correction == "frozen" else None
-    z = free.z.to(phase.dtype).expand(len(kept), *free.z.shape)
+    z = torch.stack([free.z.to(phase.dtype)] * len(kept))
     for _ in range(s.steps):
         if correction == "tracking":
             centre = mean(z)

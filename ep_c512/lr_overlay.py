@@ -22,8 +22,9 @@ def curve(folder):
         rows = pd.read_csv(Path(folder) / "metrics.csv")
     except (OSError, ValueError) as error:
         raise SystemExit(f"{Path(folder) / 'metrics.csv'} cannot be read ({error}); give a run's folder") from None
-    if not {"step", "lr", "validation"} <= set(rows):
-        raise SystemExit(f"{Path(folder) / 'metrics.csv'} holds no lr and validation; give a run of ep_c512.train")
+    if not {"step", "lr"} <= set(rows):
+        raise SystemExit(f"{Path(folder) / 'metrics.csv'} holds no lr; give a run of ep_c512.train")
+    rows = rows.reindex(columns=["step", "lr", "validation"])  # a run that ended early has no validation
     known = rows[["step", "lr"]].dropna()
     steps = known["step"].diff().fillna(known["step"])
     rows = rows.merge(pd.DataFrame({"step": known["step"], "path": (known["lr"] * steps).cumsum()}), "left", "step")

@@ -21,7 +21,7 @@ class OneLayer(nn.Module):
             if name.endswith("bias"):
                 nn.init.zeros_(p)
             elif p.ndim == 2:
-                nn.init.normal_(p, std=0.02)
+                nn.init.normal_(p, std=config.embedding if name.startswith(("tok", "pos")) else 0.02)
 
     def loss(self, tokens, targets):
         h = self.tok(tokens) + self.pos.weight[: tokens.shape[1]]

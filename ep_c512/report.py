@@ -46,6 +46,21 @@ def runs(arm):
     return found
 
 
+def rows_of(folder):
+    """The metrics of a run; of one that ended before its first row, none."""
+    try:
+        return pd.read_csv(folder / "metrics.csv")
+    except (FileNotFoundError, pd.errors.EmptyDataError):
+        return pd.DataFrame()
+
+
+def first_phase(config):
+    """(summary, config) of the kept run that this one starts from, or None"""
+    folder = RESULTS / Path(config.get("warm") or "none").name
+    found = disk.read_json(folder / "summary.json"), disk.read_json(folder / "config.json")
+    return found if all(found) else None
+
+
 def config_of(saved):
     known = {field.name for field in fields(train.Config)}
     return replace(train.Config(), **{name: value for name, value in saved.items() if name in known})
@@ -83,7 +98,10 @@ def arms(*names):
             "largest real part", "left out", "minutes", "did not end"]  # fmt: skip
     rows = []
     for name in names:
-        found = [each[0] for _, each in sorted(runs(name).items())]
+        found = [
+            summary | {"seconds": summary["seconds"] + (first[0]["seconds"] if (first := first_phase(config)) else 0)}
+            for _, (summary, config, _) in sorted(runs(name).items())
+        ]
         if not found:
             rows.append([f"`{name}`", "not run", *[""] * 8])
             continue
@@ -134,6 +152,8 @@ def round_of(name):
 def of_run(found):
     """What a round was computed of, and where."""
     words = [f"`{found['run']}` after {found['step']} steps"] if "run" in found else []
+    if found.get("feedback", 1) != 1:
+        words.append(f"feedback {found['feedback']:.2g}")
     if config := found.get("config"):
         names = ("step_size", "free_steps", "nudged_steps", "radius")
         words.append(", ".join(f"{name.replace('_', ' ')} {config[name]:g}" for name in names))
@@ -151,11 +171,13 @@ def plot():
     left, right = figure.subplots(1, 2, sharey=True)
     for arm, colour in CURVES.items():
         for number, (_, config, folder) in enumerate(runs(arm).values()):
-            metrics = pd.read_csv(folder / "metrics.csv")[["step", "validation"]].dropna()
-            flop = cost.flop(config_of(config))
+            metrics = rows_of(folder).reindex(columns=["step", "validation"]).dropna()
+            flop, first = cost.flop(config_of(config)), first_phase(config)
+            spent = cost.flop(config_of(first[1])) * first[1]["steps"] if first else 0
+            steps = metrics["step"] + (first[1]["steps"] if first else 0)
             label = arm if number == 0 else None
-            left.plot(metrics["step"], metrics["validation"], color=colour, alpha=0.7, label=label)
-            right.plot(metrics["step"] * flop / 1e12, metrics["validation"], color=colour, alpha=0.7)
+            left.plot(steps, metrics["validation"], color=colour, alpha=0.7, label=label)
+            right.plot((spent + metrics["step"] * flop) / 1e12, metrics["validation"], color=colour, alpha=0.7)
     if not left.has_data():
         return
     left.set(xlabel="step", ylabel="validation cross-entropy")

@@ -39,13 +39,21 @@ def configured(config_class, preset="full"):
 def parse(config_class, argv=None):
     """The config from the command line: the preset first, then the flags on top of it."""
     argv = sys.argv[1:] if argv is None else list(argv)
-    words = " ".join(argv).replace("=", " ").split()
-    preset = dict(zip(words, words[1:])).get("--preset", "full")
+    words = " ".join(argv).replace("=", " ").replace("_", "-").split()
+    given = dict(zip(words, words[1:]))
+    preset = given.get("--preset", "full")
     default = configured(config_class, preset if preset in PRESETS else "full")
+    default = replace(default, **implied(given.get("--estimator"), given.get("--warm")))
     config = common.from_flags(config_class, argv, default, wrong_value)
     if config.track:
-        config = replace(config, estimator="tracking-2", track=False)
+        config = replace(config, estimator=config.estimator.replace("frozen", "tracking"), track=False)
     return replace(config, name=config.name or f"{config.estimator}-{config.preset}-seed{config.seed}")
+
+
+def implied(estimator, warm):
+    """Defaults that follow from other flags, whatever the preset says."""
+    found = {"embedding": 0.02, "feedback": 1.0} if estimator == "bp" else {}
+    return found | ({"feedback": 1.0} if warm else {})
 
 
 def wrong_value(config):
@@ -61,8 +69,14 @@ def wrong_value(config):
     for name in ("radius", "clip", "lr"):
         if getattr(config, name) == 0:
             return f"--{name} 0: expected a number above 0"
-    if config.track and config.estimator in ("bp", "bptt"):
+    if config.track and not config.estimator.startswith(("frozen", "tracking")):
         return f"--track with --estimator {config.estimator}: expected one of them"
+    if config.validation_data and config.data in ("generated", "tinystories"):
+        return (
+            f"--validation-data with --data {config.data}, which has its own: expected the path of a text file in both"
+        )
+    if config.estimator == "bp" and (config.specnorm or config.attn_mode != "softmax" or config.feedback != 1):
+        return "--estimator bp with --specnorm, --attn-mode or --feedback: these are the block's"
     if config.jacreg and not config.jr_floor <= config.jacreg <= config.jr_max:
         return (
             f"--jacreg {config.jacreg}: expected from --jr-floor, {config.jr_floor}, to --jr-max, {config.jr_max}; "
@@ -79,6 +93,7 @@ def wrong_value(config):
 def command(config):
     """The command line that gives this config."""
     default = configured(type(config), config.preset)
+    default = replace(default, **implied(config.estimator, config.warm))
     default = replace(default, name=f"{config.estimator}-{config.preset}-seed{config.seed}")
     words = plumbing.run.command(config, default, FOLDER / "train.py")
     return words.replace("python ep_c512/train.py", "python -m ep_c512.train", 1)
@@ -159,7 +174,8 @@ class Run(plumbing.run.Run):
         return model
 
     def highest(self, numbers):
-        """Of all processes, which must agree on what follows from it; infinite where one is no number."""
+        """Of all processes, which must agree on what follows from it; infinite where one is no number. So gates and
+        controller see the worst share of a batch where there are several, and the whole batch where there is one."""
         most = max(number if math.isfinite(number) else math.inf for number in numbers)
         if self.world == 1:
             return most
@@ -217,6 +233,7 @@ class Run(plumbing.run.Run):
             places = stability.spread(self.config.length, self.config.diagnosed_tokens)
             real, growth = stability.leading(free.force, free.z, self.config.step_size, places)
         worst = int(real[0].argmax())
+        self.row["leading_by_token"] = " ".join(f"{value:.2f}" for value in real[0].tolist())
         found = {"leading": real[0, worst], "leading_mean": real.mean(), "growth": growth.max()}
         self.row |= {name: float(f"{float(value):.6g}") for name, value in found.items()}
         self.row["leading_token"] = int(places[worst])
@@ -246,7 +263,7 @@ class Run(plumbing.run.Run):
             return ended
         if not any("validation" in row for row in self.rows):  # another process than the first keeps none
             return self.end({})
-        bigram, last = text.bigram(), self.rows[-1]["validation"]
+        bigram, last = text.bigram(self.config), self.rows[-1]["validation"]
         self.log(f"summary: validation {last:.4f}, bigram {bigram:.4f}, skipped {self.worst.skipped}")
         return self.end({"validation": last, "bigram": round(bigram, 6)})
 

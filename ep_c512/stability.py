@@ -84,19 +84,27 @@ class SpectralCaps:
     """W <- W min(1, rho / sigma) for each attention matrix, sigma its largest singular value: one power iteration a
     step, from the vector of the last one. Off the gradient, as in the log."""
 
+    FIRST = 30  # iterations at the start
+
     def __init__(self, block, rho):
         self.rho, self.matrices = (
             rho,
             {name: w for name in ("wq", "wk", "wv", "wo") if (w := getattr(block, name, None)) is not None},
         )
         self.vectors = {name: torch.ones_like(w[0]) for name, w in self.matrices.items()}
+        for _ in range(self.FIRST):
+            self.iterate()
+
+    @torch.no_grad()
+    def iterate(self):
+        for name, w in self.matrices.items():
+            self.vectors[name] = F.normalize(w.T @ (w @ self.vectors[name]), dim=0)
 
     @torch.no_grad()
     def apply(self):
+        self.iterate()
         for name, w in self.matrices.items():
-            v = w.T @ (w @ self.vectors[name])
-            self.vectors[name] = v = v / v.norm()
-            w *= (self.rho / (w @ v).norm()).clamp(max=1)
+            w *= (self.rho / (w @ self.vectors[name]).norm()).clamp(max=1)
 
     def state_dict(self):
         return self.vectors

@@ -47,16 +47,16 @@ class Config(plumbing.run.RunConfig):
     length: int = 256  # T, tokens in a window
     batch: int = 24  # windows a step
     attn_mode: Literal["softmax", "energy", "mono", "nemon"] = "softmax"  # how attention is made; see block.py
-    embedding: float = 1.0  # standard deviation of tok and pos at the start
+    embedding: float = 1.0  # standard deviation of tok and pos at the start; 0.02 with --estimator bp
     resinit: float = 0.1  # scale of the output projections at the start: a block that hardly moves z relaxes
     steps: int = 20_000  # of training
     lr: float = 8e-4  # highest learning rate
     warmup: int = 800  # steps in which the learning rate rises
     schedule: Literal["cosine", "constant", "wsd"] = "cosine"  # wsd: constant, then linear to 0
     decay: float = 0.2  # share of the steps in which wsd falls
-    feedback: float = 1.0  # share of its own state that the block reads at the start, see block.py; it rises to 1
+    feedback: float = 1.0  # share of its own state that the block reads at the start, see block.py; 1 with --warm
     opened: float = 0.0  # share of the steps at the start in which the feedback stays as it is
-    ramp: float = 0.5  # share of the steps, after them, in which it rises
+    ramp: float = 0.5  # share of the steps, after them, in which it rises to 1
     beta2: float = 0.95  # of Adam
     weight_decay: float = 0.0  # of matrices
     clip: float = 1.0  # largest norm of the gradient
@@ -78,7 +78,7 @@ class Config(plumbing.run.RunConfig):
     penalty: Literal["full", "diagonal", "spectral"] = "full"  # which penalty on the Jacobian; see stability.py
     cap: float = 1.2  # the growth of a vector that the spectral penalty allows; relaxation needs less than 2
     penalty_bound: float = 0.0  # the penalty's gradient is cut to this share of the loss's in length; 0: it is not
-    specnorm: bool = False  # the attention matrices' largest singular value is kept below rho
+    specnorm: bool = False  # an estimate of the attention matrices' largest singular value is kept below rho
     rho: float = 0.9  # see specnorm
     gate: float = 0.05  # the gradient of the loss is left out where the free phase's residual is above this
     gate_change: float = 0.0  # it is left out where a changed by more than this share in its last step; 0: never
@@ -167,7 +167,8 @@ def train(config):
     kept = [optimizer, controller, caps, average, run.worst]
     for step in range(run.resume(model, kept), config.steps):
         parts, losses, residuals, changes = [], [], [], []
-        model.feedback = feedback(config, step)
+        if config.feedback != 1:
+            model.feedback = feedback(config, step)
         for part in range(config.navg):
             tokens, targets = text.batch(config, run, step * config.navg + part)
             if config.estimator == "bp":
@@ -192,7 +193,7 @@ def train(config):
         rate = learning_rate(config, step)
         if passes or config.jacreg:  # where the gradient is left out, the penalty still helps the block to settle
             for name, p in model.named_parameters():
-                p.grad = total[name]
+                p.grad = total[name] if passes or total[name].any() else None  # None: no momentum moves it
             health["norm"] = nn.utils.clip_grad_norm_(model.parameters(), config.clip)
             for group in optimizer.param_groups:
                 group["lr"] = rate

@@ -25,6 +25,6 @@ while [ ${#left[@]} -gt 0 ]; do
   left=("${now[@]}")
   [ ${#left[@]} -eq 0 ] || sleep "${EVERY:-60}"
 done
-python -m ep_c512.report keep "$@"
-python -m ep_c512.lr_overlay "$@" --output results/ep_c512/watched.json
-python -m ep_c512.report
+python -m ep_c512.report keep "$@" &&
+  python -m ep_c512.lr_overlay "$@" --output results/ep_c512/watched.json &&
+  python -m ep_c512.report

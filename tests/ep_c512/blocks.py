@@ -19,7 +19,7 @@ def double():
     torch.set_default_dtype(torch.float32)
 
 
-def small(mode="softmax", seed=0, feedback=1.0, **changes):
+def small(mode="softmax", seed=0, feedback=None, **changes):
     torch.manual_seed(seed)
     block = Block(replace(SMALL, attn_mode=mode, **changes))
     block.feedback = feedback
@@ -41,5 +41,5 @@ def relaxed(mode="softmax", steps=400, step_size=0.2, **changes):
     return free_phase(small(mode, **changes), *batch(), steps, step_size)
 
 
-every_feedback = pytest.mark.parametrize("feedback", [1.0, 0.4])
+every_feedback = pytest.mark.parametrize("feedback", [None, 0.4])
 every_mode = pytest.mark.parametrize("mode", MODES)

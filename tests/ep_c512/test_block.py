@@ -1,13 +1,15 @@
 """The force and its Jacobian, against autograd and against the formulas written another way."""
 
 import math
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 
 from ep_c512 import block as blocks
-from ep_c512 import stability, train
+from ep_c512 import gradients, stability, train
 from ep_c512.block import DAMPING, Block, Force, relax
+from ep_c512.gradients import Settings
 from ep_c512.one_layer import OneLayer
 from tests.ep_c512.blocks import batch, double, every_feedback, every_mode, relaxed, small  # noqa: F401
 
@@ -37,14 +39,43 @@ def test_the_force_is_the_formula():
     assert torch.allclose(Force(block, x)(z), expected, atol=1e-13)
 
 
+def test_the_ordinary_layer_is_the_formula_and_sees_no_later_token():
+    layer, (tokens, targets) = OneLayer(train.Config(vocabulary=11, width=8, heads=2, length=6, embedding=0.5)), batch()
+    with torch.no_grad():
+        for p in layer.parameters():
+            p.add_(0.3 * torch.randn_like(p))
+
+    def normed(h, of):
+        return F.layer_norm(h, (8,), of.weight, of.bias)
+
+    def logits(tokens):
+        h = layer.tok.weight[tokens] + layer.pos.weight[:6]
+        q, k, v = (
+            (normed(h, layer.norm1) @ layer.qkv.weight.T + layer.qkv.bias).view(2, 6, 3, 2, 4).permute(2, 0, 3, 1, 4)
+        )
+        scores = (q @ k.mT / 2).masked_fill(torch.ones(6, 6, dtype=torch.bool).triu(1), -math.inf)
+        h = h + (scores.softmax(-1) @ v).transpose(1, 2).reshape(2, 6, 8) @ layer.out.weight.T + layer.out.bias
+        u = F.gelu(normed(h, layer.norm2) @ layer.fc.weight.T + layer.fc.bias, approximate="tanh")
+        h = h + u @ layer.pj.weight.T + layer.pj.bias
+        return normed(h, layer.norm3) @ layer.head.weight.T
+
+    found = layer.loss(tokens, targets)
+    expected = F.cross_entropy(logits(tokens).flatten(0, 1), targets.flatten())
+    assert torch.allclose(found, expected, atol=1e-12)
+    assert OneLayer(train.Config(embedding=0.5)).tok.weight.std() > 0.4
+
+
 @every_mode
 def test_feedback_is_the_share_of_the_state_that_is_read(mode):
     block = small(mode)
     x, z = block.inputs(batch()[0]), torch.randn(2, 6, 8)
     read = 0.4 * z + 0.6 * x / (1 + DAMPING)
+    whole = Force(block, x)(z)
     expected = Force(block, x)(read) + (1 + DAMPING) * (read - z)  # all but the damping is that of the state read
     block.feedback = 0.4
     assert torch.allclose(Force(block, x)(z), expected, atol=1e-13)
+    block.feedback = 1.0
+    assert torch.equal(Force(block, x)(z), whole)
     block.feedback = 0.0
     force = Force(block, x)
     one = relax(force, x / (1 + DAMPING), 1, 1 / (1 + DAMPING))[0]
@@ -107,9 +138,28 @@ def test_a_step_is_one_graph_to_compile(mode, feedback):
     assert torch.allclose(free.force(z), plain[0]) and torch.allclose(jacobian.skew(z), plain[1])
 
 
+def test_what_is_compiled_serves_every_feedback():
+    """A graph for each shape, whatever the feedback is at that step."""
+    graphs, free = [], relaxed(steps=5, feedback=0.1)
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    free.block.kernels = blocks.Kernels(lambda function: torch.compile(function, backend=backend))
+    counts = []
+    for feedback in (0.1, 0.3, 0.8, 1.0):
+        free.block.feedback = feedback
+        now = replace(free, force=Force(free.block, free.force.x))
+        list(gradients.nudged(now, Settings(steps=3), 2, "tracking"))
+        counts.append(len(graphs))
+    assert len(set(counts)) == 1, counts
+
+
 @every_mode
-def test_no_token_feels_a_later_one(mode):
-    block, (tokens, _) = small(mode), batch()
+@every_feedback
+def test_no_token_feels_a_later_one(mode, feedback):
+    block, (tokens, _) = small(mode, feedback=feedback), batch()
     other = tokens.clone()
     other[:, -1] = (other[:, -1] + 1) % 11
     states = [relax(Force(block, block.inputs(t).detach()), torch.zeros(2, 6, 8), 300, 0.2)[0] for t in (tokens, other)]

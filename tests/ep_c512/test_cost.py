@@ -51,6 +51,13 @@ def test_the_ordinary_layer_costs_a_force_and_its_head_three_times():
 
 
 def test_memory_grows_with_the_batch_and_the_length():
-    small, large = (cost.kept_bytes(replace(CONFIG, batch=n)) for n in (2, 4))
-    assert large == 2 * small > 0
     assert cost.kept_bytes(replace(CONFIG, length=24)) == pytest.approx(2 * cost.kept_bytes(CONFIG), rel=0.05)
+
+    def memory(estimator, **changes):
+        return cost.memory(replace(CONFIG, estimator=estimator, **changes))
+
+    longer = [memory("bptt", free_steps=n) - memory("bptt", free_steps=0) for n in (10, 30)]
+    assert longer[1] == 3 * longer[0] == 30 * cost.kept_bytes(CONFIG) > 0
+    assert memory("tracking-2", free_steps=10) == memory("tracking-2", free_steps=30)
+    assert memory("frozen-1") < memory("frozen-2") < memory("frozen-4") < memory("frozen-8")
+    assert memory("frozen-2", held=False) > memory("frozen-2", held=True)

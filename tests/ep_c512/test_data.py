@@ -161,9 +161,15 @@ def test_validation_is_the_start_of_its_text():
     assert targets.flatten().tolist() == text.validation[1 : 6 * 8 + 1].tolist()
 
 
-def test_bigram_by_hand():
+def test_bigram_by_hand(monkeypatch):
     """A text in which one pair decides: after 0 comes 1 or 2 equally, after 1 and 2 comes 0."""
     random = np.random.default_rng(0)
     pairs = np.stack([np.zeros(20_000, int), random.integers(1, 3, 20_000)], 1).ravel().astype(np.uint16)
     text = data.Text(pairs[:30_000], pairs[30_000:], "", 4)
-    assert math.isclose(text.bigram(), math.log(2) / 2, rel_tol=0.01)
+    config = replace(CONFIG, validation_windows=1000)
+    assert math.isclose(text.bigram(config), math.log(2) / 2, rel_tol=0.01)
+    monkeypatch.setattr(data, "CHUNK", 77)
+    assert math.isclose(text.bigram(config), math.log(2) / 2, rel_tol=0.01)
+    text.validation[80:] = 3  # never seen, but not in the first 10 windows of 8
+    assert math.isclose(text.bigram(replace(config, validation_windows=9)), math.log(2) / 2, rel_tol=0.05)
+    assert text.bigram(config) > 5

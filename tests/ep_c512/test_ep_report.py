@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from ep_c512 import report
+from ep_c512 import cost, lr_overlay, report
 
 
 @pytest.fixture
@@ -58,6 +58,33 @@ def test_an_arm_is_the_mean_of_its_seeds_and_the_worst_of_its_extremes(root):
     put(root, "ended", 0, 1.0)
     put(root, "ended", 1, 1.2)
     assert rows(report.arms("ended"))[1][2:4] == ["1.100 (1.000-1.200)", "0.90 (0.80-1.00)"]
+
+
+def test_a_run_that_ended_before_its_first_validation_is_in_the_table_and_hides_no_curve(root):
+    put(root, "tracking", 0, None, diverged_at=3)
+    folder = root / "results/ep_c512/tracking-seed0"
+    (folder / "metrics.csv").write_text("step,loss,lr\n1,2.5,0.1\n")
+    (root / "results/ep_c512/empty").mkdir()
+    put(root, "frozen", 0, None, diverged_at=1)
+    (root / "results/ep_c512/frozen-seed0/metrics.csv").unlink()
+    put(root, "bp", 0, 1.0)
+    report.plot()
+    assert (root / "ep_c512/curves.png").exists()
+    assert rows(report.arms("tracking"))[1][-1] == "diverged at step 3"
+    assert lr_overlay.curve(folder).empty
+
+
+def test_a_second_phase_counts_its_first(root, monkeypatch):
+    put(root, "first-phase", 0, 1.5, seconds=300.0)
+    put(root, "two-phase", 0, 1.0, config={"warm": "runs/ep_c512/first-phase-seed0"})
+    assert rows(report.arms("two-phase"))[1][8] == "15"  # minutes: 5 and 10
+    seen, real = [], report.Figure.subplots
+    monkeypatch.setattr(report.Figure, "subplots", lambda self, *a, **k: seen.append(real(self, *a, **k)) or seen[-1])
+    report.plot()
+    left, right = ([list(line.get_xdata()) for line in axes.lines] for axes in seen[0])
+    assert left == [[20 + 20]]  # 20 steps each
+    config = report.config_of({"preset": "mini", "estimator": "bptt"})
+    assert right == [[pytest.approx(40 * cost.flop(config) / 1e12)]]
 
 
 def test_a_difference_is_of_the_same_seeds(root):

@@ -5,7 +5,10 @@ import shutil
 import subprocess
 
 import pytest
+import torch
 
+from ep_c512.block import Block
+from ep_c512.gradients import free_phase
 from ep_c512.run import parse
 from ep_c512.train import Config
 from tests.experiments import ROOT
@@ -67,6 +70,12 @@ def test_every_arm_is_a_command_that_training_understands(chain):
     assert parse(Config, found["freeze-floor-seed0"]).jr_max == 0.1
     assert calls[-1] == "-m ep_c512.report"
     assert calls.count("-m ep_c512.report keep runs/ep_c512/recipe-seed0") == 1
+    for name in ("recipe", "tracking", "energy", "mono", "nemon"):  # each settles before it is trained
+        config = parse(Config, found[f"{name}-seed0"])
+        torch.manual_seed(0)
+        tokens = torch.randint(config.vocabulary, (2, config.length + 1))
+        free = free_phase(Block(config), tokens[:, :-1], tokens[:, 1:], config.free_steps, config.step_size)
+        assert free.residual < 1e-4, name
 
 
 def test_a_second_phase_follows_a_first_that_came_to_its_end(chain):
@@ -84,6 +93,16 @@ def test_what_is_there_is_left_out_and_a_wrong_arm_is_named(chain):
     (folder / "summary.json").write_text("{}")
     _, calls = chain("ep.sh", SEEDS="0 1", ARMS="recipe")
     assert list(trained(calls)) == ["recipe-seed1"]
+    _, calls = chain("ep.sh", SEEDS="0", ARMS="all")
+    every = {
+        *names(),
+        *(f"unrolled-{steps}" for steps in (1, 2, 4, 8)),
+        "bp-lr1e-3",
+        "bp-lr3e-3",
+        "bp-lr2e-2",
+        "bp-lr4e-2",
+    }
+    assert set(trained(calls)) == {f"{arm}-seed0" for arm in every - {"recipe"}}
     done, calls = chain("ep.sh", ARMS="recipe magic")
     assert done.returncode == 2 and "magic is no arm" in done.stderr and not calls
 

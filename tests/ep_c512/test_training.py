@@ -134,6 +134,30 @@ def test_no_update_where_the_residual_is_above_the_gate(clean):
     assert torch.equal(found["tok"], start_weights["tok"]) and not torch.equal(found["pj"], start_weights["pj"])
 
 
+def test_a_closed_gate_stops_the_momentum_of_what_the_penalty_leaves_alone(clean, monkeypatch):
+    passed = iter([True, True, True, False, False, False])
+    monkeypatch.setattr(run.Run, "passes", lambda self, health: next(passed))
+    seen, real = [], run.Average.update
+    kept = lambda model: {name: p.detach().clone() for name, p in model.named_parameters()}  # noqa: E731
+    monkeypatch.setattr(
+        run.Average, "update", lambda self, model, step: seen.append(kept(model)) or real(self, model, step)
+    )
+    train.main([*SMOKE, "--lr", "0.05", "--schedule", "constant"])
+    assert not torch.equal(seen[1]["tok"], seen[2]["tok"])
+    assert torch.equal(seen[2]["tok"], seen[5]["tok"]) and torch.equal(seen[2]["head"], seen[5]["head"])
+    assert not torch.equal(seen[2]["pj"], seen[5]["pj"])
+
+
+def test_spectral_caps_and_the_penalty_bound_act_in_training(clean, monkeypatch):
+    train.main([*SMOKE, "--specnorm", "--rho", "0.3", "--ema", "0"])
+    sizes = [float(torch.linalg.matrix_norm(weights()[name], 2)) for name in ("wq", "wk", "wv")]
+    assert all(size < 0.33 for size in sizes), sizes
+    seen, real = [], train.added
+    monkeypatch.setattr(train, "added", lambda ce, extra, bound: seen.append(bound) or real(ce, extra, bound))
+    train.main(["--preset", "smoke", "--name", "bound", "--penalty-bound", "0.3", "--steps", "1"])
+    assert seen == [0.3]
+
+
 def test_a_block_that_does_not_settle_ends_the_run(clean):
     with pytest.raises(SystemExit) as end:
         train.main([*SMOKE, "--abort", "1e-12"])
@@ -192,21 +216,7 @@ def test_free_phases_go_on_until_they_settle(monkeypatch):
     assert free.force.count["force"] == 30
 
 
-def test_validation_uses_the_average_and_leaves_the_weights_alone(clean, monkeypatch):
-    seen = []
-    real = run.Average.applied
-
-    def applied(self, model):
-        seen.append((self, {name: p.detach().clone() for name, p in model.named_parameters()}))
-        return real(self, model)
-
-    monkeypatch.setattr(run.Average, "applied", applied)
-    train.main([*SMOKE, "--lr", "0.05"])
-    average, before = seen[-1]
-    assert same(before, weights()) and not same(average.weights, before)
-
-
-def test_validation_is_of_the_averaged_weights(clean, monkeypatch):
+def test_validation_is_of_the_averaged_weights_and_leaves_the_others_alone(clean, monkeypatch):
     seen, real = [], train.Block.loss
 
     def loss(self, z, targets):
@@ -218,6 +228,8 @@ def test_validation_is_of_the_averaged_weights(clean, monkeypatch):
     train.main([*SMOKE, "--lr", "0.05"])
     average = disk.load_checkpoint(FOLDER / "checkpoint.pt")["optimizers"][3]
     assert torch.equal(seen[-1], average["tok"]) and not torch.equal(seen[-1], weights()["tok"])
+    train.main(["--preset", "smoke", "--name", "never", "--lr", "0.05", "--evaluate-every", "100"])  # but at its end
+    assert same(weights(), weights("never"))
 
 
 def test_a_step_averages_its_batches(clean, monkeypatch):
@@ -312,6 +324,14 @@ def test_the_command_of_a_run_gives_its_config(clean):
     assert (config.estimator, config.attn_mode, config.jr_max, config.held) == ("tracking-2", "mono", 8.0, False)
     words = run.command(config).split()
     assert words[:3] == ["python", "-m", "ep_c512.train"] and parse(Config, words[3:]) == config
+    assert parse(Config, ["--track", "--estimator", "frozen-4"]).estimator == "tracking-4"
+    for flags, feedback, embedding in (
+        (["--warm", "x"], 1.0, 1.0), (["--warm", "x", "--feedback", "0"], 0.0, 1.0), (["--estimator", "bp"], 1.0, 0.02),
+        (["--estimator=bp", "--embedding", "1"], 1.0, 1.0), ([], 0.0, 1.0),
+    ):  # fmt: skip
+        config = parse(Config, ["--preset", "mini", *flags])
+        assert (config.feedback, config.embedding) == (feedback, embedding), flags
+        assert parse(Config, run.command(config).split()[3:]) == config
 
 
 @pytest.mark.parametrize(
@@ -327,6 +347,9 @@ def test_the_command_of_a_run_gives_its_config(clean):
         (["--clip", "0"], "--clip 0: expected a number above 0"),
         (["--track", "--estimator", "bptt"], "--track with --estimator bptt: expected one of them"),
         (["--steps", "0"], "--steps 0: expected 1 or more"),
+        (["--validation-data", "x.txt"], "--validation-data with --data tinystories, which has its own"),
+        (["--track", "--estimator", "adjoint"], "--track with --estimator adjoint: expected one of them"),
+        (["--estimator", "bp", "--specnorm"], "--estimator bp with --specnorm, --attn-mode or --feedback"),
         (["--feedback", "1.5"], "expected a feedback of at most 1 that reaches 1"),
         (["--feedback", "0", "--opened", "0.6"], "expected a feedback of at most 1 that reaches 1"),
         (["--name", "../x"], "--name ../x"),
