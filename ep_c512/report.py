@@ -46,6 +46,11 @@ def runs(arm):
     return found
 
 
+def step_cost(config):
+    """FLOP of a step whose free phase settles at once, as nearly all do at mini."""
+    return cost.flop(replace(config_of(config), refine=0))
+
+
 def rows_of(folder):
     """The metrics of a run; of one that ended before its first row, none."""
     try:
@@ -172,8 +177,8 @@ def plot():
     for arm, colour in CURVES.items():
         for number, (_, config, folder) in enumerate(runs(arm).values()):
             metrics = rows_of(folder).reindex(columns=["step", "validation"]).dropna()
-            flop, first = cost.flop(config_of(config)), first_phase(config)
-            spent = cost.flop(config_of(first[1])) * first[1]["steps"] if first else 0
+            flop, first = step_cost(config), first_phase(config)
+            spent = step_cost(first[1]) * first[1]["steps"] if first else 0
             steps = metrics["step"] + (first[1]["steps"] if first else 0)
             label = arm if number == 0 else None
             left.plot(steps, metrics["validation"], color=colour, alpha=0.7, label=label)

@@ -21,7 +21,7 @@ PRESETS = {  # what a preset replaces
     "full": {},
     "mini": dict(estimator="tracking-2", data="generated", vocabulary=1024, width=64, heads=4, length=64, batch=16,
                  steps=2_000, lr=2e-2, warmup=100, feedback=0.0, opened=0.25, ramp=0.5, ema=0.99, step_size=0.5,
-                 free_steps=30, refine=0, nudged_steps=12, radius=1e-3, held=True, choice="last",
+                 free_steps=30, refine=120, nudged_steps=12, radius=1e-3, held=True, choice="last",
                  penalty="spectral", cap=1.0, jacreg=10.0, jr_floor=10.0, jr_max=10.0, gate_change=0.1,
                  diagnosed_tokens=64, report_every=25, evaluate_every=500, save_every=250),
     "smoke": dict(estimator="tracking-2", data="generated", vocabulary=300, width=8, heads=2, length=8, batch=4,

@@ -11,7 +11,7 @@ CDPATH= cd -- "$(dirname -- "$0")/.." || exit 1
 
 # The preset is our recipe: tracking EP, feedback that rises from 0 to 1, a spectral penalty, radius 1e-3, a rate of
 # 2e-2. The log's own is this instead:
-LOG="--lr 3e-3 --radius 0.05 --feedback 1"
+LOG="--lr 3e-3 --radius 0.05 --feedback 1 --refine 0"
 # With its penalty and controller. Its target of 1.5e-3 is of a step of 0.1: 7.5e-3 is the same at the preset's of 0.5.
 FULL="$LOG --penalty full --jacreg 0.1 --jr-floor 0.1 --jr-max 16 --res-target 7.5e-3"
 SMALL="--step-size 0.15 --free-steps 100" # the same time in steps that do not overshoot large negative eigenvalues
@@ -49,6 +49,9 @@ for steps in 1 2 4 8; do # BPTT over so few steps that nothing settles: what doe
 done
 for rate in 1e-3 3e-3 2e-2 4e-2; do
   FLAGS[bp-lr$rate]="--estimator bp --lr $rate"
+done
+for rate in 3e-3 1e-2; do # the layer with embeddings as large as the block's
+  FLAGS[bp-unit-lr$rate]="--estimator bp --embedding 1 --lr $rate"
 done
 MAIN="bp recipe recipe-bptt bptt frozen tracking two-phase recipe-long"
 if [ "${ARMS:-}" = all ]; then # but for first phases, which their second phases train

@@ -6,7 +6,7 @@ set -u
 CDPATH= cd -- "$(dirname -- "$0")/.." || exit 1
 . scripts/ep_one.sh
 
-one edge-seed0 --preset mini --lr 3e-3 --radius 0.05 --feedback 1 --jacreg 0 --penalty full --schedule constant \
+one edge-seed0 --preset mini --lr 3e-3 --radius 0.05 --feedback 1 --refine 0 --jacreg 0 --penalty full --schedule constant \
   --steps "${STEPS:-500}" || exit 1
 at="--step-size 0.1 --free-steps 150 --nudged-steps 40"
 python -m ep_c512.plateau_ablation runs/ep_c512/edge-seed0 $at --output results/ep_c512/plateau.json &&

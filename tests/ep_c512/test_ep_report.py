@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from ep_c512 import cost, lr_overlay, report
+from ep_c512 import lr_overlay, report
 
 
 @pytest.fixture
@@ -84,7 +84,7 @@ def test_a_second_phase_counts_its_first(root, monkeypatch):
     left, right = ([list(line.get_xdata()) for line in axes.lines] for axes in seen[0])
     assert left == [[20 + 20]]  # 20 steps each
     config = report.config_of({"preset": "mini", "estimator": "bptt"})
-    assert right == [[pytest.approx(40 * cost.flop(config) / 1e12)]]
+    assert right == [[pytest.approx(40 * report.step_cost(vars(config)) / 1e12)]]
 
 
 def test_a_difference_is_of_the_same_seeds(root):
