@@ -4,7 +4,11 @@ python -m addition.verify adder.py --pairs 100000 --output verified.json
 
 A submission is one file with build_model() -> (model, metadata) and add(model, a, b) -> int. An optional
 add_batch(model, a_list, b_list) -> list of int makes the second check take seconds instead of minutes.
-Exit status 1: it does not qualify, or misses an edge case.
+
+A file that does not attend, picks no token by its scores, or has no parameter with an effect is refused. "strictly"
+also counts frozen tensors and the numbers with a point in the source that are no entry of a tensor (an epsilon, the base
+of rotary angles). "no effect" names entries of parameters that change no score. Exit status 1: it does not qualify, or
+misses an edge case.
 """
 
 import argparse
@@ -13,11 +17,14 @@ import operator
 import random
 import sys
 import types
+from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import track
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from addition.data import carry_pairs
 from plumbing import disk
@@ -29,6 +36,9 @@ EDGES = (
 PUBLIC = 10_000  # pairs of the leaderboard's check, beside the edge cases
 QUALIFIES = 0.99
 AT_ONCE = 1_000  # pairs given to add_batch
+PROBES = ((1234567890, 9876543210), (9999999999, 1), (4067185293, 3950274816))  # sums on which a model is examined
+DIGITS = 20  # of a prompt
+MOST_ENTRIES = 5_000  # of a model, for each to be tried by itself
 AGREE = 200  # pairs on which add_batch must say what add says
 
 
@@ -79,6 +89,83 @@ def build(path, module):
         raise SystemExit(f"{path}: build_model() must return a torch module and a dict ({reason})") from error
 
 
+class Decisions(TorchDispatchMode):
+    """What a submission computes: the scores that it picks tokens from, and whether it attends to positions."""
+
+    PICKS = ("aten.argmax", "aten.max.dim", "aten.topk", "aten.sort")
+
+    def __init__(self):
+        super().__init__()
+        self.scores, self.attends = [], False
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        name = str(function)
+        if name.startswith(self.PICKS) and arguments[0].is_floating_point():
+            self.scores.append(arguments[0].detach().flatten().clone())
+        found = function(*arguments, **(options or {}))
+        over_positions = found.shape[-1:] >= (DIGITS,) if isinstance(found, torch.Tensor) else False
+        if "scaled_dot_product" in name or (over_positions and ("softmax" in name or name.startswith("aten.exp."))):
+            self.attends = True
+        return found
+
+
+def decisions(module, model):
+    watch = Decisions()
+    with watch:
+        for a, b in PROBES:
+            module.add(model, a, b)
+    return watch
+
+
+def without_effect(module, model):
+    """{parameter: its entries that change no score}; each is changed by itself, by at least its own size."""
+    before, found = torch.cat(decisions(module, model).scores), {}
+    for name, p in model.named_parameters():
+        for place, at in enumerate(np.ndindex(*p.shape)):
+            value = p.data[at].clone()
+            p.data[at] += value.abs() + 1
+            after = torch.cat(decisions(module, model).scores)
+            p.data[at] = value
+            if after.shape == before.shape and torch.equal(after, before):
+                found.setdefault(name, []).append(place)
+    return found
+
+
+def fixed(module, model, source):
+    """(numbers in tensors that are not parameters, {number in the source that is none of a tensor's: how often})"""
+    tensors = [*model.parameters(), *model.buffers()]
+    known = {t.untyped_storage().data_ptr() for t in model.parameters()}
+    places = [vars(module), *(vars(part) for part in model.modules())]
+    loose = [value for place in places for value in place.values() if isinstance(value, torch.Tensor)]
+    frozen = {t.untyped_storage().data_ptr(): t.numel() for t in (*model.buffers(), *loose)}
+    values = {round(abs(x), 12) for t in (*tensors, *loose) for x in t.detach().double().flatten().tolist()}
+    literals = Counter(
+        node.value
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Constant) and type(node.value) is float
+    )
+    outside = {x: n for x, n in literals.items() if round(float(np.float32(x)), 12) not in values}
+    return sum(size for pointer, size in frozen.items() if pointer not in known), outside
+
+
+def examine(path, module, model):
+    """Refuse what is no trained Transformer; -> what it consists of beside its parameters."""
+    watch = decisions(module, model)
+    if not watch.attends:
+        raise SystemExit(f"{path} does not attend: add() computes no softmax over the {DIGITS} digits of a prompt")
+    if not watch.scores:
+        raise SystemExit(f"{path} picks no token: add() must take each digit from the model's scores, by argmax")
+    entries = count(model)
+    idle = without_effect(module, model) if entries <= MOST_ENTRIES else {}
+    if not entries or sum(map(len, idle.values())) == sum(p.numel() for p in model.parameters()):
+        raise SystemExit(f"{path}: no entry of its parameters changes a score, so nothing in it is trained")
+    frozen, numbers = fixed(module, model, Path(path).read_text(encoding="utf-8"))
+    return {
+        "frozen": frozen, "numbers": {repr(x): n for x, n in sorted(numbers.items())},
+        "strictly": entries + frozen + sum(numbers.values()), "without_effect": idle,
+    }  # fmt: skip
+
+
 def ask(path, module, model, pairs, title, batched):
     """The submission's sums, by add_batch or by add, with a progress bar on a terminal."""
     answers, at_once, hidden = [], AT_ONCE if batched else 1, not sys.stderr.isatty()
@@ -102,6 +189,13 @@ def check(path, pairs=100_000):
     """The results of both checks."""
     module = read(path)
     model, metadata, parameters = build(path, module)
+    try:
+        found = examine(path, module, model)
+    except SystemExit:
+        raise
+    except Exception as error:
+        a, b = PROBES[0]
+        raise SystemExit(f"{path}: add(model, {a}, {b}) must return an int ({error!r})") from error
     draw = random.Random(2025)
     public = [*EDGES, *((draw.randint(0, 9999999999), draw.randint(0, 9999999999)) for _ in range(PUBLIC))]
     answers = ask(path, module, model, public, "public", batched=False)
@@ -120,7 +214,7 @@ def check(path, pairs=100_000):
     answers = ask(path, module, model, hard, "carries", batched)
     return {
         "path": str(path), "name": str(metadata.get("name")), "author": str(metadata.get("author")),
-        "parameters": parameters, "claimed_parameters": metadata.get("params"),
+        "parameters": parameters, "claimed_parameters": metadata.get("params"), **found,
         "edge_cases": len(EDGES), "edge_cases_failed": failed,
         "public_pairs": len(public), "public_errors": len(public) - right, "public_exact": right / len(public),
         "qualifies": right >= QUALIFIES * len(public), "carry_pairs": len(hard),
@@ -140,6 +234,10 @@ def main(argv=None):
     claim = "" if r["claimed_parameters"] == r["parameters"] else f", but metadata claims {r['claimed_parameters']}"
     print(f"{options.file}: {r['name']}")
     print(f"parameters  {r['parameters']}{claim}")
+    numbers = ", ".join(f"{x} ({n} times)" if n > 1 else x for x, n in r["numbers"].items())
+    print(f"strictly    {r['strictly']}, with {r['frozen']} frozen entries and the numbers {numbers or '(none)'}")
+    for name, places in r["without_effect"].items():
+        print(f"no effect   {name}, {len(places)} of its entries: {', '.join(map(str, places[:12]))}")
     print(f"edge cases  {r['edge_cases'] - len(r['edge_cases_failed'])}/{r['edge_cases']} passed")
     for a, b, answer in r["edge_cases_failed"]:
         print(f"            {a} + {b} = {a + b}, not {answer}")

@@ -31,6 +31,9 @@ def build_model():
     return model, {"name": "calculator", "params": 8}
 
 def add(model, a, b):
+    digits = torch.tensor([[float(d)] * 3 for d in f"{a:010}{b:010}"])
+    scores = model((digits @ digits.T).softmax(-1) @ digits)[-1]
+    scores.argmax()
     return a + b
 """
 
@@ -178,6 +181,35 @@ def test_a_submission_that_forgets_long_carries_does_not_qualify(submission):
     ignores = submission(("return a + b", f"return int(''.join({digits}))"))
     found = verify.check(ignores, 2000)
     assert not found["qualifies"] and found["carry_errors"] > 1000
+
+
+@pytest.mark.parametrize(
+    ("replacement", "message"),
+    [
+        (("    scores.argmax()\n", ""), "picks no token"),
+        (("(digits @ digits.T).softmax(-1) @ digits", "digits"), "does not attend"),
+        (("scores = model(", "scores = (0 * "), "no entry of its parameters changes a score"),
+    ],
+)
+def test_what_is_no_trained_transformer_is_refused(few, submission, replacement, message):
+    with pytest.raises(SystemExit, match=message):
+        verify.check(submission(replacement), 10)
+
+
+def test_what_is_not_trained_is_counted_too(few, submission, capsys):
+    build = """torch.nn.Linear(3, 2)
+    model.weight.data[1, 2] = 2.5
+    model.register_buffer("sign", torch.ones(4))
+    model.shift = torch.zeros(3)
+    model.more = torch.nn.Parameter(torch.ones(2, 2))
+    TURN = 0.25, 2.5
+"""
+    path = submission(("torch.nn.Linear(3, 2)\n", build), ("(digits @ digits.T)", "(0.25 * digits @ digits.T)"))
+    found = verify.main([path, "--pairs", "10"])
+    assert (found["parameters"], found["frozen"], found["numbers"]) == (12, 7, {"0.25": 2})
+    assert found["strictly"] == 12 + 7 + 2 and found["without_effect"] == {"more": [0, 1, 2, 3]}
+    shown = capsys.readouterr().out
+    assert "0.25 (2 times)" in shown and "more, 4 of its entries" in shown
 
 
 def test_parameters_are_counted_from_their_storage(few, submission, capsys):
