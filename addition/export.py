@@ -20,10 +20,12 @@ import torch
 from addition import model
 from addition.data import carry_pairs, encode
 from addition.evaluate_checkpoints import load
-from addition.tiny import turn
+from addition.fold import PROMPTS, difference, fold
+from addition.tiny import TinyConfig, turn
 from addition.verify import build, count, read
 from plumbing import disk
 
+SAME = 1e-6  # difference of two models' logits that is rounding, and the epsilon in the norms
 CHECKED = 300  # pairs on which the file must give the checkpoint's answers
 
 
@@ -78,45 +80,68 @@ def tiny(config):
     d, head, eps, pairs = config.d_model, config.head_dim, config.kind.eps, config.head_dim // 2
 
     def norm(name):
-        weight = {"separate": f"self.{name}", "shared": "self.norm", "none": "None"}[config.norms]
+        weight = {"separate": f"self.{name}", "shared": "self.norm", "none": "None", "final": "None"}[config.norms]
+        if config.norms == "final" and name == "final":
+            weight = f"F.pad(self.final, (0, {d - config.read}))"
         return f"F.rms_norm(x, ({d},), {weight}, {eps})"
 
-    digits = {"free": "digits = self.embedding", "arc": f"""\
-radius, start, span = self.arc
+    arc = f"""\
+start, span = self.arc
 angle = start + span * torch.linspace(0, 1, 10)
-digits = F.pad(torch.stack([radius * angle.cos(), radius * angle.sin()], -1), (0, {d - 2}))"""}  # fmt: skip
-    keys = {"free": "h @ self.key", "rotation": "turn(q, self.angle)",
+digits = F.pad(torch.stack([angle.cos(), angle.sin()], -1), (0, {d - 2}))"""
+    digits = {
+        "free": "digits = self.embedding", "unit": arc + (f" * {config.radius}" if config.radius != 1 else ""),
+        "arc": arc.replace("start,", "radius, start,").replace("angle.", "radius * angle."),
+    }  # fmt: skip
+    query = {
+        "free": "q = h @ self.query", "zeros": f"""\
+a, b, c = self.query
+q = h @ torch.stack([torch.cat([a, torch.zeros({pairs})]), torch.cat([b, c])])""",
+        "constant": "q = torch.cat([self.mix.cos(), self.mix.sin(), torch.zeros(2)]).expand(*tokens.shape, 4)",
+        "even": "q = torch.tensor([1, 1, 0, 0]).expand(*tokens.shape, 4) / 2**0.5",
+    }[config.query]  # fmt: skip
+    keys = {"free": "h @ self.key", "rotation": "turn(q, self.angle)", "one": f"turn(q, self.angle.expand({pairs}))",
             "turn": f"turn(q, F.pad(self.angle, (0, {pairs - 1})))"}  # fmt: skip
-    values = {"free": "self.value", "query": "self.query"}[config.values]
-    out = {"free": "self.out", "transpose": f"{values}.T"}[config.out]
+    values = {"free": "self.value", "query": "self.query", "joined": ""}[config.values]
+    read = {"query": "q", "free": "h @ self.value", "joined": "h"}[config.values]
+    out = "self.joined" if config.values == "joined" else {"free": "self.out", "transpose": f"{values}.T"}[config.out]
+    gate = {"free": "self.gate", "scaled": "(self.gain * self.up)"}[config.gate]
+    down = {"free": "self.down", "turned": "turn(self.up, self.turn).T"}[config.down]
     unit = "q, k = (x * torch.rsqrt(x.square().sum(-1, keepdim=True) + 1e-6) for x in (q, k))\n"
     lengths = {"none": "", "unit": unit, "scale": f"{unit}q = q * self.scale\n"}[config.qk_norm]
     sharpness = {"none": head**-0.5, "unit": head**0.5, "scale": 1.0}[config.qk_norm]
     forward = f"""\
 {digits[config.embedding]}
 x = digits[tokens]
-h = {norm("norm1")}
-q = h @ self.query
-v = {"q" if config.values == "query" else "h @ self.value"}
+h = {norm("norm1")}{f"[..., :{config.read}]" if config.read < d else ""}
+{query}
+v = {read}
 k = {keys[config.keys]}
 {lengths}speed = {config.theta} ** (-torch.arange({pairs}) / {pairs})
 places = torch.arange(tokens.shape[1])[:, None] * speed
 q, k = turn(q, places), turn(k, places)
 x = x + F.scaled_dot_product_attention(q, k, v, is_causal=True, scale={sharpness!r}) @ {out}
 h = {norm("norm2")}
-x = x + ({"F.silu(h @ self.gate) * (h @ self.up)" if config.gated else "F.gelu(h @ self.up)"}) @ self.down
+x = x + ({f"F.silu(h @ {gate}) * (h @ self.up)" if config.gated else "F.gelu(h @ self.up)"}) @ {down}
 return {norm("final")} @ digits.T"""
     used = {
         "output head tied to the token embedding": True,
         "all numbers least significant digit first": True,
         f"RoPE, theta {config.theta:g}": True,
         "digits on a circular arc: radius, start, span": config.embedding == "arc",
+        "digits on a circular arc: start, span": config.embedding == "unit",
+        "queries with a zero for each pair": config.query == "zeros",
+        "queries do not depend on the token": config.query in ("constant", "even"),
+        "values and output matrix are one": config.values == "joined",
+        "the gate is the up matrix times a number": config.gate == "scaled",
+        "the down matrix is the up matrix, turned": config.down == "turned",
         "values = queries before their rotation": config.values == "query",
         "keys = queries, turned by an angle a pair": config.keys == "rotation",
-        "keys = queries, turned by one angle": config.keys == "turn",
+        "keys = queries, turned by one angle": config.keys in ("turn", "one"),
         "output matrix = the values' transposed": config.out == "transpose",
         "norms share one weight": config.norms == "shared",
         "norms without weights": config.norms == "none",
+        "a weight for the last norm only": config.norms == "final",
     }
     hidden = f"{config.d_ff} hidden ({'SwiGLU' if config.gated else 'GELU'})"
     architecture = f"One layer, {d} wide, one head of {head}, {hidden}, pre-RMSNorm, rotary positions"
@@ -272,11 +297,30 @@ def compare(path, config, named):
         )
 
 
-def export(checkpoint, output, name="", author=""):
+def folded(checkpoint, config, named):
+    """The model without what its function does not need, and the proof that it is the same function."""
+    if not isinstance(config, TinyConfig):
+        raise SystemExit(f"{checkpoint} is no model of addition.tiny, which --fold is written for")
+    try:
+        smaller, weights, done = fold(config, named)
+    except ValueError as error:
+        raise SystemExit(f"{checkpoint}: {error}") from None
+    differs = difference((config, named), (smaller, weights))
+    for text, left in done:
+        print(f"{left:4d} parameters without {text}")
+    print(f"the same logits but for {differs:.1g} of their range, on {PROMPTS:,} prompts with their answers")
+    if not differs < SAME:
+        raise SystemExit(f"{checkpoint}: the folded model differs; correct addition/fold.py")
+    return smaller, {key: value.float() for key, value in weights.items()}
+
+
+def export(checkpoint, output, name="", author="", smaller=False):
     config, named = load(checkpoint)
     for key, value in named.items():
         if not value.isfinite().all():
             raise SystemExit(f"{checkpoint}: {key} is not finite; export an earlier checkpoint")
+    if smaller:
+        config, named = folded(checkpoint, config, named)
     text = write(config, named, name or f"{model.count(config)} parameters", author)
 
     def write_and_compare(file):
@@ -295,8 +339,9 @@ def main(argv=None):
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.py")
     parser.add_argument("--name", default="", help="in the metadata; else the number of parameters")
     parser.add_argument("--author", default="")
+    parser.add_argument("--fold", action="store_true", help="a tiny model with fewer parameters and the same function")
     options = parser.parse_args(argv)
-    config = export(options.checkpoint, options.output, options.name, options.author)
+    config = export(options.checkpoint, options.output, options.name, options.author, options.fold)
     print(f"{options.output}: {model.count(config)} parameters; answers as {options.checkpoint} on {CHECKED} pairs")
 
 

@@ -6,9 +6,9 @@ A submission is one file with build_model() -> (model, metadata) and add(model, 
 add_batch(model, a_list, b_list) -> list of int makes the second check take seconds instead of minutes.
 
 A file that does not attend, picks no token by its scores, or has no parameter with an effect is refused. "strictly"
-also counts frozen tensors and the numbers with a point in the source that are no entry of a tensor (an epsilon, the base
-of rotary angles). "no effect" names entries of parameters that change no score. Exit status 1: it does not qualify, or
-misses an edge case.
+also counts frozen tensors and the numbers with a point in the source that are no entry of a tensor (an epsilon, the
+base of rotary angles). "no effect" names entries of parameters that change no score. Exit status 1: it does not
+qualify, or misses an edge case.
 """
 
 import argparse

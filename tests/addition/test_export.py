@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from addition import export, fused, model, training, verify
+from addition import export, fold, fused, model, training, verify
 from addition.data import SCORE_SEEDS, carry_pairs, encode, uniform_pairs
 from addition.evaluate_checkpoints import load
 from addition.evaluate_checkpoints import main as evaluate
 from addition.model import ModelConfig
+from addition.tiny import TinyConfig
 from plumbing import disk
 
 LOW = dict(pos_rank=3, qkv_rank=3, attn_out_rank=2, ffn_rank=3)
@@ -149,6 +150,43 @@ def test_weights_that_are_not_finite_are_not_exported(tmp_path):
 def test_numbers_round_trip():
     value = torch.randn(300, 3, generator=torch.Generator().manual_seed(1)) * 10.0 ** torch.randint(-30, 30, (300, 3))
     assert torch.equal(torch.tensor(eval(export.numbers(value))), value)
+
+
+SMALLEST = dict(embedding="unit", norms="final", values="joined", keys="rotation")
+
+
+@pytest.mark.parametrize(
+    ("flags", "before", "after"),
+    [
+        (dict(embedding="arc", values="query", keys="rotation"), 57, 37),
+        (dict(embedding="arc"), 79, 43),
+        (dict(embedding="arc", keys="turn", values="query", out="transpose", norms="shared", qk_norm="unit"), 37, 35),
+        (dict(norms="shared", keys="rotation", qk_norm="none", d_model=5, gated=False), 137, 137),
+        (dict(), 106, 85),
+        (SMALLEST, 39, 37),
+        (SMALLEST | dict(query="even", keys="one", gate="scaled", down="turned"), 20, 20),
+    ],
+)
+def test_a_folded_model_is_the_same_function(flags, before, after, tmp_path, capsys):
+    config = TinyConfig(**flags)
+    named = save(tmp_path / "best.pt", config)
+    assert model.count(config) == before
+    smaller, weights, _ = fold.fold(config, named)
+    assert model.count(smaller) == after == sum(value.numel() for value in weights.values())
+    assert fold.difference((config, named), (smaller, weights)) < 1e-6
+    moved = weights | {"up": weights["up"] + 1e-3}
+    assert fold.difference((config, named), (smaller, moved)) > 1e-6
+    export.main([str(tmp_path / "best.pt"), "-o", str(tmp_path / "adder.py"), "--fold"])
+    exported, metadata = verify.read(tmp_path / "adder.py").build_model()
+    assert metadata["params"] == after == sum(p.numel() for p in exported.parameters())
+    assert "the same logits" in capsys.readouterr().out
+
+
+def test_what_cannot_be_folded_is_said(tmp_path):
+    for config, message in ((ModelConfig(), "no model of addition.tiny"), (TinyConfig(down="turned"), "norms final")):
+        save(tmp_path / "best.pt", config)
+        with pytest.raises(SystemExit, match=message):
+            export.main([str(tmp_path / "best.pt"), "-o", str(tmp_path / "adder.py"), "--fold"])
 
 
 def test_an_untrained_model_does_not_qualify_and_its_batches_agree(few, tmp_path):

@@ -75,10 +75,20 @@ def test_a_wrong_config_names_its_field(wrong):
         ModelConfig(**wrong)
 
 
-@pytest.mark.parametrize("wrong", [dict(head_dim=3), dict(d_ff=0), dict(embedding="arc", d_model=1)])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        dict(head_dim=3), dict(d_ff=0), dict(embedding="arc", d_model=1), dict(radius=0), dict(query="zeros"),
+        dict(query="even", head_dim=6), dict(values="query", query="constant"), dict(values="joined", head_dim=2),
+        dict(down="turned", d_ff=1), dict(gate="scaled", gated=False),
+    ],
+)  # fmt: skip
 def test_a_wrong_tiny_config_names_its_field(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         TinyConfig(**wrong)
+
+
+SMALLEST = dict(embedding="unit", values="joined", norms="final")
 
 
 def stacked(config, count=2, std=0.4):
@@ -92,6 +102,14 @@ CONFIGS = [
     TinyConfig(**ARC),
     TinyConfig(**ARC, gated=False, norms="none", qk_norm="none", d_ff=3, head_dim=2),
     TinyConfig(norms="shared", keys="rotation", qk_norm="unit", d_model=5),
+    *(
+        TinyConfig(**SMALLEST, **more)
+        for more in (
+            dict(query="zeros"),
+            dict(query="constant", gate="scaled"),
+            dict(query="even", keys="one", down="turned"),
+        )
+    ),
 ]
 
 

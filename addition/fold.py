@@ -1,0 +1,97 @@
+"""Takes out of a tiny model what its function does not need: the same logits with fewer parameters.
+
+python -m addition.export best.pt -o adder.py --fold
+
+Norm1's weights go into the matrices that read it, norm2's into up and gate, the arc's radius into what is added to it.
+An arc lies in a plane: what reads its other coordinates has no effect. Values and output are one matrix. And each pair
+of a query and a key may be turned by the same angle, so that one entry of the query is 0.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from addition import model
+from addition.data import carry_pairs, encode, uniform_pairs
+from addition.tiny import turn
+
+PROMPTS = 10_000  # on which the logits are compared
+
+
+def fold(config, named):
+    """(config, weights, [what was done, parameters left]) of the same function."""
+    w = {name: value.double() for name, value in named.items()}
+    done = []
+
+    def note(text, **changes):
+        nonlocal config
+        config = replace(config, **changes)
+        done.append((text, sum(value.numel() for value in w.values())))
+
+    if config.down == "turned" and config.norms in ("separate", "shared"):
+        raise ValueError(
+            "where down is the up matrix, turned, norm2's weights cannot be folded: train with norms final"
+        )
+    if config.norms in ("separate", "shared"):
+        one, two, last = (w.get(name, w.get("norm")) for name in ("norm1", "norm2", "final"))
+        readers = {"query": one, "key": one, "value": one, "joined": one, "up": two, "gate": two}
+        value = w["value" if "value" in w else "query"]
+        if config.out == "transpose" and config.values != "joined":
+            w["out"] = value.mT.clone()  # the output matrix keeps what the values' rows were
+        for name, weight in readers.items():
+            if name in w:
+                w[name] = weight[: len(w[name]), None] * w[name]
+        for name in ("norm1", "norm2", "norm"):
+            w.pop(name, None)
+        w["final"] = last
+        note("weights of the norms, into the matrices that follow", norms="final", out="free")
+    if config.embedding == "arc":
+        radius, start, span = w["arc"]
+        w["arc"] = torch.stack([start, span])
+        w |= {name: w[name][:2] for name in ("query", "key", "value", "joined", "final") if name in w}
+        divide(w, config, radius)
+        note("the radius, and what reads coordinates that are 0", embedding="unit", radius=1.0)
+    elif config.embedding == "unit" and config.radius != 1:
+        divide(w, config, torch.tensor(config.radius).double())
+        note("the fixed radius", radius=1.0)
+    if config.values != "joined" and config.read <= config.head_dim:
+        value = w["query" if config.values == "query" else "value"]
+        joined = value @ w.get("out", value.mT)
+        spared = sum(w[name].numel() for name in ("value", "out") if name in w)
+        if joined.numel() < spared:
+            w["joined"] = joined
+            w = {name: value for name, value in w.items() if name not in ("value", "out")}
+            note("values and output, into one matrix", values="joined", out="free")
+    if config.query == "free" and config.read == 2:
+        pairs = config.head_dim // 2
+        first, second = w["query"].chunk(2, -1)
+        angle = -torch.atan2(second[0], first[0])
+        w |= {name: turn(w[name], angle) for name in ("query", "key") if name in w}
+        w["query"] = torch.stack([w["query"][0, :pairs], w["query"][1, :pairs], w["query"][1, pairs:]])
+        note("an entry of each pair of the queries, by turning queries and keys", query="zeros")
+    return config, {name: w[name] for name in config.shapes()}, done
+
+
+def divide(w, config, radius):
+    """Divide what is added to an embedding, and multiply the last norm's weight, by the radius of the arc."""
+    w |= {name: w[name] / radius for name in ("out", "joined", "down") if name in w}
+    if config.down == "turned":  # hidden units and the down matrix are both in proportion to the up matrix
+        w["up"] = w["up"] / radius.sqrt()
+        if config.gate == "scaled":
+            w["gain"] = w["gain"] * radius.sqrt()
+    if "final" in w:
+        w["final"] = w["final"] * radius
+
+
+@torch.no_grad()
+def difference(one, other):
+    """The largest difference of two models' logits, in float64, over that between a model's own; on prompts with
+    their answers."""
+    layout, found = one[0].layout, []
+    pairs = np.concatenate([uniform_pairs(11, PROMPTS // 2), carry_pairs(11, PROMPTS // 2)])
+    rows = torch.from_numpy(encode(pairs, layout))[None]
+    for config, named in (one, other):
+        tables = config.tables({name: value.double()[None] for name, value in named.items()})
+        found.append(model.logits(tables, rows, layout, config.kind))
+    return float((found[0] - found[1]).abs().max() / (found[0].amax() - found[0].amin()))
