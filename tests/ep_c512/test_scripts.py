@@ -113,6 +113,19 @@ def test_the_grid_and_what_follows_it(chain):
     assert (config.lr, config.jr_max, config.steps, config.penalty) == (0.1, 16.0, 12_000, "full")
 
 
+def test_a_text_of_ones_own(chain):
+    done, calls = chain("ep_sample.sh", "texts", SEEDS="0")
+    assert done.returncode == 2 and "must hold train.txt and valid.txt" in done.stderr and not calls
+    (chain.folder / "texts").mkdir()
+    for name in ("train", "valid"):
+        (chain.folder / f"texts/{name}.txt").write_text("Once.\n")
+    _, calls = chain("ep_sample.sh", "texts", "--steps", "9", SEEDS="0 1", RATES="1e-2")
+    configs = {name: parse(Config, flags) for name, flags in trained(calls).items()}
+    assert set(configs) == {f"sample-{a}-seed{s}" for a in ("recipe", "bptt", "bp-lr1e-2") for s in (0, 1)}
+    config = configs["sample-bp-lr1e-2-seed1"]
+    assert (config.data, config.validation_data, config.steps) == ("texts/train.txt", "texts/valid.txt", 9)
+
+
 def test_watched_runs_are_kept_when_all_have_ended(chain):
     for name in ("a", "b"):
         folder = chain.folder / "runs/ep_c512" / name
