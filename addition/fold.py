@@ -36,15 +36,15 @@ def fold(config, named):
     if config.norms in ("separate", "shared"):
         one, two, last = (w.get(name, w.get("norm")) for name in ("norm1", "norm2", "final"))
         readers = {"query": one, "key": one, "value": one, "joined": one, "up": two, "gate": two}
-        value = w["value" if "value" in w else "query"]
         if config.out == "transpose" and config.values != "joined":
-            w["out"] = value.mT.clone()  # the output matrix keeps what the values' rows were
+            w["out"] = w["query" if config.values == "query" else "value"].mT  # as the values' matrix is now
         for name, weight in readers.items():
             if name in w:
-                w[name] = weight[: len(w[name]), None] * w[name]
+                read = [0, 1, 1] if name == "query" and config.query == "zeros" else range(len(w[name]))
+                w[name] = weight[list(read), None] * w[name]
         for name in ("norm1", "norm2", "norm"):
             w.pop(name, None)
-        w["final"] = last
+        w["final"] = last[: config.read]
         note("weights of the norms, into the matrices that follow", norms="final", out="free")
     if config.embedding == "arc":
         radius, start, span = w["arc"]

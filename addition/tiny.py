@@ -150,8 +150,10 @@ class TinyConfig:
         embedding, pairs = self.embed(p), self.head_dim // 2
         h = normalise(embedding, self.norm(p, "norm1")[..., None, :, :], self.kind)[..., : self.read]
         q = self.queries(p, h)
-        v = {"query": q, "joined": torch.nn.functional.pad(h, (0, self.head_dim - self.read))}.get(self.values)
-        v = h @ p["value"] if v is None else v
+        if self.values == "joined":
+            v = torch.nn.functional.pad(h, (0, self.head_dim - self.read))
+        else:
+            v = q if self.values == "query" else h @ p["value"]
         if self.keys == "free":
             k = h @ p["key"]
         else:

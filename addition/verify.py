@@ -117,9 +117,9 @@ def decisions(module, model):
     return watch
 
 
-def without_effect(module, model):
+def without_effect(module, model, scores):
     """{parameter: its entries that change no score}; each is changed by itself, by at least its own size."""
-    before, found = torch.cat(decisions(module, model).scores), {}
+    before, found = torch.cat(scores), {}
     for name, p in model.named_parameters():
         for place, at in enumerate(np.ndindex(*p.shape)):
             value = p.data[at].clone()
@@ -133,12 +133,15 @@ def without_effect(module, model):
 
 def fixed(module, model, source):
     """(numbers in tensors that are not parameters, {number in the source that is none of a tensor's: how often})"""
-    tensors = [*model.parameters(), *model.buffers()]
     known = {t.untyped_storage().data_ptr() for t in model.parameters()}
     places = [vars(module), *(vars(part) for part in model.modules())]
     loose = [value for place in places for value in place.values() if isinstance(value, torch.Tensor)]
     frozen = {t.untyped_storage().data_ptr(): t.numel() for t in (*model.buffers(), *loose)}
-    values = {round(abs(x), 12) for t in (*tensors, *loose) for x in t.detach().double().flatten().tolist()}
+    values = {
+        round(abs(x), 12)
+        for t in (*model.parameters(), *model.buffers(), *loose)
+        for x in t.detach().double().flatten().tolist()
+    }
     literals = Counter(
         node.value
         for node in ast.walk(ast.parse(source))
@@ -156,7 +159,7 @@ def examine(path, module, model):
     if not watch.scores:
         raise SystemExit(f"{path} picks no token: add() must take each digit from the model's scores, by argmax")
     entries = count(model)
-    idle = without_effect(module, model) if entries <= MOST_ENTRIES else {}
+    idle = without_effect(module, model, watch.scores) if entries <= MOST_ENTRIES else {}
     if not entries or sum(map(len, idle.values())) == sum(p.numel() for p in model.parameters()):
         raise SystemExit(f"{path}: no entry of its parameters changes a score, so nothing in it is trained")
     frozen, numbers = fixed(module, model, Path(path).read_text(encoding="utf-8"))
@@ -191,8 +194,6 @@ def check(path, pairs=100_000):
     model, metadata, parameters = build(path, module)
     try:
         found = examine(path, module, model)
-    except SystemExit:
-        raise
     except Exception as error:
         a, b = PROBES[0]
         raise SystemExit(f"{path}: add(model, {a}, {b}) must return an int ({error!r})") from error

@@ -60,10 +60,10 @@ def rows_of(folder):
 
 
 def first_phase(config):
-    """(summary, config) of the kept run that this one starts from, or None"""
+    """(seconds, steps, FLOP) of the kept run that this one starts from; zeros where there is none"""
     folder = RESULTS / Path(config.get("warm") or "none").name
-    found = disk.read_json(folder / "summary.json"), disk.read_json(folder / "config.json")
-    return found if all(found) else None
+    summary, first = disk.read_json(folder / "summary.json"), disk.read_json(folder / "config.json")
+    return (summary["seconds"], first["steps"], first["steps"] * step_cost(first)) if summary and first else (0, 0, 0)
 
 
 def config_of(saved):
@@ -104,7 +104,7 @@ def arms(*names):
     rows = []
     for name in names:
         found = [
-            summary | {"seconds": summary["seconds"] + (first[0]["seconds"] if (first := first_phase(config)) else 0)}
+            summary | {"seconds": summary["seconds"] + first_phase(config)[0]}
             for _, (summary, config, _) in sorted(runs(name).items())
         ]
         if not found:
@@ -177,12 +177,12 @@ def plot():
     for arm, colour in CURVES.items():
         for number, (_, config, folder) in enumerate(runs(arm).values()):
             metrics = rows_of(folder).reindex(columns=["step", "validation"]).dropna()
-            flop, first = step_cost(config), first_phase(config)
-            spent = step_cost(first[1]) * first[1]["steps"] if first else 0
-            steps = metrics["step"] + (first[1]["steps"] if first else 0)
+            _, steps, spent = first_phase(config)
             label = arm if number == 0 else None
-            left.plot(steps, metrics["validation"], color=colour, alpha=0.7, label=label)
-            right.plot((spent + metrics["step"] * flop) / 1e12, metrics["validation"], color=colour, alpha=0.7)
+            left.plot(steps + metrics["step"], metrics["validation"], color=colour, alpha=0.7, label=label)
+            right.plot(
+                (spent + metrics["step"] * step_cost(config)) / 1e12, metrics["validation"], color=colour, alpha=0.7
+            )
     if not left.has_data():
         return
     left.set(xlabel="step", ylabel="validation cross-entropy")

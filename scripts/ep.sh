@@ -3,8 +3,8 @@
 # The arms of ep_c512/EXPERIMENTS.md at the mini preset, three seeds each, two at a time with one thread each (JOBS=4 on
 # more cores). Hardware: 2 CPU cores, 5 to 40 minutes a run. Evidence goes to results/ep_c512/ as each run ends; a run
 # that has it there is left out, so the same command goes on after any interruption. SEEDS="0 1" for fewer seeds,
-# ARMS="bp energy" for these arms in place of those of MAIN, ARMS=all for every one. FLAGS go to every run; ep_c512.report refuses to average
-# seeds of different settings.
+# ARMS="bp energy" for these arms in place of those of MAIN, ARMS=all for every one. FLAGS go to every run;
+# ep_c512.report refuses to average seeds of different settings.
 set -uo pipefail
 CDPATH= cd -- "$(dirname -- "$0")/.." || exit 1
 . scripts/ep_one.sh
@@ -14,7 +14,8 @@ CDPATH= cd -- "$(dirname -- "$0")/.." || exit 1
 LOG="--lr 3e-3 --radius 0.05 --feedback 1 --refine 0"
 # With its penalty and controller. Its target of 1.5e-3 is of a step of 0.1: 7.5e-3 is the same at the preset's of 0.5.
 FULL="$LOG --penalty full --jacreg 0.1 --jr-floor 0.1 --jr-max 16 --res-target 7.5e-3"
-SMALL="--step-size 0.15 --free-steps 100" # the same time in steps that do not overshoot large negative eigenvalues
+# The same time in steps that do not overshoot large negative eigenvalues, and the target of such a step.
+SMALL="--step-size 0.15 --free-steps 100 --res-target 2.25e-3"
 LONG="--steps 6000 --save-every 500"
 declare -A FLAGS=(
   [recipe]="--estimator tracking-2"
