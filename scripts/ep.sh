@@ -48,7 +48,7 @@ declare -A FLAGS=(
 for steps in 1 2 4 8; do # BPTT over so few steps that nothing settles: what does an equilibrium cost?
   FLAGS[unrolled-$steps]="--estimator bptt --jacreg 0 --feedback 1 --free-steps $steps --gate 1000 --abort 1000"
 done
-for rate in 1e-3 3e-3 2e-2 4e-2; do
+for rate in 1e-3 3e-3 5e-3 1e-2 2e-2 4e-2; do
   FLAGS[bp-lr$rate]="--estimator bp --lr $rate"
 done
 for rate in 3e-3 1e-2; do # the layer with embeddings as large as the block's
