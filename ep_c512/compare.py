@@ -1,6 +1,7 @@
 """What the rounds share: a run's checkpoint with its text, cosines of gradients, a table and a JSON file."""
 
 import argparse
+import math
 from dataclasses import fields, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -106,6 +107,8 @@ def text(value):
 
 def number(value):
     """Four digits after the point of what is about 1, as cosines are; three digits of all else."""
+    if not math.isfinite(value):
+        return "not finite"
     return f"{value:.4f}" if 0.1 <= abs(value) < 10 else f"{value:.3g}"
 
 

@@ -3,7 +3,7 @@
 # The arms of ep_c512/EXPERIMENTS.md at the mini preset, three seeds each, two at a time with one thread each (JOBS=4 on
 # more cores). Hardware: 2 CPU cores, 5 to 40 minutes a run. Evidence goes to results/ep_c512/ as each run ends; a run
 # that has it there is left out, so the same command goes on after any interruption. SEEDS="0 1" for fewer seeds,
-# ARMS="bp energy" for these arms in place of those of MAIN, ARMS=all for every one. FLAGS go to every run;
+# ARMS="recipe energy" for these arms in place of those of MAIN, ARMS=all for every one. FLAGS go to every run;
 # ep_c512.report refuses to average seeds of different settings.
 set -uo pipefail
 CDPATH= cd -- "$(dirname -- "$0")/.." || exit 1
@@ -29,8 +29,7 @@ declare -A FLAGS=(
   [radius-0.01]="--radius 0.01"
   [cap-1.6]="--cap 1.6"
   [rate-3e-3]="--lr 3e-3"
-  [bp]="--estimator bp --lr 1e-2" # one ordinary layer, at the best of the rates below
-  [bp-long]="--estimator bp --lr 1e-2 $LONG"
+  [bp-long]="--estimator bp --lr 5e-3 $LONG" # one ordinary layer, at the best of the rates below
   [bptt]="--estimator bptt $FULL"
   [frozen]="--estimator frozen-2 $FULL"     # EP as the log began
   [tracking]="--estimator tracking-2 $FULL" # from random weights
@@ -54,7 +53,7 @@ done
 for rate in 3e-3 1e-2; do # the layer with embeddings as large as the block's
   FLAGS[bp-unit-lr$rate]="--estimator bp --embedding 1 --lr $rate"
 done
-MAIN="bp recipe recipe-bptt bptt frozen tracking two-phase recipe-long"
+MAIN="bp-lr5e-3 recipe recipe-bptt bptt frozen tracking two-phase recipe-long"
 if [ "${ARMS:-}" = all ]; then # but for first phases, which their second phases train
   ARMS=$(printf '%s\n' "${!FLAGS[@]}" | grep -v '^first-phase$' | sort | tr '\n' ' ')
 fi

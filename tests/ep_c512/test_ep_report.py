@@ -67,7 +67,7 @@ def test_a_run_that_ended_before_its_first_validation_is_in_the_table_and_hides_
     (root / "results/ep_c512/empty").mkdir()
     put(root, "frozen", 0, None, diverged_at=1)
     (root / "results/ep_c512/frozen-seed0/metrics.csv").unlink()
-    put(root, "bp", 0, 1.0)
+    put(root, "bp-lr5e-3", 0, 1.0)
     report.plot()
     assert (root / "ep_c512/curves.png").exists()
     assert rows(report.arms("tracking"))[1][-1] == "diverged at step 3"

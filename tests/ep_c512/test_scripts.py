@@ -65,7 +65,7 @@ def test_every_arm_is_a_command_that_training_understands(chain):
     for name, flags in found.items():
         config = parse(Config, flags)
         assert (config.name, config.seed, config.preset, config.steps) == (name, int(name[-1]), "mini", 7)
-    assert parse(Config, found["bp-seed0"]).estimator == "bp"
+    assert parse(Config, found["bp-long-seed0"]).estimator == "bp"
     assert parse(Config, found["recipe-bptt-seed2"]).penalty == "spectral"
     assert parse(Config, found["freeze-floor-seed0"]).jr_max == 0.1
     assert calls[-1] == "-m ep_c512.report"
@@ -94,7 +94,10 @@ def test_what_is_there_is_left_out_and_a_wrong_arm_is_named(chain):
     _, calls = chain("ep.sh", SEEDS="0 1", ARMS="recipe")
     assert list(trained(calls)) == ["recipe-seed1"]
     _, calls = chain("ep.sh", SEEDS="0", ARMS="all")
-    rates = [f"bp-lr{rate}" for rate in ("1e-3", "3e-3", "5e-3", "1e-2", "2e-2", "4e-2")] + ["bp-unit-lr3e-3", "bp-unit-lr1e-2"]
+    rates = [f"bp-lr{rate}" for rate in ("1e-3", "3e-3", "5e-3", "1e-2", "2e-2", "4e-2")] + [
+        "bp-unit-lr3e-3",
+        "bp-unit-lr1e-2",
+    ]
     every = {*names(), *(f"unrolled-{steps}" for steps in (1, 2, 4, 8)), *rates}
     assert set(trained(calls)) == {f"{arm}-seed0" for arm in every - {"recipe"}}
     done, calls = chain("ep.sh", ARMS="recipe magic")
