@@ -14,28 +14,25 @@ from pathlib import Path
 
 import torch
 
-from addition import model
-from addition.data import DIGITS, encode, uniform_pairs
 from addition.evaluate_checkpoints import load
+from addition.train import DIGITS, answers, count, encode_pairs, uniform_pairs
 from plumbing import disk
 
 PAIRS = 2_000
 
 
 @torch.no_grad()
-def measure(config, named):
+def measure(model):
     """Mean attention weights, and the accuracy of each digit, given the right digits before it."""
-    layout = config.layout
-    tables = config.tables({name: value[None] for name, value in named.items()})
-    rows = torch.from_numpy(encode(uniform_pairs(2026, PAIRS), layout))[None]
-    tokens = rows[..., : layout.length].long()
-    q, k = model.rows_of(tables.q, tokens[..., layout.first :]), model.rows_of(tables.k, tokens)
-    ahead = torch.ones(layout.queries, layout.length, dtype=torch.bool).triu(layout.first + 1)
-    weights = (q @ k.mT).masked_fill(ahead, -torch.inf).softmax(-1)[0].mean(0)  # [queries, length]
+    layout = model.config.layout
+    rows = encode_pairs(uniform_pairs(2026, PAIRS), layout)
+    _, q, k, _ = model.inputs(rows[:, : layout.length].long(), torch.arange(layout.length))
+    ahead = torch.ones(layout.length, layout.length, dtype=torch.bool).triu(1)
+    weights = (q @ k.mT).masked_fill(ahead, -torch.inf).softmax(-1).mean(0)[layout.first :]  # [queries, length]
     own = [(weights[i, layout.a[i]] + weights[i, layout.b[i]]).item() for i in range(1, DIGITS)]
     before = [(weights[i, layout.a[i - 1]] + weights[i, layout.b[i - 1]]).item() for i in range(1, DIGITS)]
-    predicted = model.logits(tables, rows, layout, config.kind)[0].argmax(-1)[:, : len(layout.sum)]
-    right = (predicted == rows[0][:, list(layout.sum)]).float().mean(0).tolist()
+    predicted, target = answers(model, rows)
+    right = (predicted.argmax(-1) == target).float().mean(0)[: len(layout.sum)].tolist()
     return {
         "own": sum(own) / len(own),
         "before": sum(before) / len(before),
@@ -52,8 +49,8 @@ def main(argv=None):
     options = parser.parse_args(argv)
     found = []
     for path in options.checkpoints:
-        config, named = load(path)
-        found.append({"path": path, "parameters": model.count(config), "pairs": PAIRS} | measure(config, named))
+        model = load(path)
+        found.append({"path": path, "parameters": count(model), "pairs": PAIRS} | measure(model))
         weights = f"own {found[-1]['own']:.3f}, before {found[-1]['before']:.3f}"
         digits = " ".join(f"{100 * value:3.0f}" for value in found[-1]["digits_right"])
         print(f"{path}: {weights}; digits right, %, least significant first: {digits}")

@@ -7,21 +7,22 @@ An arc lies in a plane: what reads its other coordinates has no effect. Values a
 of a query and a key may be turned by the same angle, so that one entry of the query is 0.
 """
 
+import copy
 from dataclasses import replace
 
 import numpy as np
 import torch
 
-from addition import model
-from addition.data import carry_pairs, encode, uniform_pairs
-from addition.tiny import turn
+from addition.tiny import TinyAdder, turn
+from addition.train import answers, carry_pairs, encode_pairs, uniform_pairs
 
 PROMPTS = 10_000  # on which the logits are compared
+SAME = 1e-6  # difference of two models' logits, over their range, that is rounding and the epsilons in the norms
 
 
-def fold(config, named):
-    """(config, weights, [what was done, parameters left]) of the same function."""
-    w = {name: value.double() for name, value in named.items()}
+def fold(model):
+    """(model of the same function, in float64, [what was done, parameters left])"""
+    config, w = model.config, {name: p.detach().double() for name, p in model.named_parameters()}
     done = []
 
     def note(text, **changes):
@@ -70,7 +71,7 @@ def fold(config, named):
         w |= {name: turn(w[name], angle) for name in ("query", "key") if name in w}
         w["query"] = torch.stack([w["query"][0, :pairs], w["query"][1, :pairs], w["query"][1, pairs:]])
         note("an entry of each pair of the queries, by turning queries and keys", query="zeros")
-    return config, {name: w[name] for name in config.shapes()}, done
+    return TinyAdder(config, {name: w[name] for name in config.shapes()}), done
 
 
 def divide(w, config, radius):
@@ -88,10 +89,7 @@ def divide(w, config, radius):
 def difference(one, other):
     """The largest difference of two models' logits, in float64, over that between a model's own; on prompts with
     their answers."""
-    layout, found = one[0].layout, []
     pairs = np.concatenate([uniform_pairs(11, PROMPTS // 2), carry_pairs(11, PROMPTS // 2)])
-    rows = torch.from_numpy(encode(pairs, layout))[None]
-    for config, named in (one, other):
-        tables = config.tables({name: value.double()[None] for name, value in named.items()})
-        found.append(model.logits(tables, rows, layout, config.kind))
-    return float((found[0] - found[1]).abs().max() / (found[0].amax() - found[0].amin()))
+    rows = encode_pairs(pairs, one.config.layout)
+    first, second = (answers(copy.deepcopy(model).double(), rows)[0] for model in (one, other))
+    return float((first - second).abs().max() / (first.max() - first.min()))

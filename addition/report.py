@@ -5,12 +5,12 @@ python -m addition.report --check                      change nothing; fail when
 python -m addition.report keep results/runs/NAME ...   copy the evidence of sweeps and runs, without checkpoints
 
 The lines between `<!-- report KIND NAME ... -->` and `<!-- end -->` of a document are generated. Kinds: sweep (one row
-a configuration; A+B pools the seeds of both), seeds (one row a seed), command, attention, speed and verified.
+a configuration), seeds (one row a seed), command, attention, speed and verified.
 """
 
 import argparse
-import itertools
 import math
+import re
 import shlex
 import statistics
 import textwrap
@@ -20,17 +20,13 @@ import pandas as pd
 
 import report
 from addition import plots
-from addition.data import phases
 from addition.plots import configuration
 from plumbing import disk
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = ("addition/README.md", "addition/EXPERIMENTS.md")
 GUESSED = 0.25  # a digit with at most this accuracy counts as guessed
-GOOD, BETTER = 1_000, 100  # errors in 100,000: 99 % and 99.9 %
-# Settings of how and where a run is computed: seeds that differ only in these are of one configuration.
-APART = {"seed", "name", "run_name", "runs", "device", "engine", "eval_batch_size", "wandb", "wandb_mode", "resume",
-         "save_every"}  # fmt: skip
+GOOD = 1_000  # errors in 100,000: 99 %
 
 
 def results():
@@ -55,144 +51,125 @@ def load(folder):
     return kept
 
 
-def members(entry):
-    """{configuration: {member's path: summary}} of all folders, A+B, of an entry; empty if one is not there."""
-    found = {}
-    for name in entry.split("+"):
-        kept = load(results() / name)
-        if kept is None:
-            return {}
-        for member, summary in kept["members"].items():
-            found.setdefault(configuration(member), {})[f"{name}/{member}"] = summary
-    for pool in found.values():
-        check_pool(pool)
+def groups(name):
+    """{configuration: summaries} of a sweep; empty if it is not there."""
+    kept, found = load(results() / name), {}
+    for member, summary in (kept or {"members": {}})["members"].items():
+        found.setdefault(configuration(member), []).append(summary)
     return found
 
 
-def check_pool(pool):
-    """Only different seeds of one configuration may be counted together."""
-    first, one = next(iter(pool.items()))
-    seen = {}
-    for path, summary in pool.items():
-        both = (one["config"].keys() & summary["config"].keys()) - APART
-        wrong = sorted(name for name in both if one["config"][name] != summary["config"][name])
-        if wrong:
-            raise SystemExit(f"{path} and {first} differ in {', '.join(wrong)}; name them apart, without the +")
-        if (other := seen.setdefault(summary["seed"], path)) != path:
-            raise SystemExit(f"{path} and {other} are the same seed; leave one of them out")
+def starts(summary):
+    """(random starts of a run, sums that they saw together). Older runs chose among several starts at some steps."""
+    config = summary["config"]
+    alive, before, steps = config.get("candidates") or 1, 0, 0
+    first, choose = alive, config.get("choose") or f"{config.get('choose_at', 0)}:1"
+    for at, left in ((int(a), int(b)) for a, b in re.findall(r"(\d+):(\d+)", choose)) if first > 1 else ():
+        steps, before, alive = steps + alive * (at - before), at, left
+    steps += alive * (summary.get("steps", config["train_steps"]) - before)
+    return first, summary.get("sums_seen", steps * config["batch_size"])
 
 
 def number(value):
     return "-" if pd.isna(value) else f"{value:,.1f}".removesuffix(".0")
 
 
-def rate(errors, most):
-    """How many seeds make at most so many errors, with the interval."""
-    good, total = (errors <= most).sum(), len(errors)
+def rate(good, total):
     low, high = wilson(good, total)
     return f"{good} of {total} ({100 * good / total:.0f} %, {100 * low:.0f}-{100 * high:.0f} %)"
 
 
-def seconds(entry):
-    """Of a seed: the time of the sweeps, shared among the models that trained together."""
-    sweeps = [load(results() / name)["members"].values() for name in entry.split("+")]
-    return sum(max(s["seconds"] for s in sweep) for sweep in sweeps) / sum(len(sweep) for sweep in sweeps)
-
-
-def title(entry, label, entries):
-    return " ".join(part for part in (entry if len(entries) > 1 or not label else "", label) if part)
-
-
-def sweep(*entries):
+def sweep(*names):
     """One row a configuration."""
     rows = []
-    for entry in entries:
-        found = members(entry)
-        if not found:
-            rows.append([f"`{entry}`", "not run", *[""] * 7])
-        for label, pool in found.items():
-            runs = pd.DataFrame(pool.values())
-            errors = runs["errors_in_100000"]
-            diverged = runs["diverged_at"].count() if "diverged_at" in runs else 0
+    for name in names:
+        if not groups(name):
+            rows.append([f"`{name}`", "not run", *[""] * 8])
+        together = [s for runs in groups(name).values() for s in runs]
+        for label, runs in groups(name).items():
+            errors = pd.Series([s["errors_in_100000"] for s in runs])
+            good, diverged = int((errors <= GOOD).sum()), sum("diverged_at" in s for s in runs)
+            sums = sum(starts(s)[1] for s in runs) / 1e6
+            models = sum(starts(s)[0] for s in together)
             rows.append([
-                f"`{title(entry, label, entries)}`", number(runs["parameters"][0]),
-                number(runs["config"][0]["train_steps"]),
-                rate(errors, GOOD) + (f", {diverged} diverged" if diverged else ""), rate(errors, BETTER),
-                rate(errors, 0), number(runs["step_at_99"].astype(float).median()),
-                f"{number(errors.min())}, {number(errors.median())}", number(seconds(entry)),
+                f"`{' '.join(filter(None, (name, label)))}`", number(runs[0]["parameters"]),
+                number(runs[0]["config"]["train_steps"]), starts(runs[0])[0],
+                rate(good, len(runs)) + (f", {diverged} diverged" if diverged else ""), int((errors == 0).sum()),
+                number(sums / good) if good else "-",
+                number(pd.Series([s["step_at_99"] for s in runs], dtype=float).median()),
+                f"{number(errors.min())}, {number(errors.median())}",
+                number(max(s["seconds"] for s in together) / models),
             ])  # fmt: skip
-    head = ["configuration", "parameters", "steps", "seeds at 99 %", "seeds at 99.9 %", "seeds with 0 errors",
-            "median steps to 99 %", "errors in 100,000 (best, median)", "seconds a seed"]  # fmt: skip
-    note = (
-        "In brackets the share and its 95 % interval (Wilson). Median steps to 99 %: on validation, of the seeds that "
-        "got there. Seconds a seed: the whole sweep's time divided by the models that trained together."
-    )
-    return [*report.table(head, rows), "", note]
-
-
-def seeds(*entries):
-    """One row a seed."""
-    rows = []
-    for entry in entries:
-        found = members(entry)
-        if not found:
-            rows.append([f"`{entry}`", "not run", *[""] * 3])
-        for label, pool in found.items():
-            for s in sorted(pool.values(), key=lambda s: s["seed"]):
-                errors = number(s["errors_in_100000"])
-                if "diverged_at" in s:
-                    errors += f" (diverged at step {number(s['diverged_at'])})"
-                name = f"`{title(entry, label, entries)}`"
-                rows.append([name, s["seed"], number(s["best_step"]), number(s["step_at_99"]), errors])
-    head = ["configuration", "seed", "best step", "step at 99 %", "errors in 100,000"]
+    head = ["configuration", "parameters", "steps", "starts a run", "runs at 99 %", "with 0 errors",
+            "million sums a success", "median steps to 99 %", "errors in 100,000 (best, median)",
+            "seconds a start"]  # fmt: skip
     return report.table(head, rows)
 
 
-def command(*entries):
+def seeds(*names):
+    """One row a seed."""
+    rows = [[f"`{name}`", "not run", *[""] * 3] for name in names if not groups(name)]
+    for entry, label, runs in ((name, label, runs) for name in names for label, runs in groups(name).items()):
+        for s in sorted(runs, key=lambda s: s["seed"]):
+            ended = "".join(
+                f" ({word} at step {number(s[key])})"
+                for key, word in (("diverged_at", "diverged"), ("pruned_at", "not continued"))
+                if key in s
+            )
+            rows.append([f"`{' '.join(filter(None, (entry, label)))}`", s["seed"], number(s["best_step"]),
+                         number(s["step_at_99"]), number(s["errors_in_100000"]) + ended])  # fmt: skip
+    return report.table(["configuration", "seed", "best step", "step at 99 %", "errors in 100,000"], rows)
+
+
+def command(*names):
     """The commands of these runs, with hardware and commit."""
     lines = ["```"]
-    for name in (name for entry in entries for name in entry.split("+")):
+    for name in names:
         kept = load(results() / name)
         if kept is None:
             lines.append(f"# {name}: not run")
             continue
-        summaries = list(kept["members"].values())
         typed = shlex.join(shlex.split(kept["command"]))
         if not typed.startswith("python -m "):  # an older summary has the flags only
             typed = f"python -m {kept.get('module', 'addition.sweep')} {typed}"
         wrapped = textwrap.wrap(typed, 110, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
-        hardware = " and ".join(dict.fromkeys(s["hardware"] for s in summaries))
-        commits = ", ".join(dict.fromkeys(s["commit"] for s in summaries))
-        lines += [*" \\\n".join(wrapped).splitlines(), f"# {hardware}; commit {commits}"]
+        hardware, commits = (dict.fromkeys(s[key] for s in kept["members"].values()) for key in ("hardware", "commit"))
+        lines += [*" \\\n".join(wrapped).splitlines(), f"# {' and '.join(hardware)}; commit {', '.join(commits)}"]
     return [*lines, "```"]
 
 
 def speed(name):
-    """Time of a step, from `python -m addition.bench`."""
+    """Time of a step, from `python -m addition.fast.bench`."""
     kept = disk.read_json(results() / name / "summary.json")
-    if kept is None:
+    if kept is None or "cases" not in kept:
         return ["not run"]
-    rows = [[f"{m['parameters']:,}", f"{m['plain_ms']:.1f}", f"{m['compiled_ms']:.1f}", f"{m['sweep_ms']:.2f}",
-             f"{m['sweep_against_plain']:.1f} x", f"{m['sweep_against_compiled']:.1f} x",
-             f"{1000 * m['gflop_a_step']:.0f} MFLOP", f"{100 * m['share_of_matrix_rate']:.0f} %"]
-            for m in kept["models"]]  # fmt: skip
-    head = ["parameters", "plain autograd", "compiled", "16 in a sweep",
-            "sweep against plain", "against compiled", "work a step", "share of the matrix rate"]  # fmt: skip
-    note = f"Milliseconds a step of {kept['batch']} sums and a model, median of turns; {kept['hardware']}"
+    rows = []
+    for case in kept["cases"]:
+        ms = case["ms"]
+        best = min(ms, key=ms.get)
+        rows.append([case["recipe"], case["parameters"], case["batch"], *(f"{value:.2f}" for value in ms.values()),
+                     f"{ms['plain'] / ms[best]:.1f} x", f"{ms['stack_1'] / ms[best]:.1f} x",
+                     f"{case['mflop_a_step']:.0f} MFLOP",
+                     f"{100 * case['share_of_matrix_rate'][best]:.0f} %"])  # fmt: skip
+    ways = [way.replace("stack_", "stack of ") for way in kept["cases"][0]["ms"]]
+    head = ["recipe", "parameters", "batch", *ways, "best against plain", "against a stack of 1", "work a step",
+            "share of the matrix rate"]  # fmt: skip
+    note = f"Milliseconds a step and a model, median of turns; {kept['hardware']}; commit {kept['commit']}"
     return [note, "", *report.table(head, rows)]
 
 
 def attention(name):
     """Attention weights, from `python -m addition.attention`, apart for models at 99 % and below."""
-    kept, groups = disk.read_json(results() / name / "summary.json"), {}
+    kept, found = disk.read_json(results() / name / "summary.json"), {}
     if kept is None:
         return ["not run"]
-    for found in kept["checkpoints"]:
-        folder, member = Path(found["path"]).parts[-4:-2]
+    for model in kept["checkpoints"]:
+        path = Path(model["path"])
+        folder, member = path.parts[-4:-2] if path.stem in ("best", "last") else (path.parts[-3], path.stem)
         summary = load(results() / folder)["members"][member]
-        groups.setdefault((folder, summary["errors_in_100000"] > GOOD), []).append(found)
+        found.setdefault((folder, summary["errors_in_100000"] > GOOD), []).append(model)
     rows = []
-    for (folder, failed), models in groups.items():
+    for (folder, failed), models in found.items():
         own, before = ([m[key] for m in models] for key in ("own", "before"))
         guessed = statistics.median(sum(value < GUESSED for value in m["digits_right"]) for m in models)
         rows.append([
@@ -212,8 +189,11 @@ def verified(name):
     for v in map(disk.read_json, paths):
         passed = v["edge_cases"] - len(v["edge_cases_failed"])
         public, carries = f"{100 * v['public_exact']:.2f} %", f"{v['carry_errors']} errors in {v['carry_pairs']:,}"
-        rows.append([f"`{v['path']}`", v["parameters"], f"{passed} of {v['edge_cases']}", public, carries])
-    head = ["file", "parameters", "edge cases", "public protocol, 10,010 pairs", "long carries"]
+        idle = sum(map(len, v.get("without_effect", {}).values()))
+        rows.append([f"`{v['path']}`", v["parameters"], v.get("strictly", "-"), idle if "strictly" in v else "-",
+                     f"{passed} of {v['edge_cases']}", public, carries])  # fmt: skip
+    head = ["file", "parameters", "with fixed numbers", "entries without effect", "edge cases",
+            "public protocol, 10,010 pairs", "long carries"]  # fmt: skip
     return report.table(head, rows)
 
 
@@ -221,40 +201,21 @@ KINDS = {kind.__name__: kind for kind in (sweep, seeds, command, attention, spee
 
 
 def documents():
-    return {name: (ROOT / name).read_text() for name in DOCUMENTS if (ROOT / name).exists()}
-
-
-def points():
-    """The points of accuracy.png: the sweeps of the README's tables; of a grid its best combination."""
-    shown = documents().get("addition/README.md", "")
-    words = [match[2].split() for match in report.BLOCK.finditer(shown)]
-    named = itertools.chain.from_iterable(names for kind, *names in words if kind == "sweep")
-    found = []
-    for entry in dict.fromkeys(named):
-        choices = []
-        for label, pool in members(entry).items():
-            runs = pd.DataFrame(pool.values())
-            errors = runs["errors_in_100000"]
-            point = {"name": f"{entry} {label}".strip(), "parameters": runs["parameters"][0], "errors": errors}
-            choices.append(((errors <= GOOD).mean(), -errors.median(), point))
-        if choices:
-            found.append(max(choices, key=lambda choice: choice[:2])[2])
-    return found
+    return [name for name in DOCUMENTS if (ROOT / name).exists()]
 
 
 def draw():
+    """seeds.png of each sweep, and accuracy.png of the sweeps in the README's tables."""
     for folder in sorted(results().glob("*")):
-        if not (folder / "metrics.csv").exists():  # not of training runs
-            continue
-        rows, kept = pd.read_csv(folder / "metrics.csv"), load(folder)["members"]
-        first = next(iter(kept.values()))
-        head = f"{folder.name}: {first['parameters']:,} parameters, {first['config']['train_steps']:,} steps"
-        curricula = {s["config"]["curriculum"] for s in kept.values()}
-        curriculum = phases(first["config"]["curriculum"]) if len(curricula) == 1 else ()
-        both = {name: (summary, rows[rows["member"] == name]) for name, summary in kept.items()}
-        plots.seeds_plot(folder / "seeds.png", head, both, curriculum)
-    if found := points():
-        plots.accuracy_plot(results() / "accuracy.png", found)
+        if (folder / "metrics.csv").exists():
+            rows, kept = pd.read_csv(folder / "metrics.csv"), load(folder)["members"]
+            both = {name: (summary, rows[rows["member"] == name]) for name, summary in kept.items()}
+            plots.seeds_plot(folder / "seeds.png", folder.name, both)
+    words = [m[2].split() for name in documents()[:1] for m in report.BLOCK.finditer((ROOT / name).read_text())]
+    shown = dict.fromkeys(name for kind, *names in words if kind == "sweep" for name in names)
+    points = {name: [s for runs in groups(name).values() for s in runs] for name in shown if groups(name)}
+    if points:
+        plots.accuracy_plot(results() / "accuracy.png", points)
 
 
 def keep(folders):
@@ -262,14 +223,10 @@ def keep(folders):
         kept = load(folder)
         if kept is None:
             raise SystemExit(f"{folder} has no summary.json: has the run finished? (--resume goes on)")
-        frames = {}
-        for member in kept["members"]:
-            source = folder / member / "metrics.csv"
-            source = source if source.exists() else folder / "metrics.csv"  # a model alone writes to the run's folder
-            if not source.exists():
-                raise SystemExit(f"{folder / member} has no metrics.csv; run the sweep again")
-            frames[member] = pd.read_csv(source, dtype=str)
-        rows = pd.concat(frames, names=["member"]).reset_index("member")
+        sweep = (folder / "members.csv").exists()
+        rows = pd.read_csv(folder / ("members.csv" if sweep else "metrics.csv"), dtype=str)
+        if not sweep:
+            rows.insert(0, "member", next(iter(kept["members"])))
         target = results() / folder.name
         with disk.writing(target, "metrics.csv"):
             disk.replace(target / "metrics.csv", lambda file, rows=rows: rows.to_csv(file, index=False))

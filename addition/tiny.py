@@ -1,31 +1,28 @@
-"""A smaller architecture, below 100 parameters: each trick has a flag of its own.
+"""A smaller architecture, below 100 parameters: each trick is a flag.
 
-python -m addition.tiny --seeds 0-7                                  all matrices free
-python -m addition.tiny --seeds 0-7 --embedding arc --values query   and so on, one trick at a time
+python -m addition.sweep tiny --seeds 0-39 --embedding arc            79 parameters, forty starts at once
+python -m addition.tiny --seed 3 --embedding arc --keys rotation      one of them in plain PyTorch
 
 One layer, one head, width 3. All numbers are written least significant digit first with zeros between them. Positions
 are fixed rotations of queries and keys (RoPE), which have no parameters; the two digits that belong to a digit of the
-sum are at the same two distances everywhere. All flags of addition.sweep can be used here.
+sum are at the same two distances everywhere.
 """
 
 import math
 from dataclasses import dataclass, field
 from typing import Literal
 
+import numpy as np
 import torch
+import torch.nn as nn
+import torch.nn.functional as F
 import tyro
 
-from addition.data import REVERSED
-from addition.model import Kind, ModelConfig, Tables, at_least_one, normalise
-from addition.sweep import Sweep
-from addition.sweep import main as sweep
+from addition import reliable, train
+from addition.train import DIGITS, Layout, ModelConfig
 
-
-def turn(x, angle):
-    """Turn each pair (i, i + pairs) of x [..., head] by its own angle [..., pairs]."""
-    first, second = x.chunk(2, -1)
-    cos, sin = angle.cos(), angle.sin()
-    return torch.cat([first * cos - second * sin, first * sin + second * cos], -1)
+# All numbers least significant digit first, zeros as separators, no other token.
+REVERSED = Layout((0,) * 35, a=tuple(range(1, 11)), b=tuple(range(13, 23)), sum=tuple(range(24, 35)), vocabulary=10)
 
 
 @dataclass(frozen=True)
@@ -52,166 +49,177 @@ class TinyConfig:
     norms: Literal["separate", "shared", "final", "none"] = "separate"
     # unit: queries and keys of length 1; scale: times a learned number
     qk_norm: Literal["none", "unit", "scale"] = "scale"
-    layout = REVERSED  # without a type, so it is not a field
 
     def __post_init__(self):
-        at_least_one(self, "d_model", "d_ff")
-        if self.head_dim < 2 or self.head_dim % 2:
-            raise ValueError(f"head_dim is {self.head_dim}; RoPE turns pairs, so it must be even")
-        for name in ("theta", "radius"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be a number above 0")
-        if self.embedding != "free" and self.d_model < 2:
-            raise ValueError("embedding arc needs d_model 2 or more: an arc lies in a plane")
-        if self.query == "zeros" and self.read != 2:
-            raise ValueError("query zeros needs embedding unit")
-        if self.query in ("constant", "even") and self.head_dim != 4:
-            raise ValueError(f"query {self.query} is written for head_dim 4")
-        if self.values == "query" and self.query != "free":
-            raise ValueError("values query needs query free")
-        if self.values == "joined" and self.read > self.head_dim:
-            raise ValueError(f"values joined needs a head_dim of {self.read} or more")
-        if self.down == "turned" and self.d_ff != 2:
-            raise ValueError("down turned is written for d_ff 2")
-        if self.gate == "scaled" and not self.gated:
-            raise ValueError("gate scaled needs a gate")
+        for wrong, problem in (
+            (min(self.d_model, self.d_ff) < 1, "d_model and d_ff must be at least 1"),
+            (self.head_dim < 2 or self.head_dim % 2, "head_dim must be even: RoPE turns pairs"),
+            (not 0 < self.theta < math.inf, "theta must be a number above 0"),
+            (not 0 < self.radius < math.inf, "radius must be a number above 0"),
+            (self.embedding != "free" and self.d_model < 2, "embedding arc needs d_model 2: an arc lies in a plane"),
+            (self.query == "zeros" and self.read != 2, "query zeros needs embedding unit"),
+            (self.query in ("constant", "even") and self.head_dim != 4, f"query {self.query} needs head_dim 4"),
+            (self.values == "query" and self.query != "free", "values query needs query free"),
+            (self.values == "joined" and self.read > self.head_dim, f"values joined needs head_dim {self.read}"),
+            (self.down == "turned" and self.d_ff != 2, "down turned needs d_ff 2"),
+            (self.gate == "scaled" and not self.gated, "gate scaled needs a gate"),
+        ):
+            if wrong:
+                raise ValueError(f"{problem}; this is {self}")
 
+    layout = REVERSED  # without a type, so it is not a field
     from_dict = classmethod(ModelConfig.from_dict.__func__)
 
     @property
-    def kind(self):
-        eps = 1e-8 * self.radius**2 if self.embedding == "unit" else 1e-6
-        return Kind(centered=False, eps=eps, gated=self.gated)
-
-    def shapes(self):
-        """Every trained parameter, by name."""
-        d, r, h, f = self.d_model, self.read, self.head_dim, self.d_ff
-        found = {"free": {"embedding": (self.layout.vocabulary, d)}, "arc": {"arc": (3,)}, "unit": {"arc": (2,)}}[
-            self.embedding
-        ]
-        found |= {"free": {"query": (r, h)}, "zeros": {"query": (3, h // 2)}, "constant": {"mix": (1,)}, "even": {}}[
-            self.query
-        ]
-        found |= {"free": {"key": (r, h)}, "rotation": {"angle": (h // 2,)}}.get(self.keys, {"angle": (1,)})
-        found |= {"free": {"value": (r, h)}, "query": {}, "joined": {"joined": (r, d)}}[self.values]
-        found |= {"out": (h, d)} if self.out == "free" and self.values != "joined" else {}
-        found |= {"scale": (1,)} if self.qk_norm == "scale" else {}
-        found |= {"up": (d, f)} | ({"down": (f, d)} if self.down == "free" else {"turn": (1,)})
-        if self.gated:
-            found |= {"gate": (d, f)} if self.gate == "free" else {"gain": (1,)}
-        names = {"separate": ("norm1", "norm2", "final"), "shared": ("norm",), "none": (), "final": ("final",)}
-        return found | {name: (r if name == "final" else d,) for name in names[self.norms]}
+    def eps(self):
+        return 1e-8 * self.radius**2 if self.embedding == "unit" else 1e-6
 
     @property
     def read(self):
         """How many coordinates of an embedding are read and compared with; the others of an arc are 0."""
         return 2 if self.embedding == "unit" else self.d_model
 
-    def initial(self, seed, std):
-        """Matrices N(0, std). The arc begins as about a quarter circle, the scale of attention near 5."""
-        generator = torch.Generator().manual_seed(seed)
-        values = {name: torch.randn(shape, generator=generator) for name, shape in self.shapes().items()}
-        normal = {"arc": ([10.0, 0.0, 1.5], [1.0, 0.3, 0.1]), "scale": ([5.0], [0.5]), "angle": ([0.0], [math.pi]),
-                  "mix": ([math.pi / 4], [0.3]), "gain": ([0.0], [1.0]), "turn": ([0.0], [math.pi])}  # fmt: skip
-        if self.embedding == "unit":
-            normal["arc"] = ([0.0, 1.5], [0.3, 0.1])
-        for name, value in values.items():
-            if name in normal:
-                mean, deviation = map(torch.tensor, normal[name])
-                values[name] = mean + deviation * value
-            elif name.startswith(("norm", "final")):
-                values[name] = torch.ones_like(value)
-            else:
-                values[name] = value * std
-        return values
+    def shapes(self):
+        """Every trained parameter, by name."""
+        d, r, h, f = self.d_model, self.read, self.head_dim, self.d_ff
+        options = (
+            (self.embedding, {"free": {"embedding": (10, d)}, "arc": {"arc": (3,)}, "unit": {"arc": (2,)}}),
+            (self.query, {"free": {"query": (r, h)}, "zeros": {"query": (3, h // 2)}, "constant": {"mix": (1,)}}),
+            (self.keys, {"free": {"key": (r, h)}, "rotation": {"angle": (h // 2,)}, "turn": {"angle": (1,)},
+                         "one": {"angle": (1,)}}),
+            (self.values, {"free": {"value": (r, h)}, "joined": {"joined": (r, d)}}),
+            (self.out if self.values != "joined" else "", {"free": {"out": (h, d)}}),
+            (self.qk_norm, {"scale": {"scale": (1,)}}),
+            ("", {"": {"up": (d, f)}}),
+            (self.down, {"free": {"down": (f, d)}, "turned": {"turn": (1,)}}),
+            (self.gate if self.gated else "", {"free": {"gate": (d, f)}, "scaled": {"gain": (1,)}}),
+            (self.norms, {"separate": {"norm1": (d,), "norm2": (d,), "final": (r,)}, "shared": {"norm": (d,)},
+                          "final": {"final": (r,)}}),
+        )  # fmt: skip
+        return {name: shape for chosen, known in options for name, shape in known.get(chosen, {}).items()}
 
-    def frozen(self, seed):
-        return {}
 
-    def embed(self, p):
-        if self.embedding == "free":
-            return p["embedding"]
-        *radius, start, span = (part[..., None] for part in p["arc"].unbind(-1))
-        radius = radius[0] if radius else self.radius
-        angle = start + span * torch.linspace(0, 1, self.layout.vocabulary, device=start.device)
-        flat = torch.stack([radius * angle.cos(), radius * angle.sin()], -1)
-        return torch.nn.functional.pad(flat, (0, self.d_model - 2))
+def turn(x, angle):
+    """Turn each pair (i, i + pairs) of x [..., head] by its own angle [..., pairs]."""
+    first, second = x.chunk(2, -1)
+    cos, sin = torch.cos(angle), torch.sin(angle)
+    return torch.cat([first * cos - second * sin, first * sin + second * cos], -1)
 
-    def norm(self, p, name):
-        """Weight and bias [..., 2, width] of an RMSNorm; there is no bias."""
-        if self.norms == "none" or (self.norms == "final" and name != "final"):
-            weight = torch.ones_like(p["up"][..., 0])
-        else:
-            weight = p["norm"] if self.norms == "shared" else p[name]
-        weight = torch.nn.functional.pad(weight, (0, self.d_model - weight.shape[-1]))
-        return torch.stack([weight, torch.zeros_like(weight)], -2)
 
-    def tables(self, p):
-        embedding, pairs = self.embed(p), self.head_dim // 2
-        h = normalise(embedding, self.norm(p, "norm1")[..., None, :, :], self.kind)[..., : self.read]
-        q = self.queries(p, h)
-        if self.values == "joined":
-            v = torch.nn.functional.pad(h, (0, self.head_dim - self.read))
-        else:
-            v = q if self.values == "query" else h @ p["value"]
-        if self.keys == "free":
-            k = h @ p["key"]
-        else:
-            angle = p["angle"]
-            if self.keys == "turn":
-                angle = torch.nn.functional.pad(angle, (0, pairs - 1))
-            k = turn(q, angle[..., None, :].expand(*angle.shape[:-1], 1, pairs))
-        scale = 1 / math.sqrt(self.head_dim)
-        if self.qk_norm != "none":
-            q, k = (x * torch.rsqrt(x.square().sum(-1, keepdim=True) + 1e-6) for x in (q, k))
-            scale = p["scale"][..., None] if self.qk_norm == "scale" else math.sqrt(self.head_dim)
-        length, first = self.layout.length, self.layout.first
-        frequency = self.theta ** (-torch.arange(pairs, device=q.device) / pairs)
-        angles = (torch.arange(length, device=q.device)[:, None] * frequency)[:, None]  # [length, 1, pairs]
-        q, k = (turn(x[..., None, :, :], angles) for x in (q * scale, k))
-        lead, up = embedding.shape[:-2], p["up"]
-        x = embedding[..., None, :, :].expand(*lead, self.layout.queries, *embedding.shape[-2:])
-        v = v[..., None, :, :].expand(*lead, length, *v.shape[-2:])
-        if self.values == "joined":
-            out = torch.nn.functional.pad(p["joined"], (0, 0, 0, self.head_dim - self.read))
-        else:
-            out = p["out"] if self.out == "free" else p["query" if self.values == "query" else "value"].mT
-        gate = up[..., :0] if not self.gated else p["gate"] if self.gate == "free" else p["gain"][..., None] * up
-        down = p["down"] if self.down == "free" else turn(up, p["turn"][..., None, :]).mT
-        return Tables(x, q[..., first:, :, :], k, v, out, norm=self.norm(p, "norm2"), up=up, gate=gate, down=down,
-                      final=self.norm(p, "final"), head=embedding)  # fmt: skip
+class TinyAdder(nn.Module):
+    """One layer, one head, RMSNorm before each part; the output head is the embedding of the digits."""
 
-    def queries(self, p, h):
-        if self.query == "free":
-            return h @ p["query"]
-        if self.query == "zeros":  # each pair reads (a x + b y, c y)
-            a, b, c = p["query"].unbind(-2)
-            return h @ torch.cat([torch.stack([a, b], -2), torch.stack([torch.zeros_like(c), c], -2)], -1)
-        mix = p["mix"][..., None] if self.query == "constant" else torch.full_like(h[..., :1, :1], math.pi / 4)
-        fixed = torch.cat([mix.cos(), mix.sin(), torch.zeros_like(mix), torch.zeros_like(mix)], -1)
+    def __init__(self, config, weights):
+        super().__init__()
+        self.config = config
+        for name, value in weights.items():
+            setattr(self, name, nn.Parameter(value))
+
+    def digits(self):
+        """The embeddings of the ten digits [10, width]."""
+        if self.config.embedding == "free":
+            return self.embedding
+        *radius, start, span = self.arc
+        angle = start + span * torch.linspace(0, 1, 10).to(self.arc)
+        radius = radius[0] if radius else self.config.radius
+        return F.pad(radius * torch.stack([torch.cos(angle), torch.sin(angle)], -1), (0, self.config.d_model - 2))
+
+    def norm_weight(self, name):
+        """The weights of an RMSNorm [width]."""
+        width, norms = self.config.d_model, self.config.norms
+        if norms == "none" or (norms == "final" and name != "final"):
+            return torch.ones(width).to(self.up)
+        weight = getattr(self, "norm" if norms == "shared" else name)
+        return F.pad(weight, (0, width - weight.shape[0]))
+
+    def queries(self, h):
+        if self.config.query == "free":
+            return h @ self.query
+        if self.config.query == "zeros":  # each pair reads (a x + b y, c y)
+            a, b, c = self.query
+            return h @ torch.cat([torch.stack([a, b]), torch.stack([torch.zeros_like(c), c])], -1)
+        mix = self.mix if self.config.query == "constant" else torch.full((1,), math.pi / 4).to(h)
+        fixed = torch.cat([torch.cos(mix), torch.sin(mix), torch.zeros(2).to(h)])
         return fixed.expand(*h.shape[:-1], 4)
+
+    def inputs(self, tokens, places):
+        """Of tokens at these places: the residual stream, and the attention's queries, keys and values."""
+        c, pairs = self.config, self.config.head_dim // 2
+        x = self.digits()[tokens]
+        h = F.rms_norm(x, (c.d_model,), self.norm_weight("norm1"), self.config.eps)[..., : c.read]
+        q = self.queries(h)
+        v = F.pad(h, (0, c.head_dim - c.read)) if c.values == "joined" else q if c.values == "query" else h @ self.value
+        if c.keys == "free":
+            k = h @ self.key
+        else:
+            k = turn(q, F.pad(self.angle, (0, pairs - 1)) if c.keys == "turn" else self.angle.expand(pairs))
+        if c.qk_norm == "none":
+            q = q / math.sqrt(c.head_dim)
+        else:
+            q, k = (part * torch.rsqrt(part.square().sum(-1, keepdim=True) + 1e-6) for part in (q, k))
+            q = q * (self.scale if c.qk_norm == "scale" else math.sqrt(c.head_dim))
+        speed = (c.theta ** (-torch.arange(pairs) / pairs)).to(x)
+        angles = places[..., None] * speed
+        return x, turn(q, angles), turn(k, angles), v
+
+    def matrices(self):
+        """What follows the attention: its output matrix, up, gate, down."""
+        c = self.config
+        if c.values == "joined":
+            out = F.pad(self.joined, (0, 0, 0, c.head_dim - c.read))
+        else:
+            out = self.out if c.out == "free" else (self.query if c.values == "query" else self.value).T
+        gate = None if not c.gated else self.gate if c.gate == "free" else self.gain * self.up
+        return out, self.up, gate, self.down if c.down == "free" else turn(self.up, self.turn).T
+
+    def forward(self, tokens, sharpness=1):
+        """Logits [batch, length, 10] of tokens [batch, length]; `sharpness` is a factor of attention scores."""
+        width, (out, up, gate, down) = (self.config.d_model,), self.matrices()
+        x, q, k, v = self.inputs(tokens, torch.arange(tokens.shape[1], device=tokens.device))
+        x = x + F.scaled_dot_product_attention(sharpness * q, k, v, is_causal=True, scale=1) @ out
+        h = F.rms_norm(x, width, self.norm_weight("norm2"), self.config.eps)
+        x = x + (F.gelu(h @ up) if gate is None else F.silu(h @ gate) * (h @ up)) @ down
+        return F.rms_norm(x, width, self.norm_weight("final"), self.config.eps) @ self.digits().T
 
 
 @dataclass(frozen=True)
-class TinySweep(Sweep):
+class Settings(reliable.Settings):
     model: tyro.conf.OmitArgPrefixes[TinyConfig] = field(default_factory=TinyConfig)
     train_steps: int = 15_000
     batch_size: int = 128
     lr: float = 0.05
-    warmup: int = 200
     init_std: float = 0.5
     weight_decay: float = 0.0
-    carry: float = 0.5
-    curriculum: str = ""  # none: the task is the same at every position
+    first_stage: int = 0  # none: the task is the same at every position
+    rehearse: float = 0.0
     soften: float = 0.2
     soften_until: int = 3_000
-    candidates: int = 12
-    choose: str = "4000:1"
+    full: int = 0  # from this step on all numbers have ten digits; 0: never
 
 
-def main(argv=None):
-    return sweep(argv, TinySweep, "tiny")
+class Recipe(reliable.Recipe):
+    """As reliable.py's, from other initial values."""
+
+    def model(self):
+        """Matrices N(0, init_std). The arc begins as about a quarter circle, the scale of attention near 5."""
+        torch.manual_seed(self.s.seed)
+        starts = {
+            "arc": ([10.0, 0.0, 1.5], [1.0, 0.3, 0.1]), "scale": (5.0, 0.5), "angle": (0.0, math.pi),
+            "mix": (math.pi / 4, 0.3), "gain": (0.0, 1.0), "turn": (0.0, math.pi),
+            **dict.fromkeys(("norm", "norm1", "norm2", "final"), (1.0, 0.0)),
+        }  # fmt: skip
+        if self.s.model.embedding == "unit":
+            starts["arc"] = ([0.0, 1.5], [0.3, 0.1])
+        weights = {}
+        for name, shape in self.s.model.shapes().items():
+            mean, deviation = map(torch.tensor, starts.get(name, (0.0, self.s.init_std)))
+            weights[name] = mean + deviation * torch.randn(shape)
+        return TinyAdder(self.s.model, weights)
+
+    def counts(self, step):
+        counts = super().counts(step)
+        return counts if not self.s.full or step < self.s.full else np.full_like(counts, DIGITS)
 
 
 if __name__ == "__main__":
-    main()
+    train.main(settings=Settings, recipe=Recipe, file=__file__)

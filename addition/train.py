@@ -1,42 +1,391 @@
-"""Trains one model; the log's commands with its flags and defaults.
+"""Trains a transformer of a few hundred parameters to add ten-digit numbers: the log's recipe, in plain PyTorch.
 
 python -m addition.train --run-name repro_456_s43 --pos-rank 3 --qkv-rank 3 --attn-out-rank 2 --ffn-rank 3 \\
   --use-rmsnorm --tie-qkv shareA_tieKV --train-steps 54000 --seed 43
+
+Everything is in this file: data, model, recipe, loop. For a recipe of your own, override a method of Recipe, as
+reliable.py does; python -m addition.sweep trains many seeds of any recipe at once, and faster.
 """
 
-import argparse
-import sys
-from dataclasses import replace
+import math
+from dataclasses import dataclass, field, fields
+from typing import Literal, NamedTuple
 
+import numpy as np
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
 import tyro
 
-from addition.model import count
-from addition.training import RELIABLE, Run, Settings, check, train
+from addition import run as running
+
+# ---------------------------------------------------------------- data
+
+DIGITS = 10  # of an operand; the sum has one more
+LIMIT = 10**DIGITS
+PLUS, EQUALS, PAD, EOS = 10, 11, 12, 13
+SCORE_SEEDS = (41, 100, 200, 300, 400, 500, 999, 1234, 7777, 31415)  # the final score: 10,000 pairs from each
 
 
-def parse(flags, description, argv):
-    """Flags from the command line; a wrong value is one clear line."""
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--preset")
-    chosen, _ = first.parse_known_args(argv)
-    try:
-        default = replace(flags(), **RELIABLE) if chosen.preset == "reliable" else flags()
-        description = description.replace("\n", "\n ")  # tyro keeps the line breaks of indented lines
-        options = tyro.cli(flags, args=argv, default=default, description=description)
-        check(options)
-        return options
-    except ValueError as error:
-        raise SystemExit(f"error: {error}") from None
+class Layout(NamedTuple):
+    """Positions of the digits of A, B and the sum in a row of tokens; entry i is that of the digit of 10^i."""
+
+    template: tuple[int, ...]  # the row, with zeros at the positions of digits
+    a: tuple[int, ...]
+    b: tuple[int, ...]
+    sum: tuple[int, ...]
+    vocabulary: int
+
+    @property
+    def length(self):  # of the model's input, which leaves out the last token: it is a target only
+        return len(self.template) - 1
+
+    @property
+    def first(self):  # the position that predicts the sum's first digit
+        return self.sum[0] - 1
 
 
-def main(argv=None):
-    argv = sys.argv[1:] if argv is None else argv
-    options = parse(Settings, __doc__, argv)
-    name = options.name or f"{count(options.model)}p-seed{options.seed}"
-    run = Run(options, "train", name, argv)
-    summary = train([options], [name], run)[name]
-    best = f"best {summary['best_val_exact']:.4f} at step {summary['best_step']}"
-    print(f"{best}, {summary['errors_in_100000']} errors in 100,000; results in {run.folder}")
+# 0123456789+0123456789=01234567890$: operands most significant digit first, the sum least significant first.
+STANDARD = Layout((0,) * 10 + (PLUS,) + (0,) * 10 + (EQUALS,) + (0,) * 11 + (EOS,), a=tuple(range(9, -1, -1)),
+                  b=tuple(range(20, 10, -1)), sum=tuple(range(22, 33)), vocabulary=14)  # fmt: skip
+
+
+def digits(numbers, count=DIGITS):
+    """[numbers, count]: the digit of 10^i in column i."""
+    return np.asarray(numbers)[:, None] // 10 ** np.arange(count) % 10
+
+
+def encode(a, b, layout=STANDARD):
+    """Rows of tokens, prompt and answer; the digits of the operands are the columns of a and b, [rows, 10] each."""
+    powers = 10 ** np.arange(DIGITS)
+    rows = np.tile(np.array(layout.template, dtype=np.uint8), (len(a), 1))
+    rows[:, layout.a], rows[:, layout.b] = a, b
+    rows[:, layout.sum] = digits(a @ powers + b @ powers, DIGITS + 1)
+    return torch.from_numpy(rows)
+
+
+def encode_pairs(pairs, layout=STANDARD):
+    """Rows of tokens of (A, B) pairs."""
+    pairs = np.asarray(pairs, dtype=np.int64).reshape(-1, 2)
+    if (wrong := ((pairs < 0) | (pairs >= LIMIT)).any(1)).any():
+        row = int(wrong.argmax())
+        raise ValueError(f"pair {row} is {tuple(pairs[row].tolist())}; both numbers must be 0 to {LIMIT - 1}")
+    return encode(digits(pairs[:, 0]), digits(pairs[:, 1]), layout)
+
+
+def uniform_pairs(seed, count):
+    return np.random.default_rng(seed).integers(0, LIMIT, (count, 2))
+
+
+def carry_pairs(seed, count):
+    """Pairs with long carries: a share of their digit pairs, drawn anew for each, sums to nine."""
+    rng = np.random.default_rng([seed, 9])
+    a = rng.integers(0, 10, (count, DIGITS))
+    b = np.where(rng.random((count, DIGITS)) < rng.random((count, 1)), 9 - a, rng.integers(0, 10, (count, DIGITS)))
+    powers = 10 ** np.arange(DIGITS)
+    return np.stack([a @ powers, b @ powers], 1)
+
+
+# ---------------------------------------------------------------- model
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A rank of 0 means a full matrix, r > 0 the product of two low-rank factors."""
+
+    n_layer: int = 1
+    d_model: int = 7
+    n_head: int = 1
+    d_ff: int = 14
+    max_seq_len: int = 33
+    vocab_size: int = 14
+    pos_rank: int = 0  # of the 33 learned positions
+    qkv_rank: int = 0  # of one fused matrix for queries, keys and values
+    attn_out_rank: int = 0
+    ffn_rank: int = 0  # of both feed-forward matrices
+    use_rmsnorm: bool = False  # instead of LayerNorm
+    tie_qkv: Literal["none", "shareA_tieKV"] = "none"  # one low-rank factor for all, keys = values
+
+    def __post_init__(self):
+        d, tied = self.d_model, self.tie_qkv == "shareA_tieKV"
+        for name, only in dict(
+            n_layer=1, n_head=1, max_seq_len=STANDARD.length, vocab_size=STANDARD.vocabulary
+        ).items():
+            if getattr(self, name) != only:
+                raise ValueError(f"{name} is {getattr(self, name)}; this model is written for {name} = {only} only")
+        for name in ("d_model", "d_ff"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        most = dict(pos_rank=d, qkv_rank=d, attn_out_rank=d, ffn_rank=min(d, self.d_ff))
+        for name, largest in most.items():
+            if not 0 <= getattr(self, name) <= largest:
+                raise ValueError(f"{name} is {getattr(self, name)}; use 1 to {largest}, or 0 for a full matrix")
+        if self.tie_qkv not in ("none", "shareA_tieKV"):
+            raise ValueError(f"tie_qkv is {self.tie_qkv!r}; known are 'none' and 'shareA_tieKV'")
+        if tied and self.qkv_rank == 0:
+            raise ValueError("tie_qkv shareA_tieKV shares a low-rank factor; give qkv_rank 1 or more")
+
+    layout = STANDARD  # without a type, so it is not a field
+
+    @property
+    def eps(self):
+        return 1e-8 if self.use_rmsnorm else 1e-5
+
+    @classmethod
+    def from_dict(cls, values):
+        """From a checkpoint's config; keys that this version does not know are dropped."""
+        known = {f.name for f in fields(cls)}
+        return cls(**{name: value for name, value in values.items() if name in known})
+
+
+class Matrix(nn.Module):
+    """A learned matrix, or the product of two factors of the given rank; call it for its value."""
+
+    def __init__(self, rows, columns, rank, full_std, low_std=None):
+        super().__init__()
+        if rank:
+            self.a = nn.Parameter(torch.randn(rows, rank) * (low_std or math.sqrt(2 / (rows + rank))))
+            self.b = nn.Parameter(torch.randn(rank, columns) * (low_std or math.sqrt(2 / (rank + columns))))
+        else:
+            self.weight = nn.Parameter(torch.randn(rows, columns) * full_std)
+
+    def forward(self):
+        return self.a @ self.b if hasattr(self, "a") else self.weight
+
+
+class SharedQKV(nn.Module):
+    """Queries and keys have one factor in common, and the values are the keys."""
+
+    def __init__(self, width, rank):
+        super().__init__()
+        std = math.sqrt(2 / (width + rank))
+        self.a = nn.Parameter(torch.randn(width, rank) * std)
+        self.q = nn.Parameter(torch.randn(rank, width) * std)
+        self.kv = nn.Parameter(torch.randn(rank, width) * std)
+
+    def forward(self):
+        q, kv = self.a @ self.q, self.a @ self.kv
+        return torch.cat([q, kv, kv], -1)
+
+
+class TinyDecoderLM(nn.Module):
+    """One layer, one head, norms before each part; the output head is the token embedding."""
+
+    def __init__(self, config, std):
+        """`std` is that of the embeddings, the positions' matrices and the full matrices."""
+        super().__init__()
+        self.config, d, eps = config, config.d_model, config.eps
+        self.token_emb = nn.Embedding(config.vocab_size, d)
+        nn.init.normal_(self.token_emb.weight, std=std)
+        self.pos_emb = Matrix(config.max_seq_len, d, config.pos_rank, std, low_std=std)
+        tied = config.tie_qkv == "shareA_tieKV"
+        self.qkv = SharedQKV(d, config.qkv_rank) if tied else Matrix(d, 3 * d, config.qkv_rank, std)
+        self.attn_out = Matrix(d, d, config.attn_out_rank, std)
+        self.up, self.down = Matrix(d, config.d_ff, config.ffn_rank, std), Matrix(config.d_ff, d, config.ffn_rank, std)
+        norm = nn.RMSNorm if config.use_rmsnorm else nn.LayerNorm
+        self.norm1, self.norm2, self.final = norm(d, eps=eps), norm(d, eps=eps), norm(d, eps=eps)
+        self.lm_head = nn.Linear(d, config.vocab_size, bias=False)
+        self.lm_head.weight = self.token_emb.weight
+
+    def inputs(self, tokens, places):
+        """Of tokens at these places: the residual stream, and the attention's queries, keys and values."""
+        x = self.token_emb(tokens) + self.pos_emb()[places]
+        q, k, v = (self.norm1(x) @ self.qkv()).chunk(3, -1)
+        return x, q / math.sqrt(self.config.d_model), k, v
+
+    def forward(self, tokens, sharpness=1):
+        """Logits [batch, length, vocabulary] of tokens [batch, length]; `sharpness` is a factor of attention scores."""
+        x, q, k, v = self.inputs(tokens, torch.arange(tokens.shape[1], device=tokens.device))
+        x = x + F.scaled_dot_product_attention(sharpness * q, k, v, is_causal=True, scale=1) @ self.attn_out()
+        x = x + F.gelu(self.norm2(x) @ self.up()) @ self.down()
+        return self.lm_head(self.final(x))
+
+
+def count(model):
+    """Trained parameters; tied ones count once."""
+    return sum(p.numel() for p in model.parameters())
+
+
+def answers(model, rows, sharpness=1.0):
+    """Logits of the answer's tokens [batch, answer, vocabulary], and these tokens."""
+    tokens, first = rows.long(), model.config.layout.first
+    return model(tokens[:, :-1], sharpness)[:, first:], tokens[:, first + 1 :]
+
+
+def mean_loss(model, rows, sharpness=1.0):
+    predicted, target = answers(model, rows, sharpness)
+    return F.cross_entropy(predicted.flatten(0, 1), target.flatten())
+
+
+@torch.no_grad()
+def right(model, rows, at_once=10_000):
+    """How many sums greedy decoding gets right. It does exactly where every digit is the most likely one after the
+    right digits before it, so one pass over the whole answer decides."""
+    found = 0
+    for part in rows.split(at_once):
+        predicted, target = answers(model, part)
+        n = len(model.config.layout.sum)
+        found += int((predicted.argmax(-1) == target)[:, :n].all(1).sum())
+    return found
+
+
+def score(model, device="cpu", at_once=10_000):
+    """Errors in the 100,000 pairs of the final score, by seed."""
+    rows = {seed: encode_pairs(uniform_pairs(seed, 10_000), model.config.layout).to(device) for seed in SCORE_SEEDS}
+    return {seed: len(part) - right(model, part, at_once) for seed, part in rows.items()}
+
+
+# ---------------------------------------------------------------- recipe
+
+
+@dataclass(frozen=True)
+class Settings(running.Flags):
+    """A training run. The defaults are the log's."""
+
+    model: tyro.conf.OmitArgPrefixes[ModelConfig] = field(default_factory=ModelConfig)
+    train_steps: int = 27_000
+    lr: float = 0.02  # at the end of the warm-up
+    warmup: int = 1_350  # steps
+    weight_decay: float = 0.01  # on all parameters
+    beta2: float = 0.999
+    init_std: float = 0.02  # of embeddings, positions and full matrices
+    batch_size: int = 512
+    val_size: int = 5_000  # pairs for the metrics and for choosing best.pt
+    test_size: int = 10_000
+    eval_batch_size: int = 10_000  # pairs at once; bounds memory on a GPU
+    eval_interval: int = 500  # steps between two validations
+
+
+class Recipe:
+    """What a run does at each step."""
+
+    def __init__(self, settings):
+        self.s = settings
+        self.random, self.losses = np.random.default_rng([settings.seed, 2]), []
+        pairs = uniform_pairs([settings.seed, 1], settings.val_size + settings.test_size)
+        self.held_out = set(map(tuple, pairs.tolist()))
+        self.validation, self.test = encode_pairs(pairs, settings.model.layout).split(
+            [settings.val_size, settings.test_size]
+        )
+
+    def model(self):
+        torch.manual_seed(self.s.seed)
+        return TinyDecoderLM(self.s.model, self.s.init_std)
+
+    def longest(self, step):
+        """Digits of the longest operands: the curriculum."""
+        return 3 if step < 2_000 else 6 if step < 7_000 else DIGITS
+
+    def operands(self, step):
+        """Digits of a batch's operands, [batch, 10] each. Both numbers of a pair have the same count of digits."""
+        counts = self.random.integers(1, self.longest(step) + 1, (self.s.batch_size, 1))
+        return self.random.integers(0, 10, (2, self.s.batch_size, DIGITS)) * (np.arange(DIGITS) < counts)
+
+    def batch(self, step):
+        """Rows of tokens. Pairs of the validation and test sets never come."""
+        powers = 10 ** np.arange(DIGITS)
+        while True:
+            a, b = self.operands(step)
+            if self.held_out.isdisjoint(zip((a @ powers).tolist(), (b @ powers).tolist())):
+                return encode(a, b, self.s.model.layout)
+
+    def learning_rate(self, step):
+        """Linear warm-up, then a cosine to a tenth."""
+        if step < self.s.warmup:
+            return self.s.lr * (step + 1) / self.s.warmup
+        progress = (step - self.s.warmup) / max(1, self.s.train_steps - self.s.warmup)
+        return self.s.lr * (0.1 + 0.9 * (1 + math.cos(math.pi * progress)) / 2)
+
+    def weight_decay(self, step):
+        return self.s.weight_decay
+
+    def sharpness(self, step):
+        """A factor of the attention scores."""
+        return 1.0
+
+    def learn(self, loss):
+        """Told the loss of each step, in case the next ones depend on it."""
+        self.losses.append(loss)
+
+    def row(self, step, val_loss, exact):
+        """A row of metrics.csv."""
+        loss, self.losses = sum(self.losses) / len(self.losses), []
+        return {"train_loss": round(loss, 6), "val_loss": round(val_loss, 6), "val_exact": round(exact, 6),
+                "lr": round(self.learning_rate(step), 8), "stage": self.stage(step)}  # fmt: skip
+
+    def stage(self, step):
+        """What the batches are made of, in words: a column of metrics.csv."""
+        return f"up to {self.longest(step)} digits"
+
+    def state_dict(self):
+        return {"random": self.random.bit_generator.state, "losses": self.losses}
+
+    def load_state_dict(self, state):
+        self.random.bit_generator.state, self.losses = state["random"], state["losses"]
+
+
+# ---------------------------------------------------------------- loop
+
+
+class Best:
+    """The weights with the most right sums in a validation."""
+
+    def __init__(self):
+        self.exact, self.step, self.weights = -1.0, 0, {}  # the first validation is better
+
+    def offer(self, model, step, exact):
+        if exact > self.exact:
+            self.exact, self.step = exact, step
+            self.weights = {name: p.detach().cpu().clone() for name, p in model.state_dict().items()}
+
+    def state_dict(self):
+        return dict(vars(self))
+
+    def load_state_dict(self, state):
+        vars(self).update(state)
+
+
+def train(recipe, run):
+    """-> the run's summary"""
+    if summary := run.ended():
+        return summary
+    s, model, best = recipe.s, recipe.model().to(run.device), Best()
+    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, s.beta2))
+    validation = recipe.validation.to(run.device)
+    parts = [optimizer, recipe, best]
+    for step in range(run.resume(model, parts), s.train_steps):
+        optimizer.param_groups[0].update(lr=recipe.learning_rate(step), weight_decay=recipe.weight_decay(step))
+        loss = mean_loss(model, recipe.batch(step).to(run.device), recipe.sharpness(step))
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        run.watch(step, loss)
+        recipe.learn(loss.item())
+        if run.due(step, s.eval_interval):
+            exact = right(model, validation, s.eval_batch_size) / len(validation)
+            with torch.no_grad():
+                run.row = recipe.row(step, float(mean_loss(model, validation)), exact) | {
+                    "seconds": round(run.elapsed(), 1)
+                }
+            best.offer(model, step + 1, exact)
+            running.progress(
+                run, step, "train {train_loss:.4f}  val {val_loss:.4f}  exact {val_exact:.4f}".format(**run.row)
+            )
+        run.end_step(step, model, parts)
+    run.save(model, s, "last", s.train_steps, run.rows[-1]["val_exact"])
+    model.load_state_dict(best.weights)
+    run.save(model, s, "best", best.step, best.exact)
+    test = right(model, recipe.test.to(run.device), s.eval_batch_size) / len(recipe.test)
+    errors = score(model, run.device, s.eval_batch_size)
+    running.draw(run.folder, run.rows)
+    return run.end(running.result(recipe, s.train_steps, run.rows, (best.exact, best.step), test, errors))
+
+
+def main(argv=None, settings=Settings, recipe=Recipe, file=__file__):
+    options, run = running.start(argv, settings, file)
+    summary = train(recipe(options), run)
+    print(f"{summary['errors_in_100000']:,} errors in 100,000; results in {run.folder}")
     return summary
 
 

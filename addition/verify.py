@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.progress import track
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from addition.data import carry_pairs
+from addition.train import carry_pairs
 from plumbing import disk
 
 EDGES = (

@@ -3,26 +3,25 @@
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from addition import export, fold, fused, model, training, verify
-from addition.data import SCORE_SEEDS, carry_pairs, encode, uniform_pairs
-from addition.evaluate_checkpoints import load
+from addition import export, fold, run, tiny, train, verify
+from addition.evaluate_checkpoints import PUBLISHED, load
 from addition.evaluate_checkpoints import main as evaluate
-from addition.model import ModelConfig
 from addition.tiny import TinyConfig
+from addition.train import SCORE_SEEDS, ModelConfig, carry_pairs, encode_pairs, uniform_pairs
 from plumbing import disk
+from tests.addition.test_train import greedy
 
 LOW = dict(pos_rank=3, qkv_rank=3, attn_out_rank=2, ffn_rank=3)
 CASES = {
     "full": (ModelConfig(), 763),
     "low-rank": (ModelConfig(**LOW), 498),
     "tied": (ModelConfig(**LOW, use_rmsnorm=True, tie_qkv="shareA_tieKV"), 456),
-    "companions": (ModelConfig(**LOW, companion=0.3), 498),
-    "tied-companions": (ModelConfig(**LOW, use_rmsnorm=True, tie_qkv="shareA_tieKV", companion=0.3), 456),
 }
 PERFECT = """
 import torch
@@ -39,10 +38,22 @@ def add(model, a, b):
 """
 
 
-def save(path, config, seed=3, std=0.4):
-    named = config.initial(seed, std) | config.frozen(seed)
-    disk.save_checkpoint(path, training.checkpoint(config, named, training.Settings(model=config), 0, 0.0))
-    return named
+def build(config, seed=3, std=0.4):
+    module = tiny if isinstance(config, TinyConfig) else train
+    return module.Recipe(module.Settings(model=config, seed=seed, init_std=std, val_size=1, test_size=1)).model()
+
+
+def write(path, model):
+    """A checkpoint of this model, as a run saves it."""
+    its_run = SimpleNamespace(folder=path.parent)
+    run.Run.save(its_run, model, train.Settings(), "model", 0, 0.0)
+    (path.parent / "checkpoints/model.pt").rename(path)
+    (path.parent / "checkpoints").rmdir()
+    return model
+
+
+def save(path, config):
+    return write(path, build(config))
 
 
 @pytest.fixture
@@ -67,26 +78,20 @@ def submission(tmp_path):
 @pytest.mark.parametrize("case", CASES)
 def test_an_exported_file_is_the_checkpoints_model(case, tmp_path):
     config, parameters = CASES[case]
-    named = save(tmp_path / "best.pt", config)
+    model = write(tmp_path / "best.pt", build(config, std=1.0))
     export.main([str(tmp_path / "best.pt"), "-o", str(tmp_path / "adder.py"), "--name", 'it\'s "x"', "--author", "é"])
     module = verify.read(tmp_path / "adder.py")
     exported, metadata = module.build_model()
     assert metadata["params"] == parameters == sum(p.numel() for p in exported.parameters())
     assert (metadata["name"], metadata["author"]) == ('it\'s "x"', "é")
-    assert metadata["architecture"] and metadata["tricks"]
-
-    twin = model.TinyDecoderLM(config)
-    twin.load_state_dict(model.state(named))
+    assert metadata["architecture"] and metadata["tricks"] == ([] if case == "full" else metadata["tricks"])
     tokens = torch.randint(14, (50, 33), generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(exported(tokens), twin(tokens), rtol=1e-4, atol=1e-5)
-
+    assert torch.equal(exported(tokens), model(tokens))
     pairs = np.concatenate([uniform_pairs(5, 100), carry_pairs(5, 100)])
-    tables = config.tables({name: value[None] for name, value in named.items()})
-    digits = fused.decode(tables, torch.from_numpy(encode(pairs))[None], config.layout, config.kind)[0].tolist()
+    digits = greedy(model, encode_pairs(pairs)).tolist()
     sums = module.add_batch(exported, *pairs.T.tolist())
     assert sums == [int("".join(map(str, row[::-1]))) if max(row) < 10 else -1 for row in digits]
     assert module.add(exported, *pairs[0].tolist()) == sums[0]
-    assert len({tuple(row) for row in digits}) > 1
 
 
 def test_an_exported_file_runs_where_this_repository_is_not(tmp_path):
@@ -125,24 +130,31 @@ def test_the_prompt_is_the_two_numbers_as_the_model_was_trained_on(tmp_path):
     export.export(tmp_path / "best.pt", tmp_path / "adder.py")
     pairs = uniform_pairs(8, 20)
     prompts = verify.read(tmp_path / "adder.py").prompts(*pairs.T.tolist())
-    assert prompts.tolist() == encode(pairs)[:, :22].tolist()
+    assert prompts.tolist() == encode_pairs(pairs)[:, :22].tolist()
 
 
-def test_a_wrong_template_leaves_no_file(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [("self.final(x)", "-self.final(x)"), ("range(number", "range(0 * number"), ("WEIGHTS[name]", "WEIGHTS[name] * 2")],
+)
+def test_a_file_that_is_not_the_checkpoint_s_model_is_not_written(old, new, tmp_path, monkeypatch):
+    write_text = export.write
     save(tmp_path / "best.pt", ModelConfig())
-    forward = "return -self.token_emb_weight[tokens] @ self.token_emb_weight.T"
-    wrong = export.standard(ModelConfig())._replace(forward=forward)
-    monkeypatch.setitem(export.TEMPLATES, "ModelConfig", lambda config: wrong)
+
+    def wrong(*arguments):
+        text = write_text(*arguments)
+        return text.replace(old, new) if old in text else text.replace("p.copy_(weights[name])", "p.copy_(p)")
+
+    monkeypatch.setattr(export, "write", wrong)
     with pytest.raises(SystemExit, match="adder"):
         export.export(tmp_path / "best.pt", tmp_path / "adder.py")
     assert [path.name for path in tmp_path.iterdir()] == ["best.pt"]
 
 
 def test_weights_that_are_not_finite_are_not_exported(tmp_path):
-    named = ModelConfig().initial(0)
-    named["final.bias"][2] = torch.nan
-    settings = training.Settings()
-    disk.save_checkpoint(tmp_path / "lost.pt", training.checkpoint(ModelConfig(), named, settings, 0, 0.0))
+    model = build(ModelConfig())
+    model.final.bias.data[2] = torch.nan
+    write(tmp_path / "lost.pt", model)
     with pytest.raises(SystemExit, match=r"lost\.pt.*final\.bias"):
         export.export(tmp_path / "lost.pt", tmp_path / "adder.py")
 
@@ -170,20 +182,17 @@ SMALLEST = dict(embedding="unit", norms="final", values="joined", keys="rotation
     ],
 )
 def test_a_folded_model_is_the_same_function(flags, before, after, tmp_path, capsys):
-    config = TinyConfig(**flags)
-    named = save(tmp_path / "best.pt", config)
-    generator = torch.Generator().manual_seed(0)
-    for name in named:  # a model starts with norms of 1, which are folded in any way
+    model = build(TinyConfig(**flags))
+    torch.manual_seed(0)
+    for name, p in model.named_parameters():  # a model starts with norms of 1, which are folded in any way
         if name.startswith(("norm", "final")):
-            named[name] *= 0.5 + torch.rand(named[name].shape, generator=generator)
-    settings = training.Settings(model=config)
-    disk.save_checkpoint(tmp_path / "best.pt", training.checkpoint(config, named, settings, 0, 0.0))
-    assert model.count(config) == before
-    smaller, weights, _ = fold.fold(config, named)
-    assert model.count(smaller) == after == sum(value.numel() for value in weights.values())
-    assert fold.difference((config, named), (smaller, weights)) < 1e-6
-    moved = weights | {"up": weights["up"] + 1e-3}
-    assert fold.difference((config, named), (smaller, moved)) > 1e-6
+            p.data *= 0.5 + torch.rand_like(p)
+    write(tmp_path / "best.pt", model)
+    smaller, _ = fold.fold(model)
+    assert (train.count(model), train.count(smaller)) == (before, after)
+    assert fold.difference(model, smaller) < 1e-6
+    smaller.up.data += 1e-3
+    assert fold.difference(model, smaller) > 1e-6
     export.main([str(tmp_path / "best.pt"), "-o", str(tmp_path / "adder.py"), "--fold"])
     exported, metadata = verify.read(tmp_path / "adder.py").build_model()
     assert metadata["params"] == after == sum(p.numel() for p in exported.parameters())
@@ -312,7 +321,7 @@ def test_batches_must_agree_with_single_sums(few, submission, answers):
 
 def test_evaluation_of_untrained_models(tmp_path, capsys):
     paths = [tmp_path / "a.pt", tmp_path / "b.pt"]
-    for path, case in zip(paths, ("full", "companions")):
+    for path, case in zip(paths, ("full", "low-rank")):
         save(path, CASES[case][0])
     evaluate([*map(str, paths), "--batch-size", "7000", "--output", str(tmp_path / "results" / "out.json")])
     found = json.loads((tmp_path / "results" / "out.json").read_text())["checkpoints"]
@@ -326,16 +335,35 @@ def test_evaluation_of_untrained_models(tmp_path, capsys):
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_checkpoint_comes_back_as_it_was_saved(case, tmp_path):
-    config, _ = CASES[case]
-    named = save(tmp_path / "best.pt", config)
-    found, loaded = load(tmp_path / "best.pt")
-    assert found == config and loaded.keys() == named.keys()
-    assert all(torch.equal(loaded[name], named[name]) for name in named)
+    model, loaded = save(tmp_path / "best.pt", CASES[case][0]), load(tmp_path / "best.pt")
+    assert loaded.config == model.config
+    assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_checkpoints_of_the_public_project_are_read(case, tmp_path):
+    """They have other names, and full matrices the other way round."""
+    model = save(tmp_path / "best.pt", CASES[case][0])
+    saved, published = disk.load_checkpoint(tmp_path / "best.pt"), {}
+    ours = {**{new: old for old, new in PUBLISHED.items()}, "qkv.a": "blocks.0.attn.qkv_A"}
+    tied = CASES[case][0].tie_qkv != "none"
+    for name, value in saved["model_state"].items():
+        starts = [new for new in ours if name.startswith(new) and (tied or new not in ("qkv.a", "qkv.q", "qkv.kv"))]
+        new = max(starts, key=len, default="")
+        theirs = ours.get(new, "") + name.removeprefix(new)
+        theirs = theirs.removesuffix(".a") + ".A" if theirs.endswith(".a") else theirs
+        theirs = theirs.removesuffix(".b") + ".B" if theirs.endswith(".b") else theirs
+        whole = name.partition(".")[0] in ("qkv", "attn_out", "up", "down") and name.endswith(".weight")
+        published[theirs] = value.T.contiguous() if whole else value
+    assert "blocks.0.mlp.fc1.A" in published or "blocks.0.mlp.fc1.weight" in published
+    disk.save_checkpoint(tmp_path / "theirs.pt", {"model_config": saved["model_config"], "model_state": published})
+    loaded, tokens = load(tmp_path / "theirs.pt"), torch.randint(14, (5, 33))
+    assert torch.equal(loaded(tokens), model(tokens))
 
 
 def damage(state, kind):
-    if kind == "no architecture":
-        del state["architecture"]
+    if kind == "no config":
+        del state["model_config"]
     elif kind == "no weights":
         del state["model_state"]
     elif kind == "unknown architecture":
@@ -357,7 +385,7 @@ def damage(state, kind):
 
 @pytest.mark.parametrize(
     "kind",
-    ["no architecture", "no weights", "unknown architecture", "other shapes", "impossible config", "a weight too many",
+    ["no config", "no weights", "unknown architecture", "other shapes", "impossible config", "a weight too many",
      "a weight too few", "untied", "a list"],
 )  # fmt: skip
 def test_a_foreign_checkpoint_is_named(kind, tmp_path):
@@ -384,4 +412,4 @@ def test_unknown_keys_of_an_older_config_are_dropped(tmp_path):
     state = disk.load_checkpoint(path)
     state["model_config"] |= {"dropout": 0.0}
     disk.save_checkpoint(path, state)
-    assert load(path)[0] == ModelConfig()
+    assert load(path).config == ModelConfig()

@@ -1,4 +1,4 @@
-"""The same arithmetic as model.logits, compiled for a CPU: loss and gradients of many stacked models in one call.
+"""The arithmetic of a stack of models, compiled for a CPU: loss and gradients of all of them in one call.
 
 LANES examples are computed at a time, one in each lane of the vector registers, so that all intermediate values stay in
 the L1 cache from the forward to the backward pass. bench.py compares the time of a step with its arithmetic.
@@ -18,7 +18,6 @@ from numba.extending import intrinsic
 
 LANES = 64  # with fewer, LLVM unrolls the loops over lanes instead of vectorising them
 FAST = {"contract", "arcp", "nsz", "reassoc", "afn"}
-TRAIN, LOSS, DECODE = 0, 1, 2
 # An option of LLVM that numba does not expose: the arrays given to a function never overlap. Without it the loops are
 # not vectorised, and everything takes four times as long.
 CPUTargetOptions.noalias = CPUTargetOptions.Mapping("noalias")
@@ -199,11 +198,11 @@ def zeros(*shape):
 
 
 @compiled
-def run(mode, rows, first, centered, gated, eps, tx, tq, tk, tv, wo, n2, up, gate, down, nf, head,
+def run(training, rows, first, answer, centered, gated, eps, tx, tq, tk, tv, wo, n2, up, gate, down, nf, head,
         gx, gq, gk, gv, go, gn2, gup, ggate, gdown, gnf, ghead):  # fmt: skip
-    """One model on rows of tokens [batch, length + 1]: the summed loss, and in TRAIN mode its gradients into g*.
+    """One model on rows of tokens [batch, length + 1]: its mean loss, and in training the gradients into g*.
 
-    In DECODE mode the rows after position `first` are overwritten with the model's own tokens.
+    Else also how many rows have all of their first `answer` predicted tokens right.
     """
     queries, vocabulary, width = tx.shape
     length, _, inner = tk.shape
@@ -223,24 +222,22 @@ def run(mode, rows, first, centered, gated, eps, tx, tq, tk, tv, wo, n2, up, gat
     lup, lgate = zeros(width, hidden, LANES), zeros(width, gate.shape[1], LANES)
     ldown, lhead = zeros(hidden, width, LANES), zeros(width, vocabulary, LANES)
     tokens = np.zeros((length + 1, LANES), dtype=np.int64)
-    loss = zeros(LANES)
+    loss, good, right = zeros(LANES), np.ones(LANES, dtype=np.bool_), 0
     share = np.float32(1) / np.float32(len(rows) * queries)
     for start in range(0, len(rows), LANES):
         live = min(LANES, len(rows) - start)
+        good[:] = True
         for place in range(length + 1):
             for lane in range(LANES):
                 tokens[place, lane] = rows[start + min(lane, live - 1), place]
-        for j in range(length if mode != DECODE else first + 1):
+        for j in range(length):
             gather(tk[j], tokens, j, k[j])
             gather(tv[j], tokens, j, v[j])
-        if mode == TRAIN:
+        if training:
             dk[:] = np.float32(0)
             dv[:] = np.float32(0)
         for query in range(queries):
             here = first + query
-            if mode == DECODE:
-                gather(tk[here], tokens, here, k[here])
-                gather(tv[here], tokens, here, v[here])
             gather(tq[query], tokens, here, q)
             gather(tx[query], tokens, here, x)
             # attention over all positions up to this one
@@ -271,20 +268,18 @@ def run(mode, rows, first, centered, gated, eps, tx, tq, tk, tv, wo, n2, up, gat
             x += y
             normalise(x, nf, centered, eps, mf, sf, hf)
             product(headT, hf, z)
-            if mode == DECODE:
+            if not training and query < answer:
                 for lane in range(LANES):
-                    best = 0
-                    for token in range(1, vocabulary):
-                        if z[token, lane] > z[best, lane]:
-                            best = token
-                    tokens[here + 1, lane] = best
-                continue
+                    target = z[tokens[here + 1, lane], lane]
+                    for token in range(vocabulary):
+                        if z[token, lane] > target:
+                            good[lane] = False
             for lane in range(LANES):
                 loss[lane] -= z[tokens[here + 1, lane], lane] if lane < live else np.float32(0)
             softmax(z, vocabulary, total)
             for lane in range(live):
                 loss[lane] += np.log(total[0, lane]) + total[1, lane]
-            if mode == LOSS:
+            if not training:
                 continue
             # backward pass
             for lane in range(LANES):
@@ -331,19 +326,16 @@ def run(mode, rows, first, centered, gated, eps, tx, tq, tk, tv, wo, n2, up, gat
                         dq[i, lane] += dp[j, lane] * k[j, i, lane]
             scatter(dq, tokens, here, gq[query])
             scatter(dy, tokens, here, gx[query])
-        if mode == TRAIN:
+        if training:
             for j in range(length):
                 scatter(dk[j], tokens, j, gk[j])
                 scatter(dv[j], tokens, j, gv[j])
-        elif mode == DECODE:
-            for lane in range(live):
-                for place in range(first + 1, length + 1):
-                    rows[start + lane, place] = tokens[place, lane]
-    if mode == TRAIN:
+        right += good[:live].sum()
+    if training:
         for lanes, sums in ((lo, go), (ln2, gn2), (lup, gup), (lgate, ggate), (ldown, gdown), (lnf, gnf)):
             reduce(lanes, sums)
         reduce(lhead, ghead.T)
-    return loss.sum() * share
+    return loss.sum() * share, right
 
 
 @cache
@@ -359,33 +351,40 @@ def in_parallel(jobs):
     return [future.result() for future in [pool().submit(*job) for job in jobs]]
 
 
-def call(mode, tables, rows, layout, kind):
-    """Every model on its own rows [models, batch, length + 1]; models and parts of batches run in parallel."""
+def call(training, tables, rows, layout, kind):
+    """Every model on its own rows [models, batch, length + 1]; models and parts of batches run in parallel.
+
+    -> losses, counts of right rows, and in training the gradients of the tables
+    """
     models, batch = rows.shape[:2]
-    parts = 1 if models > 2 or (mode == TRAIN and batch < 256) else 4
+    parts = 1 if models > 2 or (training and batch < 256) else 4
     bounds = [batch * part // parts for part in range(parts + 1)]
     arrays = [np.ascontiguousarray(t.detach().numpy(), dtype=np.float32) for t in tables]
-    gradients = [np.zeros((parts, *a.shape) if mode == TRAIN else (parts, models, 0, 0, 0)[: a.ndim + 1], np.float32)
+    gradients = [np.zeros((parts, *a.shape) if training else (parts, models, 0, 0, 0)[: a.ndim + 1], np.float32)
                  for a in arrays]  # fmt: skip
     jobs, shares = [], []
     for model in range(models):
         for part in range(parts):
             piece = rows[model, bounds[part] : bounds[part + 1]]
             shares.append(len(piece) / batch)
-            jobs.append((run, mode, piece, layout.first, kind.centered, kind.gated, np.float32(kind.eps),
-                         *(a[model] for a in arrays), *(g[part, model] for g in gradients)))  # fmt: skip
-    loss = np.array(in_parallel(jobs), dtype=np.float64) * shares
-    loss = torch.from_numpy(loss.reshape(models, parts).sum(1).astype(np.float32))
-    if mode == TRAIN:
+            jobs.append((run, training, piece, layout.first, len(layout.sum), kind.centered, kind.gated,
+                         np.float32(kind.eps), *(a[model] for a in arrays),
+                         *(g[part, model] for g in gradients)))  # fmt: skip
+    losses, right = zip(*in_parallel(jobs))
+    losses = (np.array(losses, dtype=np.float64) * shares).reshape(models, parts).sum(1)
+    right = np.array(right).reshape(models, parts).sum(1)
+    if training:
         weights = np.array(shares[:parts], dtype=np.float32)
-        return loss, [torch.from_numpy(np.tensordot(weights, g, 1) if parts > 1 else g[0]) for g in gradients]
-    return loss
+        gradients = [torch.from_numpy(np.tensordot(weights, g, 1) if parts > 1 else g[0]) for g in gradients]
+    return torch.from_numpy(losses.astype(np.float32)), torch.from_numpy(right), gradients
 
 
 class Loss(torch.autograd.Function):
+    """The mean losses of stacked models, with gradients for their tables."""
+
     @staticmethod
     def forward(context, rows, layout, kind, *tables):
-        loss, gradients = call(TRAIN, tables, rows, layout, kind)
+        loss, _, gradients = call(True, tables, rows, layout, kind)
         context.save_for_backward(*gradients)
         return loss
 
@@ -393,18 +392,3 @@ class Loss(torch.autograd.Function):
     def backward(context, upstream):
         found = (g * upstream.view(-1, *(1,) * (g.ndim - 1)) for g in context.saved_tensors)
         return None, None, None, *found
-
-
-def losses(tables, rows, layout, kind):
-    """As model.losses, with gradients for the tables."""
-    rows = rows.numpy()
-    if torch.is_grad_enabled():
-        return Loss.apply(rows, layout, kind, *tables)
-    return call(LOSS, tables, rows, layout, kind)
-
-
-def decode(tables, rows, layout, kind):
-    """As model.decode."""
-    rows = rows.clone()
-    call(DECODE, tables, rows.numpy(), layout, kind)
-    return rows[..., list(layout.sum)]

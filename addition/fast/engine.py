@@ -1,0 +1,125 @@
+"""Losses of stacked copies of a plain model: by torch on any device, or by the kernels on a CPU.
+
+With one layer, everything before the attention depends on a token and its place only. `tables` has the plain model
+compute it once a step for every token at every place, instead of once for every token of the batch; the kernels start
+from there.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch.func import functional_call, vmap
+
+from addition.fast import kernels
+from addition.train import TinyDecoderLM, answers
+
+
+class Tables(NamedTuple):
+    """The inputs of attention and of everything after it."""
+
+    x: torch.Tensor  # [queries, vocabulary, width] the residual stream at the places that predict
+    q: torch.Tensor  # [queries, vocabulary, head], already divided by the root of the head's width
+    k: torch.Tensor  # [length, vocabulary, head]
+    v: torch.Tensor  # [length, vocabulary, head]
+    out: torch.Tensor  # [head, width]
+    norm: torch.Tensor  # [2, width] weight and bias before the feed-forward
+    up: torch.Tensor  # [width, hidden]
+    gate: torch.Tensor  # [width, hidden] of SwiGLU; without it [width, 0]
+    down: torch.Tensor  # [hidden, width]
+    final: torch.Tensor  # [2, width]
+    head: torch.Tensor  # [vocabulary, width]
+
+
+class Kind(NamedTuple):
+    """What all models of a stack have in common."""
+
+    centered: bool  # LayerNorm; else RMSNorm
+    eps: float
+    gated: bool  # SwiGLU; else exact GELU
+
+
+def kind(model):
+    if isinstance(model, TinyDecoderLM):
+        return Kind(isinstance(model.norm1, nn.LayerNorm), model.config.eps, False)
+    return Kind(False, model.config.eps, model.config.gated)
+
+
+def tables(model, sharpness=1.0):
+    layout = model.config.layout
+    tokens = torch.arange(layout.vocabulary).expand(layout.length, -1)
+    x, q, k, v = model.inputs(tokens, torch.arange(layout.length)[:, None])
+    if isinstance(model, TinyDecoderLM):
+        norm, final = (torch.stack([n.weight, getattr(n, "bias", torch.zeros_like(n.weight))])
+                       for n in (model.norm2, model.final))  # fmt: skip
+        out, up, down, head = model.attn_out(), model.up(), model.down(), model.lm_head.weight
+        gate = up[:, :0]
+    else:
+        norm, final = (
+            torch.stack([w, torch.zeros_like(w)]) for w in (model.norm_weight("norm2"), model.norm_weight("final"))
+        )
+        out, up, gate, down = model.matrices()
+        gate, head = up[:, :0] if gate is None else gate, model.digits()
+    first = layout.first
+    return Tables(x[first:], sharpness * q[first:], k, v, out, norm, up, gate, down, final, head)
+
+
+class Call(nn.Module):
+    """A function of a model, so that functional_call can give it other parameters."""
+
+    def __init__(self, model, function):
+        super().__init__()
+        self.model, self.function = model, function
+
+    def forward(self, *arguments):
+        return self.function(self.model, *arguments)
+
+    def stacked(self, parameters, *arguments):
+        """For every model of a stack: named parameters [models, ...], and arguments [models, ...]."""
+        named = {f"model.{name}": value for name, value in parameters.items()}
+        return vmap(lambda p, *a: functional_call(self, p, a))(named, *arguments)
+
+
+class Compiled:
+    """The kernels: for a CPU."""
+
+    name = "compiled"
+
+    def __init__(self, model):
+        self.layout, self.kind, self.tables = model.config.layout, kind(model), Call(model, tables)
+
+    def losses(self, parameters, rows, sharpness):
+        """Mean losses [models] of rows [models, batch, tokens], with gradients for the parameters."""
+        return kernels.Loss.apply(rows.numpy(), self.layout, self.kind, *self.tables.stacked(parameters, sharpness))
+
+    @torch.no_grad()
+    def test(self, parameters, rows):
+        """Mean losses, and how many sums greedy decoding gets right."""
+        ones = torch.ones(len(rows))
+        return kernels.call(False, self.tables.stacked(parameters, ones), rows.numpy(), self.layout, self.kind)[:2]
+
+
+class Torch:
+    """Plain PyTorch, for any device."""
+
+    name = "torch"
+
+    def __init__(self, model, at_once=10_000):
+        self.call, self.at_once, self.answer = Call(model, answers), at_once, len(model.config.layout.sum)
+
+    def losses(self, parameters, rows, sharpness):
+        predicted, target = self.call.stacked(parameters, rows, sharpness)
+        loss = F.cross_entropy(predicted.flatten(0, 2), target.flatten(), reduction="none")
+        return loss.view(len(rows), -1).mean(1)
+
+    @torch.no_grad()
+    def test(self, parameters, rows):
+        loss, right = 0.0, 0
+        at_once = max(1, self.at_once // len(rows))
+        for part in rows.split(at_once, 1):
+            predicted, target = self.call.stacked(parameters, part, torch.ones(len(rows), device=rows.device))
+            losses = F.cross_entropy(predicted.flatten(0, 2), target.flatten(), reduction="none")
+            loss = loss + losses.view(len(rows), -1).mean(1) * (part.shape[1] / rows.shape[1])
+            right = right + (predicted.argmax(-1) == target)[..., : self.answer].all(-1).sum(-1)
+        return loss, right

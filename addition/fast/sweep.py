@@ -1,0 +1,235 @@
+"""Many runs of a recipe at once, in one process: for success rates. Each result is that of its single run.
+
+python -m addition.fast.sweep reliable --seeds 0-39 --pos-rank 3 --qkv-rank 3 --attn-out-rank 2 --ffn-rank 3 \\
+  --use-rmsnorm --tie-qkv shareA_tieKV
+python -m addition.fast.sweep train --seeds 42-49 --train-steps 50000
+python -m addition.fast.sweep tiny --seeds 0-99 --prune 3000:20                     the best 20 go on after step 3,000
+
+The first word is the recipe: train, reliable or tiny. All of its flags can be given; --help lists them.
+"""
+
+import importlib
+import math
+import re
+import sys
+from dataclasses import fields, make_dataclass, replace
+from typing import Annotated, Literal
+
+import torch
+import tyro
+
+from addition import run as running
+from addition.fast import kernels
+from addition.fast.engine import Compiled, Torch
+from addition.train import SCORE_SEEDS, encode_pairs, uniform_pairs
+from plumbing import disk
+
+RECIPES = ("train", "reliable", "tiny")
+MOST_SEEDS = 10_000  # in one range
+
+
+def described(kind, text):
+    return Annotated[kind, tyro.conf.arg(help=text)]
+
+
+def flags(recipe):
+    """The recipe's settings, and those of a sweep."""
+    own = [
+        ("seeds", described(tuple[str, ...], "numbers and ranges: 0-7, or 41 100 200-205"), ("0-7",)),
+        ("prune", described(str, "STEP:LEFT,...: after this step only so many runs go on, those with the lowest loss"),
+         ""),
+        ("engine", described(Literal["auto", "torch", "compiled"], "auto: compiled on a CPU"), "auto"),
+    ]  # fmt: skip
+    return make_dataclass("Sweep", own, bases=(recipe.Settings,), frozen=True, namespace={"__module__": __name__})
+
+
+def numbers(words):
+    found = []
+    for word in words:
+        match = re.fullmatch(r"(\d+)(?:-(\d+))?", word)
+        low, high = (int(match[1]), int(match[2] or match[1])) if match else (0, -1)
+        if not low <= high < min(low + MOST_SEEDS, running.LARGEST["seed"]):
+            form = f"a number below {running.LARGEST['seed']:,} or a range of at most {MOST_SEEDS:,}, such as 0-7"
+            raise ValueError(f"--seeds {word}: expected {form}")
+        found += range(low, high + 1)
+    if not found:
+        raise ValueError("--seeds is empty: expected numbers and ranges, such as 0-7 or 41 100")
+    return list(dict.fromkeys(found))
+
+
+def parse_prune(text, interval):
+    """'3000:20,6000:5' -> {3000: 20, 6000: 5}"""
+    if not re.fullmatch(r"(\d+:[1-9]\d*(,|$))*", text):
+        raise ValueError(f"--prune {text}: expected STEP:LEFT,STEP:LEFT such as 3000:20,6000:5")
+    found = {int(step): int(left) for step, left in re.findall(r"(\d+):(\d+)", text)}
+    if any(step == 0 or step % interval for step in found):
+        raise ValueError(f"--prune {text}: expected multiples of --eval-interval, {interval}")
+    return found
+
+
+class Stack:
+    """The models that are still training, as rows of one matrix of parameters."""
+
+    ROWS = ("flat", "mean", "square", "best")
+    LISTS = ("names", "recipes", "best_at", "rows")
+
+    def __init__(self, recipes, device, engine):
+        """`recipes` by the names of their runs."""
+        self.names, self.recipes = list(recipes), list(recipes.values())
+        models = [recipe.model() for recipe in self.recipes]
+        self.device, self.model = device, models[0].to(device)
+        self.shapes = {name: p.shape for name, p in self.model.named_parameters()}
+        self.flat = torch.stack([torch.nn.utils.parameters_to_vector(m.parameters()).detach() for m in models])
+        self.flat = self.flat.to(device)
+        self.mean, self.square, self.best = torch.zeros_like(self.flat), torch.zeros_like(self.flat), self.flat.clone()
+        self.best_at = [(-1.0, 0)] * len(models)  # (share of right sums, step); the first validation is better
+        self.rows, self.done, self.ended_rows = [[] for _ in models], {}, {}
+        compiled = device.type == "cpu" if engine == "auto" else engine == "compiled"
+        self.engine = Compiled(self.model) if compiled else Torch(self.model, self.recipes[0].s.eval_batch_size)
+
+    def named(self, flat):
+        """Views of `flat` [models, parameters]."""
+        pieces = flat.split([math.prod(shape) for shape in self.shapes.values()], -1)
+        return {name: piece.unflatten(-1, self.shapes[name] or (1,)) for name, piece in zip(self.shapes, pieces)}
+
+    def column(self, values):
+        return torch.tensor(values, dtype=torch.float32, device=self.device)[:, None]
+
+    def step(self, step):
+        """AdamW on every model's own batch. -> indices of the models that are not finite any more"""
+        batches = kernels.in_parallel([(recipe.batch, step) for recipe in self.recipes])
+        sharpness = self.column([recipe.sharpness(step) for recipe in self.recipes])[:, 0]
+        flat = self.flat.detach().requires_grad_()
+        loss = self.engine.losses(self.named(flat), torch.stack(batches).to(self.device), sharpness)
+        (gradient,) = torch.autograd.grad(loss.sum(), flat)
+        rate = self.column([recipe.learning_rate(step) for recipe in self.recipes])
+        decay = self.column([recipe.weight_decay(step) for recipe in self.recipes])
+        beta2 = self.column([recipe.s.beta2 for recipe in self.recipes])
+        gradient = gradient * (1 / (gradient.norm(dim=1, keepdim=True) + 1e-6)).clamp(max=1)
+        self.mean.lerp_(gradient, 0.1)
+        self.square.mul_(beta2).add_((1 - beta2) * gradient.square())
+        update = (self.mean / (1 - 0.9 ** (step + 1))) / ((self.square / (1 - beta2 ** (step + 1))).sqrt() + 1e-8)
+        self.flat.mul_(1 - rate * decay).sub_(rate * update)
+        finite = loss.isfinite() & self.flat.isfinite().all(1)
+        for recipe, value in zip(self.recipes, loss.tolist()):
+            recipe.learn(value)
+        return (~finite).nonzero()[:, 0].tolist()
+
+    def validate(self, step, seconds):
+        rows = torch.stack([recipe.validation for recipe in self.recipes]).to(self.device)
+        losses, right = self.engine.test(self.named(self.flat), rows)
+        for i, (recipe, loss, exact) in enumerate(zip(self.recipes, losses.tolist(), (right / rows.shape[1]).tolist())):
+            self.rows[i].append({"step": step + 1} | recipe.row(step, loss, exact) | {"seconds": seconds})
+            if exact > self.best_at[i][0]:
+                self.best_at[i], self.best[i] = (exact, step + 1), self.flat[i]
+
+    def errors(self, weights, rows):
+        """How many sums the model with these weights gets wrong."""
+        return len(rows) - int(self.engine.test(self.named(weights[None]), rows[None].to(self.device))[1])
+
+    def set(self, weights):
+        """The model with these weights."""
+        torch.nn.utils.vector_to_parameters(weights.clone(), self.model.parameters())
+        return self.model
+
+    def keep(self, indices):
+        for name in self.ROWS:
+            setattr(self, name, getattr(self, name)[indices])
+        for name in self.LISTS:
+            setattr(self, name, [getattr(self, name)[i] for i in indices])
+
+    def parameters(self):
+        return [self.flat]
+
+    def state_dict(self):
+        """Everything that a resumed sweep needs; also the summaries of the runs that have ended."""
+        state = {name: getattr(self, name) for name in (*self.ROWS, "names", "best_at", "rows", "done", "ended_rows")}
+        return state | {"recipes": [recipe.state_dict() for recipe in self.recipes]}
+
+    def load_state_dict(self, state):
+        self.keep([self.names.index(name) for name in state["names"]])
+        for name in (*self.ROWS, "best_at", "rows", "done", "ended_rows"):
+            setattr(self, name, state[name])
+        for recipe, saved in zip(self.recipes, state["recipes"], strict=True):
+            recipe.load_state_dict(saved)
+
+
+def train(recipes, run, prune, engine="auto"):
+    """Train all runs together; -> {name: summary}"""
+    if summary := run.ended():
+        return summary["members"]
+    stack, together = Stack(recipes, run.device, engine), len(recipes)
+    settings = run.config
+    score = {seed: encode_pairs(uniform_pairs(seed, 10_000), stack.model.config.layout) for seed in SCORE_SEEDS}
+
+    def end(indices, step, reason):
+        """Test and save the models whose run ends after so many steps; go on with the others."""
+        for i in indices:
+            name, recipe, weights = stack.names[i], stack.recipes[i], stack.best[i]
+            test = 1 - stack.errors(weights, recipe.test) / len(recipe.test)
+            errors = {seed: stack.errors(weights, rows) for seed, rows in score.items()}
+            stack.done[name] = running.result(recipe, step, stack.rows[i], stack.best_at[i], test, errors) | {
+                "name": name, "parameters": stack.flat.shape[1], "steps": step, "seconds": round(run.elapsed(), 1),
+                "models_together": together, "engine": stack.engine.name, "hardware": disk.describe(run.device),
+                "commit": disk.commit(), **({reason: step} if reason else {}),
+            }  # fmt: skip
+            stack.ended_rows[name] = stack.rows[i]
+            run.save(stack.set(weights), recipe.s, name, *reversed(stack.best_at[i]))
+            if reason == "diverged_at":
+                run.log(f"# {name}: the loss or the weights are not finite at step {step}; this run ends here")
+        if indices:
+            stack.keep([i for i in range(len(stack.names)) if i not in indices])
+
+    for step in range(run.resume(stack), settings.train_steps):
+        end(stack.step(step), step + 1, "diverged_at")
+        if stack.names and run.due(step, settings.eval_interval):
+            stack.validate(step, round(run.elapsed(), 1))
+            exact = sorted((rows[-1]["val_exact"] for rows in stack.rows), reverse=True)
+            good = sum(value >= 0.99 for value in exact) + sum(s["best_val_exact"] >= 0.99 for s in stack.done.values())
+            run.row = {"at_99": good, "best": exact[0], "training": len(exact)}
+            shown = " ".join(f"{value:.2f}" for value in exact[:8]) + " ..." * (len(exact) > 8)
+            running.progress(run, step, f"{good} of {together} at 99 %  best {shown}")
+        if (left := prune.get(step + 1, together)) < len(stack.names):
+            ranked = sorted(range(len(stack.names)), key=lambda i: stack.rows[i][-1]["train_loss"])
+            end(ranked[left:], step + 1, "pruned_at")
+        if step + 1 == settings.train_steps:
+            end(range(len(stack.names)), step + 1, None)
+        run.end_step(step, stack)
+        if not stack.names:
+            break
+    with disk.writing(run.folder, "members.csv"):
+        rows = [{"member": name} | row for name in recipes for row in stack.ended_rows[name]]
+        disk.write_rows(run.folder / "members.csv", rows)
+    done = {name: stack.done[name] for name in recipes}
+    run.end({"seed": sorted({s["seed"] for s in done.values()}), "members": done})
+    run.checkpoint.unlink(missing_ok=True)
+    return done
+
+
+def main(argv=None):
+    argv = sys.argv[1:] if argv is None else list(argv)
+    if not argv or argv[0] not in RECIPES:
+        print(__doc__ if argv[:1] == ["--help"] else f"error: give a recipe first: {', '.join(RECIPES)}")
+        raise SystemExit(0 if argv[:1] == ["--help"] else 2)
+    recipe = importlib.import_module(f"addition.{argv[0]}")
+    options = running.parse(flags(recipe), argv[1:])
+    try:
+        seeds, prune = numbers(options.seeds), parse_prune(options.prune, options.eval_interval)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    shared = recipe.Settings(**{f.name: getattr(options, f.name) for f in fields(recipe.Settings)})
+    options = replace(options, name=options.name or f"{argv[0]}-sweep")
+    run = running.Run(options, "fast.sweep", argv)
+    recipes = {f"seed{seed}": recipe.Recipe(replace(shared, seed=seed)) for seed in seeds}
+    results = train(recipes, run, prune, options.engine)
+    for name, r in results.items():
+        found = f"best {r['best_val_exact']:.4f} at {r['best_step']}, 99 % at {r['step_at_99']}"
+        print(f"{name:10s} {found}, {r['errors_in_100000']:,} errors in 100,000")
+    good = sum(r["errors_in_100000"] <= 1000 for r in results.values())
+    print(f"{good} of {len(results)} at 99 %; results in {run.folder}")
+    return results
+
+
+if __name__ == "__main__":
+    main()
