@@ -39,7 +39,7 @@ def change_of_loss(loaded, gradient, length, tests):
 def main(argv=None):
     parser = compare.parser(__doc__)
     parser.add_argument("--estimators", nargs="+", default=["frozen-2", "tracking-2"], choices=list(ESTIMATORS))
-    parser.add_argument("--length", type=float, default=0.1, help="of the step, over all parameters")
+    parser.add_argument("--length", type=float, default=0.01, help="of the step, over all parameters")
     parser.add_argument("--tests", type=int, default=4, help="batches that measure it")
     options = parser.parse_args(argv)
     loaded = compare.load(options)
