@@ -44,8 +44,9 @@ class Recipe(train.Recipe):
         s, size, random = self.s, self.s.batch_size, self.random
         if self.first and step >= s.first_stage and self.smooth <= s.mastery:
             self.first = False
-        simple = np.ones((size, 1)) if self.first else random.random((size, 1)) < s.rehearse
-        a, b = np.where(simple, 9 * random.integers(0, 2, (2, size, DIGITS)), random.integers(0, 10, (2, size, DIGITS)))
+        a, b = random.integers(0, 10, (2, size, DIGITS))
+        simple = random.random((size, 1)) < (1 if self.first else s.rehearse)
+        a, b = (np.where(simple, np.where(digits < 5, 0, 9), digits) for digits in (a, b))
         rich = random.random((size, 1)) * (random.random((size, 1)) < s.carry)
         b = np.where(random.random((size, DIGITS)) < rich, 9 - a, b)
         used = np.arange(DIGITS) < self.counts(step)

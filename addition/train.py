@@ -86,6 +86,11 @@ def carry_pairs(seed, count):
     return np.stack([a @ powers, b @ powers], 1)
 
 
+def key(a, b):
+    """A number for each pair; a product of both would not fit into 64 bits."""
+    return a.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + b.astype(np.uint64)
+
+
 # ---------------------------------------------------------------- model
 
 
@@ -263,7 +268,7 @@ class Recipe:
         self.s = settings
         self.random, self.losses = np.random.default_rng([settings.seed, 2]), []
         pairs = uniform_pairs([settings.seed, 1], settings.val_size + settings.test_size)
-        self.held_out = set(map(tuple, pairs.tolist()))
+        self.held_out = np.sort(key(*pairs.T))
         self.validation, self.test = encode_pairs(pairs, settings.model.layout).split(
             [settings.val_size, settings.test_size]
         )
@@ -286,7 +291,9 @@ class Recipe:
         powers = 10 ** np.arange(DIGITS)
         while True:
             a, b = self.operands(step)
-            if self.held_out.isdisjoint(zip((a @ powers).tolist(), (b @ powers).tolist())):
+            keys = key(a @ powers, b @ powers)
+            nearest = self.held_out.take(np.searchsorted(self.held_out, keys), mode="clip")
+            if not (nearest == keys).any():
                 return encode(a, b, self.s.model.layout)
 
     def learning_rate(self, step):
