@@ -520,16 +520,16 @@ def compiled(sizes):
 
 
 @functools.cache
-def pool():
-    return ThreadPoolExecutor(max(1, min(torch.get_num_threads(), os.cpu_count() or 1)))
+def pool(threads):
+    return ThreadPoolExecutor(threads)
 
 
 def in_parallel(jobs):
     """The results of (function, *arguments) of all jobs."""
-    if len(jobs) == 1:
-        function, *arguments = jobs[0]
-        return [function(*arguments)]
-    return [future.result() for future in [pool().submit(*job) for job in jobs]]
+    threads = min(torch.get_num_threads(), os.cpu_count() or 1, len(jobs))
+    if threads <= 1:
+        return [function(*arguments) for function, *arguments in jobs]
+    return [future.result() for future in [pool(threads).submit(*job) for job in jobs]]
 
 
 def call(training, tables, rows, layout, kind):
