@@ -177,16 +177,20 @@ def plot():
     left, right = figure.subplots(1, 2, sharey=True)
     for arm, colour in CURVES.items():
         for number, (_, config, folder) in enumerate(runs(arm).values()):
-            metrics = rows_of(folder).reindex(columns=["step", "validation"]).dropna()
+            metrics = rows_of(folder).reindex(columns=["step", "loss", "validation"])
             _, steps, spent = first_phase(config)
-            label = arm if number == 0 else None
-            left.plot(steps + metrics["step"], metrics["validation"], color=colour, alpha=0.7, label=label)
-            right.plot(
-                (spent + metrics["step"] * step_cost(config)) / 1e12, metrics["validation"], color=colour, alpha=0.7
-            )
+            of_training = metrics["loss"].rolling(4, min_periods=1).mean()
+            tested = metrics["validation"].notna()
+            for axes, x in (
+                (left, steps + metrics["step"]),
+                (right, (spent + metrics["step"] * step_cost(config)) / 1e12),
+            ):
+                axes.plot(x, of_training, color=colour, alpha=0.35, linewidth=0.8)
+                axes.plot(x[tested], metrics["validation"][tested], "o", color=colour, markersize=3.5, alpha=0.8,
+                          label=arm if number == 0 else None)  # fmt: skip
     if not left.has_data():
         return
-    left.set(xlabel="step", ylabel="validation cross-entropy")
+    left.set(xlabel="step", ylabel="cross-entropy: training (lines), validation (dots)", ylim=(0.4, 3))
     right.set(xlabel="TFLOP of matrix products", xscale="log")
     left.legend(frameon=False)
     for axes in (left, right):

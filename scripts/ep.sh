@@ -38,6 +38,7 @@ declare -A FLAGS=(
   [diagonal]="--penalty diagonal --estimator tracking-2 ${FULL/--penalty full/}"
   [bounded]="--estimator tracking-2 --penalty-bound 0.3 $FULL"
   [freeze-floor]="--estimator bptt ${FULL/--jr-max 16/--jr-max 0.1}"
+  [strict]="--estimator bptt ${FULL/7.5e-3/1.5e-3}" # a target that the controller has to work for
   [specnorm]="--estimator bptt $LOG --jacreg 0 --specnorm --rho 0.9"
   [no-penalty]="--estimator bptt $LOG --jacreg 0"
   [energy]="--estimator bptt --attn-mode energy $FULL"

@@ -81,7 +81,8 @@ def test_a_second_phase_counts_its_first(root, monkeypatch):
     seen, real = [], report.Figure.subplots
     monkeypatch.setattr(report.Figure, "subplots", lambda self, *a, **k: seen.append(real(self, *a, **k)) or seen[-1])
     report.plot()
-    left, right = ([list(line.get_xdata()) for line in axes.lines] for axes in seen[0])
+    dots = ([line for line in axes.lines if line.get_marker() == "o"] for axes in seen[0])  # the others are of training
+    left, right = ([list(line.get_xdata()) for line in lines] for lines in dots)
     assert left == [[20 + 20]]  # 20 steps each
     config = report.config_of({"preset": "mini", "estimator": "bptt"})
     assert right == [[pytest.approx(40 * report.step_cost(vars(config)) / 1e12)]]
