@@ -19,7 +19,7 @@ from llvmlite import ir
 LANES = 16
 FLOAT, BYTE, INT, LONG = ir.FloatType(), ir.IntType(8), ir.IntType(32), ir.IntType(64)
 VECTOR, INTS = ir.VectorType(FLOAT, LANES), ir.VectorType(INT, LANES)
-FAST = ("fast",)
+FAST = ("reassoc", "contract", "arcp", "afn", "nsz")  # NaN and infinity stay what they are
 
 
 class Tables(NamedTuple):
@@ -153,7 +153,7 @@ class Code:
         return block
 
     def loop(self, start, stop, body):
-        """body(i) for i from start to stop, which are not equal."""
+        """body(i) for i from start to stop, at least once."""
         before, inside, after = self.at.block, *(self.function.append_basic_block() for _ in range(2))
         start, stop = (n if isinstance(n, ir.Value) else LONG(n) for n in (start, stop))
         self.at.branch(inside)
@@ -410,14 +410,19 @@ def write(s):
             for lane, token in enumerate(tokens(at.add(here, LONG(1)))):
                 target = at.insert_element(target, at.trunc(token, INT), INT(lane))
             hits = [at.icmp_signed("==", target, INTS([token] * LANES)) for token in range(s.vocabulary)]
-            none = code.constant(0.0)
+            none, one = code.constant(0.0), code.constant(1.0)
             wanted = functools.reduce(Value.__add__, (code.select(hit, z, none) for hit, z in zip(hits, logits)))
             row = at.mul(at.add(index(number, s.queries), query), LONG(LANES))
             code.store(code.select(alive, partition, code.constant(1.0)), pointers["totals"], row)
             code.store(code.select(alive, highest - wanted, none), pointers["shift"], row)
             if not s.training:
                 counted = at.icmp_signed("<", query, LONG(s.answer))
-                wrong = at.and_(wanted.below(highest), code.everywhere(counted, ir.VectorType(ir.IntType(1), LANES)))
+                none_above = functools.reduce(
+                    Value.__add__,
+                    (code.select(at.fcmp_ordered(">=", z.value, wanted.value), one, none) for z in logits),
+                )  # 1 where the wanted token alone is as large as itself; a NaN is never
+                wrong = at.fcmp_unordered("!=", none_above.value, one.value)
+                wrong = at.and_(wrong, code.everywhere(counted, ir.VectorType(ir.IntType(1), LANES)))
                 lane = index(number, LANES)
                 code.store(code.select(wrong, none, code.load(pointers["right"], lane)), pointers["right"], lane)
                 return
@@ -533,39 +538,27 @@ def in_parallel(jobs):
 
 
 def call(training, tables, rows, layout, kind):
-    """Every model on its own rows [models, batch, length + 1]; models and parts of batches run in parallel.
+    """Every model on its own rows [models, batch, length + 1]; models run in parallel.
 
     -> losses, counts of right rows, and in training the gradients of the tables
     """
     models, batch = rows.shape[:2]
     sizes = Sizes(training, layout.length, layout.first, len(layout.sum), layout.vocabulary, tables.out.shape[-1],
                   tables.out.shape[-2], tables.up.shape[-1], kind.centered, kind.gated, kind.eps)  # fmt: skip
-    parts = 1 if models > 2 or (training and batch < 256) else 4
-    bounds = [batch * part // parts for part in range(parts + 1)]
-    counts = np.diff(bounds)
-    blocks = -(-counts.max() // LANES)
+    blocks = -(-batch // LANES)
     rows = np.ascontiguousarray(rows)
     arrays = [np.ascontiguousarray(t.detach().numpy(), dtype=np.float32) for t in tables]
-    totals = np.ones((models, parts, blocks, sizes.queries, LANES), np.float32)
-    shift, right = np.zeros_like(totals), np.zeros((models, parts, blocks, LANES), np.float32)
-    gradients = [np.zeros((models, parts, *a.shape[1:], *([LANES] if i > 1 else [])), np.float32)
+    totals = np.ones((models, blocks, sizes.queries, LANES), np.float32)
+    shift, right = np.zeros_like(totals), np.zeros((models, blocks, LANES), np.float32)
+    gradients = [np.zeros((*a.shape, *([LANES] if i > 1 else [])), np.float32)
                  for i, a in enumerate(arrays if training else ())]  # fmt: skip
-    function, jobs = compiled(sizes), []
-    for model in range(models):
-        inputs = [a.ctypes.data + model * a.strides[0] for a in arrays]
-        for part in range(parts):
-            start = rows.ctypes.data + model * rows.strides[0] + bounds[part] * rows.strides[1]
-            outputs = [a.ctypes.data + model * a.strides[0] + part * a.strides[1]
-                       for a in (totals, shift, right, *gradients)]  # fmt: skip
-            jobs.append((function, start, *inputs, *outputs, int(counts[part])))
-    in_parallel(jobs)
-    losses = (np.log(totals) + shift).sum((1, 2, 3, 4), dtype=np.float64) / (batch * sizes.queries)
-    shares = (counts / batch).astype(np.float32)
-    gradients = [np.einsum("mp...,p->m...", g.sum(-1) if i > 1 else g, shares) for i, g in enumerate(gradients)]
+    function, stacks = compiled(sizes), (rows, *arrays, totals, shift, right, *gradients)
+    in_parallel([(function, *(a.ctypes.data + model * a.strides[0] for a in stacks), batch) for model in range(models)])
+    losses = (np.log(totals) + shift).sum((1, 2, 3), dtype=np.float64) / (batch * sizes.queries)
     return (
         torch.from_numpy(losses.astype(np.float32)),
-        torch.from_numpy(right.sum((1, 2, 3)).astype(np.int64)),
-        [torch.from_numpy(g) for g in gradients],
+        torch.from_numpy(right.sum((1, 2)).astype(np.int64)),
+        [torch.from_numpy(g.sum(-1) if i > 1 else g) for i, g in enumerate(gradients)],
     )
 
 
