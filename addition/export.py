@@ -10,6 +10,7 @@ unless it gives the same answers as the checkpoint.
 import argparse
 import inspect
 import json
+import re
 import textwrap
 from dataclasses import fields
 from pathlib import Path
@@ -25,6 +26,7 @@ from addition.train import answers, carry_pairs, encode_pairs
 from addition.verify import build, count, read
 from plumbing import disk
 
+LICENSE = Path(__file__).parents[1] / "LICENSE"
 CHECKED = 300  # pairs on which the file must give the checkpoint's answers
 SOURCES = {
     "ModelConfig": ([train.Matrix, train.SharedQKV, train.TinyDecoderLM], "TinyDecoderLM(CONFIG, 1)"),
@@ -179,6 +181,8 @@ def folded(checkpoint, model):
         smaller, done = fold(model)
     except ValueError as error:
         raise SystemExit(f"{checkpoint}: {error}") from None
+    if not done:
+        print("there is nothing to fold")
     differs = difference(model, smaller)
     for text, left in done:
         print(f"{left:4d} parameters without {text}")
@@ -188,13 +192,19 @@ def folded(checkpoint, model):
     return smaller.float()
 
 
+def holder():
+    """Whom the repository's licence names."""
+    found = re.search(r"Copyright \(c\) \d+ (.+)", LICENSE.read_text()) if LICENSE.exists() else None
+    return found[1] if found else ""
+
+
 def export(checkpoint, output, name="", author="", smaller=False):
     model = load(checkpoint)
     for key, value in model.named_parameters():
         if not value.isfinite().all():
             raise SystemExit(f"{checkpoint}: {key} is not finite; export an earlier checkpoint")
     model = folded(checkpoint, model) if smaller else model
-    text = write(model, name or f"{train.count(model)} parameters", author)
+    text = write(model, name or f"{train.count(model)} parameters", author or holder())
 
     def write_and_compare(file):
         file.write(text.encode())
@@ -211,7 +221,7 @@ def main(argv=None):
     parser.add_argument("checkpoint", type=Path, metavar="CKPT")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.py")
     parser.add_argument("--name", default="", help="in the metadata; else the number of parameters")
-    parser.add_argument("--author", default="", help="in the metadata; else that of the repository")
+    parser.add_argument("--author", default="", help="in the metadata; else whom the LICENSE names")
     parser.add_argument("--fold", action="store_true", help="a tiny model with fewer parameters and the same function")
     options = parser.parse_args(argv)
     model = export(options.checkpoint, options.output, options.name, options.author, options.fold)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from addition.tiny import TinyAdder, turn
-from addition.train import answers, carry_pairs, encode_pairs, uniform_pairs
+from addition.train import answers, carry_pairs, count, encode_pairs, uniform_pairs
 
 PROMPTS = 10_000  # on which the logits are compared
 SAME = 1e-6  # difference of two models' logits, over their range, that is rounding and the epsilons in the norms
@@ -34,11 +34,18 @@ def fold(model):
         raise ValueError(
             "where down is the up matrix, turned, norm2's weights cannot be folded: train with norms final"
         )
+
+    def untie():
+        """The output matrix, where it is the values' transposed, as a matrix of its own."""
+        nonlocal config
+        if config.out == "transpose" and config.values != "joined":
+            w["out"] = w["query" if config.values == "query" else "value"].mT
+            config = replace(config, out="free")
+
     if config.norms in ("separate", "shared"):
+        untie()
         one, two, last = (w.get(name, w.get("norm")) for name in ("norm1", "norm2", "final"))
         readers = {"query": one, "key": one, "value": one, "joined": one, "up": two, "gate": two}
-        if config.out == "transpose" and config.values != "joined":
-            w["out"] = w["query" if config.values == "query" else "value"].mT  # as the values' matrix is now
         for name, weight in readers.items():
             if name in w:
                 read = [0, 1, 1] if name == "query" and config.query == "zeros" else range(len(w[name]))
@@ -46,14 +53,18 @@ def fold(model):
         for name in ("norm1", "norm2", "norm"):
             w.pop(name, None)
         w["final"] = last[: config.read]
-        note("weights of the norms, into the matrices that follow", norms="final", out="free")
-    if config.embedding == "arc":
+        note("weights of the norms, into the matrices that follow", norms="final")
+    # The radius goes into the last norm's weight, and into the up matrix where that is the down matrix, too: through a
+    # gate, hidden units are in proportion to it; through GELU they are not.
+    divisible = config.norms == "final" and (config.gated or config.down == "free")
+    if config.embedding == "arc" and divisible:
+        untie()
         radius, start, span = w["arc"]
         w["arc"] = torch.stack([start, span])
         w |= {name: w[name][:2] for name in ("query", "key", "value", "joined", "final") if name in w}
         divide(w, config, radius)
         note("the radius, and what reads coordinates that are 0", embedding="unit", radius=1.0)
-    elif config.embedding == "unit" and config.radius != 1:
+    elif config.embedding == "unit" and config.radius != 1 and divisible:
         divide(w, config, torch.tensor(config.radius).double())
         note("the fixed radius", radius=1.0)
     if config.values != "joined" and config.read <= config.head_dim:
@@ -64,14 +75,17 @@ def fold(model):
             w["joined"] = joined
             w = {name: value for name, value in w.items() if name not in ("value", "out")}
             note("values and output, into one matrix", values="joined", out="free")
-    if config.query == "free" and config.read == 2:
+    if config.query == "free" and config.read == 2 and config.values != "query":
         pairs = config.head_dim // 2
         first, second = w["query"].chunk(2, -1)
         angle = -torch.atan2(second[0], first[0])
         w |= {name: turn(w[name], angle) for name in ("query", "key") if name in w}
         w["query"] = torch.stack([w["query"][0, :pairs], w["query"][1, :pairs], w["query"][1, pairs:]])
         note("an entry of each pair of the queries, by turning queries and keys", query="zeros")
-    return TinyAdder(config, {name: w[name] for name in config.shapes()}), done
+    folded = TinyAdder(config, {name: w[name] for name in config.shapes()})
+    if count(folded) > count(model):  # an output matrix that was the values' transposed is one of its own now
+        return copy.deepcopy(model).double(), []
+    return folded, done
 
 
 def divide(w, config, radius):

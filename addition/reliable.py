@@ -22,7 +22,7 @@ class Settings(train.Settings):
     weight_decay: float = 0.02  # lets wrong attention shrink; for all steps it would keep predictions uncertain
     decay_until: int = 10_000  # step at which the weight decay has fallen to 0; 0: it stays
     first_stage: int = 1_000  # steps of numbers made of zeros and nines: all carries, but three sums of two digits
-    mastery: float = 0.2  # that stage also lasts until the loss is below this
+    mastery: float = 0.2  # that stage also lasts until the loss is below this; 0: only its steps count
     rehearse: float = 0.3  # share of the first stage's numbers in the later batches
     carry: float = 0.5  # share of the batch that has long carries
     soften: float = 0.3  # factor of the attention scores at first: attention that saturates early learns no carries
@@ -36,16 +36,17 @@ class Recipe(train.Recipe):
         super().__init__(settings)
         self.first, self.smooth = settings.first_stage > 0, None
 
-    def learn(self, loss):
-        super().learn(loss)
+    def note(self, loss):
+        super().note(loss)
         self.smooth = loss if self.smooth is None else 0.98 * self.smooth + 0.02 * loss
 
     def operands(self, step):
         s, size, random = self.s, self.s.batch_size, self.random
-        if self.first and step >= s.first_stage and self.smooth <= s.mastery:
+        if self.first and step >= s.first_stage and not (s.mastery and self.smooth > s.mastery):
             self.first = False
-        simple = np.ones((size, 1)) if self.first else random.random((size, 1)) < s.rehearse
-        a, b = np.where(simple, 9 * random.integers(0, 2, (2, size, DIGITS)), random.integers(0, 10, (2, size, DIGITS)))
+        a, b = random.integers(0, 10, (2, size, DIGITS))
+        simple = random.random((size, 1)) < (1 if self.first else s.rehearse)
+        a, b = (np.where(simple, np.where(digits < 5, 0, 9), digits) for digits in (a, b))
         rich = random.random((size, 1)) * (random.random((size, 1)) < s.carry)
         b = np.where(random.random((size, DIGITS)) < rich, 9 - a, b)
         used = np.arange(DIGITS) < self.counts(step)

@@ -21,7 +21,7 @@ LARGEST = {  # values of flags; where nothing is said, there is no bound
     "beta2": 0.999999,
     "seed": 10**9,
 }
-ABOVE_ZERO = ("lr", "init_std", "theta", "radius")
+ABOVE_ZERO = ("lr", "init_std")
 MAY_BE_ZERO = ("seed", "warmup", "first_stage", "decay_until", "soften_until", "full")
 
 
@@ -77,7 +77,8 @@ class Run(plumbing.run.Run):
         super().__init__(options, file, command, Path(options.runs) / name)
 
     def sources(self):
-        return sorted(Path(__file__).parent.rglob("*.py"))
+        names = ("train", "reliable", "tiny", "fast/engine", "fast/kernels", "fast/sweep")
+        return [Path(__file__).parent / f"{name}.py" for name in names]
 
     def ended(self):
         """The summary where this run has ended already; other flags than it was begun with are refused."""
@@ -102,7 +103,7 @@ class Run(plumbing.run.Run):
 def result(recipe, steps, rows, best, test, errors):
     """A run's figures for its summary; `best`: (share of the validation's sums that are right, step)."""
     return {
-        "seed": recipe.s.seed, "best_step": best[1], "best_val_exact": best[0],
+        "seed": recipe.s.seed, "best_step": best[1], "best_val_exact": max(0.0, best[0]),
         "last_val_exact": rows[-1]["val_exact"] if rows else 0.0,
         "step_at_99": next((row["step"] for row in rows if row["val_exact"] >= 0.99), None),
         "test_exact": test, "errors_in_100000": sum(errors.values()),
@@ -126,5 +127,6 @@ def progress(run, step, text):
 
 def draw(folder, rows):
     """The loss and the exact match of one run, beside its metrics."""
-    with disk.writing(folder, "plots"):
-        plots.run_plots(folder, rows)
+    if rows:
+        with disk.writing(folder, "plots"):
+            plots.run_plots(folder, rows)

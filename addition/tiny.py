@@ -1,6 +1,6 @@
 """A smaller architecture, below 100 parameters: each trick is a flag.
 
-python -m addition.sweep tiny --seeds 0-39 --embedding arc            79 parameters, forty starts at once
+python -m addition.fast.sweep tiny --seeds 0-39 --embedding arc            79 parameters, forty starts at once
 python -m addition.tiny --seed 3 --embedding arc --keys rotation      one of them in plain PyTorch
 
 One layer, one head, width 3. All numbers are written least significant digit first with zeros between them. Positions
@@ -10,7 +10,7 @@ sum are at the same two distances everywhere.
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -60,14 +60,15 @@ class TinyConfig:
             (self.query == "zeros" and self.read != 2, "query zeros needs embedding unit"),
             (self.query in ("constant", "even") and self.head_dim != 4, f"query {self.query} needs head_dim 4"),
             (self.values == "query" and self.query != "free", "values query needs query free"),
+            (self.out == "transpose" and self.read < self.d_model, "out transpose needs embedding free or arc"),
             (self.values == "joined" and self.read > self.head_dim, f"values joined needs head_dim {self.read}"),
             (self.down == "turned" and self.d_ff != 2, "down turned needs d_ff 2"),
             (self.gate == "scaled" and not self.gated, "gate scaled needs a gate"),
         ):
             if wrong:
-                raise ValueError(f"{problem}; this is {self}")
+                raise ValueError(problem)
 
-    layout = REVERSED  # without a type, so it is not a field
+    layout: ClassVar[Layout] = REVERSED
     from_dict = classmethod(ModelConfig.from_dict.__func__)
 
     @property

@@ -4,12 +4,12 @@ python -m addition.train --run-name repro_456_s43 --pos-rank 3 --qkv-rank 3 --at
   --use-rmsnorm --tie-qkv shareA_tieKV --train-steps 54000 --seed 43
 
 Everything is in this file: data, model, recipe, loop. For a recipe of your own, override a method of Recipe, as
-reliable.py does; python -m addition.sweep trains many seeds of any recipe at once, and faster.
+reliable.py does; python -m addition.fast.sweep trains many seeds of any recipe at once.
 """
 
 import math
 from dataclasses import dataclass, field, fields
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 import tyro
 
-from addition import run as running
+from addition import run as outputs
 
 # ---------------------------------------------------------------- data
 
@@ -86,6 +86,11 @@ def carry_pairs(seed, count):
     return np.stack([a @ powers, b @ powers], 1)
 
 
+def key(a, b):
+    """A hash of each pair, in 64 bits; a * 10^10 + b would need 67."""
+    return a.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + b.astype(np.uint64)
+
+
 # ---------------------------------------------------------------- model
 
 
@@ -93,12 +98,12 @@ def carry_pairs(seed, count):
 class ModelConfig:
     """A rank of 0 means a full matrix, r > 0 the product of two low-rank factors."""
 
-    n_layer: int = 1
+    n_layer: tyro.conf.Suppress[int] = 1
     d_model: int = 7
-    n_head: int = 1
+    n_head: tyro.conf.Suppress[int] = 1
     d_ff: int = 14
-    max_seq_len: int = 33
-    vocab_size: int = 14
+    max_seq_len: tyro.conf.Suppress[int] = 33
+    vocab_size: tyro.conf.Suppress[int] = 14
     pos_rank: int = 0  # of the 33 learned positions
     qkv_rank: int = 0  # of one fused matrix for queries, keys and values
     attn_out_rank: int = 0
@@ -125,7 +130,7 @@ class ModelConfig:
         if tied and self.qkv_rank == 0:
             raise ValueError("tie_qkv shareA_tieKV shares a low-rank factor; give qkv_rank 1 or more")
 
-    layout = STANDARD  # without a type, so it is not a field
+    layout: ClassVar[Layout] = STANDARD
 
     @property
     def eps(self):
@@ -171,7 +176,7 @@ class SharedQKV(nn.Module):
 class TinyDecoderLM(nn.Module):
     """One layer, one head, norms before each part; the output head is the token embedding."""
 
-    def __init__(self, config, std):
+    def __init__(self, config, std=1 / 50):
         """`std` is that of the embeddings, the positions' matrices and the full matrices."""
         super().__init__()
         self.config, d, eps = config, config.d_model, config.eps
@@ -188,7 +193,8 @@ class TinyDecoderLM(nn.Module):
         self.lm_head.weight = self.token_emb.weight
 
     def inputs(self, tokens, places):
-        """Of tokens at these places: the residual stream, and the attention's queries, keys and values."""
+        """Of tokens at these places: the residual stream, and the attention's queries, keys and values. A function of
+        its own because fast/ calls it for every token at every place."""
         x = self.token_emb(tokens) + self.pos_emb()[places]
         q, k, v = (self.norm1(x) @ self.qkv()).chunk(3, -1)
         return x, q / math.sqrt(self.config.d_model), k, v
@@ -218,28 +224,28 @@ def mean_loss(model, rows, sharpness=1.0):
 
 
 @torch.no_grad()
-def right(model, rows, at_once=10_000):
-    """How many sums greedy decoding gets right. It does exactly where every digit is the most likely one after the
-    right digits before it, so one pass over the whole answer decides."""
-    found = 0
+def test(model, rows, at_once=10_000):
+    """The mean loss, and how many sums greedy decoding gets right. It does exactly where every digit is the most likely
+    one after the right digits before it, so one pass over the whole answer decides."""
+    loss = right = 0
     for part in rows.split(at_once):
         predicted, target = answers(model, part)
-        n = len(model.config.layout.sum)
-        found += int((predicted.argmax(-1) == target)[:, :n].all(1).sum())
-    return found
+        loss += float(F.cross_entropy(predicted.flatten(0, 1), target.flatten())) * len(part) / len(rows)
+        right += int((predicted.argmax(-1) == target)[:, : len(model.config.layout.sum)].all(1).sum())
+    return loss, right
 
 
 def score(model, device="cpu", at_once=10_000):
     """Errors in the 100,000 pairs of the final score, by seed."""
     rows = {seed: encode_pairs(uniform_pairs(seed, 10_000), model.config.layout).to(device) for seed in SCORE_SEEDS}
-    return {seed: len(part) - right(model, part, at_once) for seed, part in rows.items()}
+    return {seed: len(part) - test(model, part, at_once)[1] for seed, part in rows.items()}
 
 
 # ---------------------------------------------------------------- recipe
 
 
 @dataclass(frozen=True)
-class Settings(running.Flags):
+class Settings(outputs.Flags):
     """A training run. The defaults are the log's."""
 
     model: tyro.conf.OmitArgPrefixes[ModelConfig] = field(default_factory=ModelConfig)
@@ -263,7 +269,7 @@ class Recipe:
         self.s = settings
         self.random, self.losses = np.random.default_rng([settings.seed, 2]), []
         pairs = uniform_pairs([settings.seed, 1], settings.val_size + settings.test_size)
-        self.held_out = set(map(tuple, pairs.tolist()))
+        self.held_out = np.sort(key(*pairs.T))
         self.validation, self.test = encode_pairs(pairs, settings.model.layout).split(
             [settings.val_size, settings.test_size]
         )
@@ -286,7 +292,9 @@ class Recipe:
         powers = 10 ** np.arange(DIGITS)
         while True:
             a, b = self.operands(step)
-            if self.held_out.isdisjoint(zip((a @ powers).tolist(), (b @ powers).tolist())):
+            keys = key(a @ powers, b @ powers)
+            found = self.held_out.take(np.searchsorted(self.held_out, keys), mode="clip")
+            if not (found == keys).any():
                 return encode(a, b, self.s.model.layout)
 
     def learning_rate(self, step):
@@ -303,8 +311,8 @@ class Recipe:
         """A factor of the attention scores."""
         return 1.0
 
-    def learn(self, loss):
-        """Told the loss of each step, in case the next ones depend on it."""
+    def note(self, loss):
+        """Told the loss of each step; the next ones may depend on it."""
         self.losses.append(loss)
 
     def row(self, step, val_loss, exact):
@@ -330,13 +338,12 @@ class Recipe:
 class Best:
     """The weights with the most right sums in a validation."""
 
-    def __init__(self):
-        self.exact, self.step, self.weights = -1.0, 0, {}  # the first validation is better
+    def __init__(self, model):
+        self.exact, self.step = -1.0, 0  # the first validation is better
+        self.keep(model)
 
-    def offer(self, model, step, exact):
-        if exact > self.exact:
-            self.exact, self.step = exact, step
-            self.weights = {name: p.detach().cpu().clone() for name, p in model.state_dict().items()}
+    def keep(self, model):
+        self.weights = {name: p.detach().cpu().clone() for name, p in model.state_dict().items()}
 
     def state_dict(self):
         return dict(vars(self))
@@ -349,41 +356,46 @@ def train(recipe, run):
     """-> the run's summary"""
     if summary := run.ended():
         return summary
-    s, model, best = recipe.s, recipe.model().to(run.device), Best()
-    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, s.beta2))
+    s, model = recipe.s, recipe.model().to(run.device)
+    best, optimizer = Best(model), torch.optim.AdamW(model.parameters(), betas=(0.9, s.beta2))
     validation = recipe.validation.to(run.device)
-    parts = [optimizer, recipe, best]
+    parts, diverged, step = [optimizer, recipe, best], {}, 0
     for step in range(run.resume(model, parts), s.train_steps):
         optimizer.param_groups[0].update(lr=recipe.learning_rate(step), weight_decay=recipe.weight_decay(step))
         loss = mean_loss(model, recipe.batch(step).to(run.device), recipe.sharpness(step))
+        if not loss.isfinite():
+            run.log(f"# the loss is not finite at step {step + 1}; this run ends here")
+            diverged = {"diverged_at": step + 1}
+            break
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        run.watch(step, loss)
-        recipe.learn(loss.item())
+        recipe.note(loss.item())
         if run.due(step, s.eval_interval):
-            exact = right(model, validation, s.eval_batch_size) / len(validation)
-            with torch.no_grad():
-                run.row = recipe.row(step, float(mean_loss(model, validation)), exact) | {
-                    "seconds": round(run.elapsed(), 1)
-                }
-            best.offer(model, step + 1, exact)
-            running.progress(
-                run, step, "train {train_loss:.4f}  val {val_loss:.4f}  exact {val_exact:.4f}".format(**run.row)
-            )
+            val_loss, right = test(model, validation, s.eval_batch_size)
+            exact = right / len(validation)
+            run.row = recipe.row(step, val_loss, exact) | {"seconds": round(run.elapsed(), 1)}
+            text = "train {train_loss:.4f}  val {val_loss:.4f}  exact {val_exact:.4f}"
+            outputs.progress(run, step, text.format(**run.row))
+            if exact > best.exact:
+                best.exact, best.step = exact, step + 1
+                best.keep(model)
+                run.save(model, s, "best", step + 1, exact)
         run.end_step(step, model, parts)
-    run.save(model, s, "last", s.train_steps, run.rows[-1]["val_exact"])
+    run.default_signals()
+    if not diverged:
+        run.save(model, s, "last", s.train_steps, run.rows[-1]["val_exact"])
     model.load_state_dict(best.weights)
-    run.save(model, s, "best", best.step, best.exact)
-    test = right(model, recipe.test.to(run.device), s.eval_batch_size) / len(recipe.test)
+    right = test(model, recipe.test.to(run.device), s.eval_batch_size)[1]
     errors = score(model, run.device, s.eval_batch_size)
-    running.draw(run.folder, run.rows)
-    return run.end(running.result(recipe, s.train_steps, run.rows, (best.exact, best.step), test, errors))
+    outputs.draw(run.folder, run.rows)
+    found = outputs.result(recipe, step + 1, run.rows, (best.exact, best.step), right / len(recipe.test), errors)
+    return run.end(found | diverged)
 
 
 def main(argv=None, settings=Settings, recipe=Recipe, file=__file__):
-    options, run = running.start(argv, settings, file)
+    options, run = outputs.start(argv, settings, file)
     summary = train(recipe(options), run)
     print(f"{summary['errors_in_100000']:,} errors in 100,000; results in {run.folder}")
     return summary

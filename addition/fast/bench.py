@@ -57,7 +57,7 @@ def plain_step(recipe):
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        recipe.learn(loss.item())
+        recipe.note(loss.item())
 
     return step
 

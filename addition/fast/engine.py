@@ -16,22 +16,6 @@ from addition.fast import kernels
 from addition.train import TinyDecoderLM, answers
 
 
-class Tables(NamedTuple):
-    """The inputs of attention and of everything after it."""
-
-    x: torch.Tensor  # [queries, vocabulary, width] the residual stream at the places that predict
-    q: torch.Tensor  # [queries, vocabulary, head], already divided by the root of the head's width
-    k: torch.Tensor  # [length, vocabulary, head]
-    v: torch.Tensor  # [length, vocabulary, head]
-    out: torch.Tensor  # [head, width]
-    norm: torch.Tensor  # [2, width] weight and bias before the feed-forward
-    up: torch.Tensor  # [width, hidden]
-    gate: torch.Tensor  # [width, hidden] of SwiGLU; without it [width, 0]
-    down: torch.Tensor  # [hidden, width]
-    final: torch.Tensor  # [2, width]
-    head: torch.Tensor  # [vocabulary, width]
-
-
 class Kind(NamedTuple):
     """What all models of a stack have in common."""
 
@@ -62,7 +46,8 @@ def tables(model, sharpness=1.0):
         out, up, gate, down = model.matrices()
         gate, head = up[:, :0] if gate is None else gate, model.digits()
     first = layout.first
-    return Tables(x[first:], sharpness * q[first:], k, v, out, norm, up, gate, down, final, head)
+    kv, xq = kernels.packed(k, v), kernels.packed(x[first:], sharpness * q[first:])
+    return kernels.Tables(kv, xq, out, norm, up, gate, down, final, head.T)
 
 
 class Call(nn.Module):
@@ -97,7 +82,8 @@ class Compiled:
     def test(self, parameters, rows):
         """Mean losses, and how many sums greedy decoding gets right."""
         ones = torch.ones(len(rows))
-        return kernels.call(False, self.tables.stacked(parameters, ones), rows.numpy(), self.layout, self.kind)[:2]
+        tables = kernels.Tables(*self.tables.stacked(parameters, ones))
+        return kernels.call(False, tables, rows.numpy(), self.layout, self.kind)[:2]
 
 
 class Torch:

@@ -1,11 +1,13 @@
-"""Many runs of a recipe at once, in one process: for success rates. Each result is that of its single run.
+"""Many runs of a recipe at once, in one process: for success rates.
 
 python -m addition.fast.sweep reliable --seeds 0-39 --pos-rank 3 --qkv-rank 3 --attn-out-rank 2 --ffn-rank 3 \\
   --use-rmsnorm --tie-qkv shareA_tieKV
 python -m addition.fast.sweep train --seeds 42-49 --train-steps 50000
 python -m addition.fast.sweep tiny --seeds 0-99 --prune 3000:20                     the best 20 go on after step 3,000
 
-The first word is the recipe: train, reliable or tiny. All of its flags can be given; --help lists them.
+The first word is the recipe, a module of addition/ with Settings and Recipe: train, reliable, tiny or yours. All of its
+flags can be given. A run has the data, the start and the arithmetic of its single run up to rounding, which after some
+hundred steps makes single seeds differ, but not their rates.
 """
 
 import importlib
@@ -21,11 +23,12 @@ import tyro
 from addition import run as running
 from addition.fast import kernels
 from addition.fast.engine import Compiled, Torch
-from addition.train import SCORE_SEEDS, encode_pairs, uniform_pairs
+from addition.train import SCORE_SEEDS, encode_pairs, mean_loss, uniform_pairs
 from plumbing import disk
 
-RECIPES = ("train", "reliable", "tiny")
 MOST_SEEDS = 10_000  # in one range
+COLUMNS = ("member", "step", "train_loss", "val_loss", "val_exact", "lr", "stage", "seconds")
+LARGEST = 600  # d_model x d_ff of a model for the kernels: 15 seconds to compile
 
 
 def described(kind, text):
@@ -36,8 +39,7 @@ def flags(recipe):
     """The recipe's settings, and those of a sweep."""
     own = [
         ("seeds", described(tuple[str, ...], "numbers and ranges: 0-7, or 41 100 200-205"), ("0-7",)),
-        ("prune", described(str, "STEP:LEFT,...: after this step only so many runs go on, those with the lowest loss"),
-         ""),
+        ("prune", described(str, "STEP:LEFT,...: only so many runs go on then, the best by validation loss"), ""),
         ("engine", described(Literal["auto", "torch", "compiled"], "auto: compiled on a CPU"), "auto"),
     ]  # fmt: skip
     return make_dataclass("Sweep", own, bases=(recipe.Settings,), frozen=True, namespace={"__module__": __name__})
@@ -67,6 +69,25 @@ def parse_prune(text, interval):
     return found
 
 
+def pick_engine(model, wanted, device, recipe):
+    """The kernels, where they compute what the model computes; else torch."""
+    problem = ""
+    if device.type != "cpu":
+        problem = "is for a CPU"
+    elif model.config.d_model * model.config.d_ff > LARGEST:
+        problem = f"would take minutes to compile a model of this size (d_model x d_ff above {LARGEST})"
+    elif wanted != "torch":
+        engine, rows = Compiled(model), recipe.validation[:64]
+        stacked = {name: p.detach()[None] for name, p in model.named_parameters()}
+        ours, theirs = float(engine.test(stacked, rows[None])[0]), float(mean_loss(model, rows).detach())
+        if math.isclose(ours, theirs, rel_tol=1e-3):
+            return engine
+        problem = f"has a loss of {ours:.4f}, the model itself {theirs:.4f}: the kernels do not know this model"
+    if wanted == "compiled":
+        raise SystemExit(f"--engine compiled {problem}; use --engine torch")
+    return Torch(model, recipe.s.eval_batch_size)
+
+
 class Stack:
     """The models that are still training, as rows of one matrix of parameters."""
 
@@ -84,8 +105,7 @@ class Stack:
         self.mean, self.square, self.best = torch.zeros_like(self.flat), torch.zeros_like(self.flat), self.flat.clone()
         self.best_at = [(-1.0, 0)] * len(models)  # (share of right sums, step); the first validation is better
         self.rows, self.done, self.ended_rows = [[] for _ in models], {}, {}
-        compiled = device.type == "cpu" if engine == "auto" else engine == "compiled"
-        self.engine = Compiled(self.model) if compiled else Torch(self.model, self.recipes[0].s.eval_batch_size)
+        self.engine = pick_engine(self.model, engine, device, self.recipes[0])
 
     def named(self, flat):
         """Views of `flat` [models, parameters]."""
@@ -112,7 +132,7 @@ class Stack:
         self.flat.mul_(1 - rate * decay).sub_(rate * update)
         finite = loss.isfinite() & self.flat.isfinite().all(1)
         for recipe, value in zip(self.recipes, loss.tolist()):
-            recipe.learn(value)
+            recipe.note(value)
         return (~finite).nonzero()[:, 0].tolist()
 
     def validate(self, step, seconds):
@@ -139,7 +159,7 @@ class Stack:
             setattr(self, name, [getattr(self, name)[i] for i in indices])
 
     def parameters(self):
-        return [self.flat]
+        return [self.flat[:1]]  # of one model
 
     def state_dict(self):
         """Everything that a resumed sweep needs; also the summaries of the runs that have ended."""
@@ -190,7 +210,7 @@ def train(recipes, run, prune, engine="auto"):
             shown = " ".join(f"{value:.2f}" for value in exact[:8]) + " ..." * (len(exact) > 8)
             running.progress(run, step, f"{good} of {together} at 99 %  best {shown}")
         if (left := prune.get(step + 1, together)) < len(stack.names):
-            ranked = sorted(range(len(stack.names)), key=lambda i: stack.rows[i][-1]["train_loss"])
+            ranked = sorted(range(len(stack.names)), key=lambda i: stack.rows[i][-1]["val_loss"])
             end(ranked[left:], step + 1, "pruned_at")
         if step + 1 == settings.train_steps:
             end(range(len(stack.names)), step + 1, None)
@@ -199,7 +219,7 @@ def train(recipes, run, prune, engine="auto"):
             break
     with disk.writing(run.folder, "members.csv"):
         rows = [{"member": name} | row for name in recipes for row in stack.ended_rows[name]]
-        disk.write_rows(run.folder / "members.csv", rows)
+        disk.write_rows(run.folder / "members.csv", rows, COLUMNS)
     done = {name: stack.done[name] for name in recipes}
     run.end({"seed": sorted({s["seed"] for s in done.values()}), "members": done})
     run.checkpoint.unlink(missing_ok=True)
@@ -208,10 +228,18 @@ def train(recipes, run, prune, engine="auto"):
 
 def main(argv=None):
     argv = sys.argv[1:] if argv is None else list(argv)
-    if not argv or argv[0] not in RECIPES:
-        print(__doc__ if argv[:1] == ["--help"] else f"error: give a recipe first: {', '.join(RECIPES)}")
-        raise SystemExit(0 if argv[:1] == ["--help"] else 2)
-    recipe = importlib.import_module(f"addition.{argv[0]}")
+    if argv[:1] in (["--help"], ["-h"]):
+        print(__doc__)
+        raise SystemExit
+    try:
+        recipe = importlib.import_module(f"addition.{argv[0]}" if re.fullmatch(r"\w+", argv[0]) else "")
+        recipe.Settings, recipe.Recipe  # noqa: B018
+    except (ImportError, AttributeError, ValueError, IndexError):
+        print("error: give a recipe first: train, reliable, tiny, or a module of yours in addition/", file=sys.stderr)
+        raise SystemExit(2) from None
+    if "--seed" in argv:
+        print("error: --seed is of a single run; here it is --seeds", file=sys.stderr)
+        raise SystemExit(2)
     options = running.parse(flags(recipe), argv[1:])
     try:
         seeds, prune = numbers(options.seeds), parse_prune(options.prune, options.eval_interval)

@@ -3,7 +3,9 @@
 import json
 import subprocess
 import sys
+from dataclasses import fields
 from types import SimpleNamespace
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -101,6 +103,7 @@ def test_an_exported_file_runs_where_this_repository_is_not(tmp_path):
     ask = [sys.executable, "-I", "../adder.py", "12", "9999999999"]
     told = subprocess.run(ask, cwd=tmp_path / "elsewhere", capture_output=True, text=True)
     module = verify.read(tmp_path / "adder.py")
+    assert module.build_model()[1]["author"] == "the authors"  # as the LICENSE says
     assert told.returncode == 0 and int(told.stdout) == module.add(module.build_model()[0], 12, 9999999999)
 
 
@@ -197,6 +200,22 @@ def test_a_folded_model_is_the_same_function(flags, before, after, tmp_path, cap
     exported, metadata = verify.read(tmp_path / "adder.py").build_model()
     assert metadata["params"] == after == sum(p.numel() for p in exported.parameters())
     assert "the same logits" in capsys.readouterr().out
+
+
+def test_any_tiny_model_folds_to_the_same_function():
+    random, found = np.random.default_rng(0), 0
+    options = {f.name: get_args(f.type) for f in fields(TinyConfig) if get_args(f.type)} | {
+        "head_dim": (2, 4),
+        "gated": (True, False),
+    }
+    while found < 60:
+        try:
+            config = TinyConfig(**{name: random.choice(values).item() for name, values in options.items()})
+            smaller, _ = fold.fold(model := build(config))
+        except ValueError:
+            continue  # no model, or one that says why it cannot be folded
+        found += 1
+        assert train.count(smaller) <= train.count(model) and fold.difference(model, smaller) < 1e-6, config
 
 
 def test_what_cannot_be_folded_is_said(tmp_path):

@@ -46,12 +46,12 @@ def models(module, config, count=2):
 @pytest.mark.parametrize("engine", [Compiled, Torch])
 @pytest.mark.parametrize("case", CASES)
 def test_stacks_agree_with_the_plain_model(case, engine):
-    """300 rows are not a multiple of a register's lanes, nor 37 of its parts: the edges count too."""
+    """300, 37 and 3 rows are no multiple of a register's lanes: the edges count too."""
     both = models(*CASES[case])
     named = [dict(model.named_parameters()) for model in both]
     stacked = {name: torch.stack([p[name].detach() for p in named]).requires_grad_() for name in named[0]}
     engine, sharpness = engine(both[0]), torch.tensor([1.0, 0.5])
-    for count in (300, 37):
+    for count in (300, 37, 3):
         rows = torch.stack([encode_pairs(uniform_pairs(seed, count), both[0].config.layout) for seed in range(2)])
         expected = torch.stack([train.mean_loss(m, r, s) for m, r, s in zip(both, rows, sharpness)])
         found = engine.losses(stacked, rows, sharpness)
@@ -78,20 +78,55 @@ def test_right_sums_are_counted(engine):
     rows[:20, 32] = (rows[:20, 32] + 1) % 10  # the sum's last digit
     rows[40:50, 33] = 5  # the token after it does not count
     stacked = {name: p.detach()[None] for name, p in model.named_parameters()}
-    assert engine(model).test(stacked, rows[None])[1].tolist() == [280] == [train.right(model, rows)]
+    assert engine(model).test(stacked, rows[None])[1].tolist() == [280] == [train.test(model, rows)[1]]
 
 
-def test_error_function_and_exponential_are_float32_exact():
-    x = np.linspace(-12, 12, 64 * 50, dtype=np.float32).reshape(50, 64)
+@pytest.mark.parametrize("engine", [Compiled, Torch])
+@pytest.mark.parametrize("kind", ["equal logits", "a weight that is no number"])
+def test_what_is_no_answer_is_not_right(kind, engine):
+    (model,) = models(tiny, tiny.TinyConfig(), 1)
+    torch.nn.init.constant_(model.final, 0.0 if kind == "equal logits" else torch.nan)
+    stacked = {name: p.detach()[None] for name, p in model.named_parameters()}
+    rows = encode_pairs(uniform_pairs(1, 50), model.config.layout)
+    assert engine(model).test(stacked, rows[None])[1].tolist() == [0] == [train.test(model, rows)[1]]
+
+
+class Other(train.TinyDecoderLM):
+    """A model that the kernels do not know."""
+
+    def forward(self, tokens, sharpness=1):
+        return super().forward(tokens, sharpness) * 0.5
+
+
+def test_the_kernels_are_for_models_that_they_know():
+    recipe = train.Recipe(train.Settings(val_size=64, test_size=1, init_std=0.4))
+    known, other = recipe.model(), Other(train.ModelConfig(), 0.4)
+    cpu = torch.device("cpu")
+    assert sweep.pick_engine(known, "auto", cpu, recipe).name == "compiled"
+    assert sweep.pick_engine(other, "auto", cpu, recipe).name == "torch"
+    wide = train.TinyDecoderLM(train.ModelConfig(d_model=32, d_ff=32))
+    assert sweep.pick_engine(wide, "auto", cpu, recipe).name == "torch"
+    with pytest.raises(SystemExit, match="do not know"):
+        sweep.pick_engine(other, "compiled", cpu, recipe)
+
+
+@pytest.mark.parametrize("name", ["gelu", "silu"])
+def test_activations_are_float32_exact(name):
+    code = kernels.Code(f"probe_{name}", 3, 0)
+    for pointer, value in zip(
+        code.function.args[1:], getattr(kernels, name)(code, code.load(code.function.args[0], 0))
+    ):
+        code.store(value, pointer, 0)
+    function = kernels.assemble(code, 0)
+    x = np.linspace(-12, 12, 16 * 200, dtype=np.float32).reshape(200, 16)
     y, slope = np.empty_like(x), np.empty_like(x)
-    kernels.gelu(x, y, slope)
+    for rows in zip(x, y, slope):
+        function(*(row.ctypes.data for row in rows))
     exact = torch.from_numpy(x).double().requires_grad_()
-    value = torch.nn.functional.gelu(exact)
+    value = getattr(torch.nn.functional, name)(exact)
     value.sum().backward()
     np.testing.assert_allclose(y, value.detach().numpy(), atol=2e-6)
     np.testing.assert_allclose(slope, exact.grad.numpy(), atol=2e-6)
-    kernels.silu(x, y, slope)
-    np.testing.assert_allclose(y, torch.nn.functional.silu(torch.from_numpy(x)).numpy(), atol=2e-6)
 
 
 STAGES = dict(first_stage=5, mastery=2.0, rehearse=0.2, soften_until=20)
@@ -213,9 +248,9 @@ def test_a_full_disk_loses_nothing(file, whole, tmp_path):
 
 
 def test_the_best_starts_go_on(whole):
-    """After step 20, the two with the lowest training loss."""
+    """After step 20, the two with the lowest validation loss."""
     summaries = json.loads((whole / "summary.json").read_text())["members"]
-    losses = {row["member"]: float(row["train_loss"]) for row in disk.read_rows(whole / "members.csv")
+    losses = {row["member"]: float(row["val_loss"]) for row in disk.read_rows(whole / "members.csv")
               if row["step"] == "20"}  # fmt: skip
     best = sorted(losses, key=losses.get)[:2]
     for name, summary in summaries.items():
@@ -251,7 +286,7 @@ def test_other_flags_on_resume_are_refused(whole):
         "reliable --seeds x", "reliable --seeds 7-3", "reliable --seeds -1", "reliable --seeds 1-", "reliable --seeds",
         "reliable --seeds 0-99999999999", "reliable --seeds 99999999999", "reliable --prune 5", "reliable --prune 3:1",
         "reliable --prune 0:1", "reliable --prune 2:0", "reliable --engine jax", "reliable --embedding arc", "seeds",
-        "tiny --query zeros", "",
+        "tiny --query zeros", "", "reliable --seed 5", "data", "../x",
     ],
 )  # fmt: skip
 def test_wrong_sweeps_are_errors(words, clean, capsys):

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from addition import verify
+from addition import train, verify
 from addition.evaluate_checkpoints import load
-from addition.train import carry_pairs, count, encode_pairs, right
+from addition.train import carry_pairs, count, encode_pairs
 
 FOLDER = Path(__file__).parents[2] / "addition/weights"
 PAIRS = np.concatenate([carry_pairs(5, 2000), verify.EDGES])
@@ -16,7 +16,7 @@ PAIRS = np.concatenate([carry_pairs(5, 2000), verify.EDGES])
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.pt")), ids=lambda path: path.stem)
 def test_weights_add(path):
     model = load(path)
-    wrong = len(PAIRS) - right(model, encode_pairs(PAIRS, model.config.layout))
+    wrong = len(PAIRS) - train.test(model, encode_pairs(PAIRS, model.config.layout))[1]
     assert f"{count(model)}p" == path.stem and wrong <= len(PAIRS) // 100
 
 

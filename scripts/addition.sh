@@ -1,0 +1,49 @@
+#!/usr/bin/env bash
+# scripts/addition.sh [FLAGS...]
+# The sweeps of addition/EXPERIMENTS.md, each a process with one thread, two at a time (JOBS=4 on more cores). Hardware:
+# 2 CPU cores, 5 to 20 minutes a sweep. Evidence goes to results/addition/ as each ends; a sweep that has it there is left
+# out, so the same command goes on after any interruption. ARMS="starts-456p" for these only. FLAGS go to every sweep.
+set -uo pipefail
+CDPATH= cd -- "$(dirname -- "$0")/.." || exit 1
+
+LOW="--pos-rank 3 --qkv-rank 3 --attn-out-rank 2 --ffn-rank 3 --use-rmsnorm --tie-qkv shareA_tieKV"
+declare -A FLAGS=(
+  [starts-456p]="reliable $LOW --seeds 1000-1039"
+  [log-512p-long]="train --pos-rank 3 --qkv-rank 3 --attn-out-rank 3 --ffn-rank 3 --seeds 42-49 --train-steps 100000"
+)
+# The recipe less one thing, 16 seeds each.
+less() { FLAGS[less-$1]="reliable $LOW --seeds 2000-2015 ${*:2}"; }
+less nothing
+less stage --first-stage 0 --rehearse 0
+less rehearsal --rehearse 0
+less mastery --mastery 1000
+less carries --carry 0
+less softening --soften 1
+less decay --weight-decay 0
+less decay-end --decay-until 0
+less large-start --init-std 0.02
+less high-rate --lr 0.02
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+
+python() {
+  if [ -n "${PYTHON:-}" ]; then "$PYTHON" "$@"; else ./run.sh python "$@"; fi
+}
+
+one() { # NAME RECIPE FLAGS...
+  mkdir -p results/runs
+  {
+    python -m addition.fast.sweep "$2" --run-name "$1" --resume "${@:3}" && python -m addition.report keep "results/runs/$1"
+  } >"results/runs/$1.txt" 2>&1 && return
+  echo "$1 failed or was stopped, see results/runs/$1.txt" >&2
+  return 255 # xargs starts no more
+}
+export -f python one
+
+ARMS=${ARMS:-$(printf '%s\n' "${!FLAGS[@]}" | sort -r)}
+for arm in $ARMS; do
+  [ -n "${FLAGS[$arm]+known}" ] || { echo "ARMS: $arm is no arm; expected some of ${!FLAGS[*]}" >&2; exit 2; }
+done
+for arm in $ARMS; do
+  [ -s "results/addition/$arm/summary.json" ] || echo "$arm ${FLAGS[$arm]} $*"
+done | xargs -P "${JOBS:-2}" -I{} bash -c 'one {}' || exit 1
+python -m addition.report
