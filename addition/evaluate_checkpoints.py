@@ -2,7 +2,8 @@
 
 python -m addition.evaluate_checkpoints results/runs/repro_456_s43/checkpoints/best.pt --output results/eval.json
 
-Checkpoints of the public 456-parameter project can be given, too: only the names of their tensors differ.
+Checkpoints of the public 456-parameter project can be given, too: names of tensors
+differ, and full matrices are the other way round.
 """
 
 import argparse
@@ -42,7 +43,7 @@ def build(architecture, config, named):
         config = TinyConfig.from_dict(config)
         model = TinyAdder(config, {name: torch.zeros(shape) for name, shape in config.shapes().items()})
     else:
-        model = TinyDecoderLM(ModelConfig.from_dict(config), std=0.02)
+        model = TinyDecoderLM(ModelConfig.from_dict(config))
     if any(name.startswith("blocks.") for name in named):
         named = from_published(named)
     expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}

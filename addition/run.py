@@ -13,7 +13,6 @@ import plumbing.run
 from addition import plots
 from plumbing import disk
 
-ROOT = Path(__file__).parent.parent
 RunName = Annotated[str, tyro.conf.arg(name="run-name", aliases=("--name",))]
 LARGEST = {  # values of flags; where nothing is said, there is no bound
     **dict.fromkeys(("rehearse", "carry", "soften"), 1.0),

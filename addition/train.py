@@ -23,6 +23,7 @@ from addition import run as outputs
 
 DIGITS = 10  # of an operand; the sum has one more
 LIMIT = 10**DIGITS
+POWERS = 10 ** np.arange(DIGITS)
 PLUS, EQUALS, PAD, EOS = 10, 11, 12, 13
 SCORE_SEEDS = (41, 100, 200, 300, 400, 500, 999, 1234, 7777, 31415)  # the final score: 10,000 pairs from each
 
@@ -57,10 +58,9 @@ def digits(numbers, count=DIGITS):
 
 def encode(a, b, layout=STANDARD):
     """Rows of tokens, prompt and answer; the digits of the operands are the columns of a and b, [rows, 10] each."""
-    powers = 10 ** np.arange(DIGITS)
     rows = np.tile(np.array(layout.template, dtype=np.uint8), (len(a), 1))
     rows[:, layout.a], rows[:, layout.b] = a, b
-    rows[:, layout.sum] = digits(a @ powers + b @ powers, DIGITS + 1)
+    rows[:, layout.sum] = digits(a @ POWERS + b @ POWERS, DIGITS + 1)
     return torch.from_numpy(rows)
 
 
@@ -82,8 +82,7 @@ def carry_pairs(seed, count):
     rng = np.random.default_rng([seed, 9])
     a = rng.integers(0, 10, (count, DIGITS))
     b = np.where(rng.random((count, DIGITS)) < rng.random((count, 1)), 9 - a, rng.integers(0, 10, (count, DIGITS)))
-    powers = 10 ** np.arange(DIGITS)
-    return np.stack([a @ powers, b @ powers], 1)
+    return np.stack([a @ POWERS, b @ POWERS], 1)
 
 
 def key(a, b):
@@ -289,10 +288,9 @@ class Recipe:
 
     def batch(self, step):
         """Rows of tokens. Pairs of the validation and test sets never come."""
-        powers = 10 ** np.arange(DIGITS)
         while True:
             a, b = self.operands(step)
-            keys = key(a @ powers, b @ powers)
+            keys = key(a @ POWERS, b @ POWERS)
             found = self.held_out.take(np.searchsorted(self.held_out, keys), mode="clip")
             if not (found == keys).any():
                 return encode(a, b, self.s.model.layout)

@@ -25,8 +25,7 @@ ROOT = Path(__file__).parent.parent
 DOCUMENTS = ("ep_c512/README.md", "ep_c512/EXPERIMENTS.md")
 RESULTS = ROOT / "results" / "ep_c512"
 CURVES = {"bp-lr5e-3": "0.5", "bptt": "tab:blue", "frozen": "tab:orange", "tracking": "tab:red",
-          "recipe-bptt": "tab:cyan",
-          "recipe": "tab:green", "two-phase": "tab:purple"}  # fmt: skip
+          "recipe-bptt": "tab:cyan", "recipe": "tab:green", "two-phase": "tab:purple"}  # fmt: skip
 
 
 def runs(arm):

@@ -16,7 +16,7 @@ less() { FLAGS[less-$1]="reliable $LOW --seeds 2000-2015 ${*:2}"; }
 less nothing
 less stage --first-stage 0 --rehearse 0
 less rehearsal --rehearse 0
-less mastery --mastery 1000
+less mastery --mastery 0
 less carries --carry 0
 less softening --soften 1
 less decay --weight-decay 0

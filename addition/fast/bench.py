@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+import bench
 from addition import reliable, tiny, train
 from addition.fast.sweep import Stack
 from plumbing import disk
@@ -38,12 +39,6 @@ def operations(config):
     pairs = sum(range(layout.first + 1, layout.length + 1))
     after = head * d + (2 + getattr(config, "gated", False)) * d * config.d_ff + layout.vocabulary * d
     return 2 * pairs * head + queries * after
-
-
-def matrix_rate():
-    """GFLOP/s of a large product, all threads."""
-    a = torch.randn(1024, 1024)
-    return 2 * 1024**3 / min(timeit.repeat(lambda: a @ a, number=1, repeat=12)) / 1e9
 
 
 def plain_step(recipe):
@@ -85,7 +80,7 @@ def main(argv=None):
             step()
         rates, turns = [], {way: [] for way in ways}
         for _ in range(options.turns):
-            rates.append(matrix_rate())
+            rates.append(bench.matrix_rate(torch.device("cpu")) / 1e9)
             for way, (models, step) in ways.items():
                 count = max(1, options.steps // models)
                 turns[way].append(1000 * timeit.timeit(step, number=count) / count / models)

@@ -86,6 +86,12 @@ class Compiled:
         return kernels.call(False, tables, rows.numpy(), self.layout, self.kind)[:2]
 
 
+def mean_losses(predicted, target):
+    """Of each model, from its logits [models, batch, answer, vocabulary]."""
+    losses = F.cross_entropy(predicted.flatten(0, 2), target.flatten(), reduction="none")
+    return losses.view(len(target), -1).mean(1)
+
+
 class Torch:
     """Plain PyTorch, for any device."""
 
@@ -95,9 +101,7 @@ class Torch:
         self.call, self.at_once, self.answer = Call(model, answers), at_once, len(model.config.layout.sum)
 
     def losses(self, parameters, rows, sharpness):
-        predicted, target = self.call.stacked(parameters, rows, sharpness)
-        loss = F.cross_entropy(predicted.flatten(0, 2), target.flatten(), reduction="none")
-        return loss.view(len(rows), -1).mean(1)
+        return mean_losses(*self.call.stacked(parameters, rows, sharpness))
 
     @torch.no_grad()
     def test(self, parameters, rows):
@@ -105,7 +109,6 @@ class Torch:
         at_once = max(1, self.at_once // len(rows))
         for part in rows.split(at_once, 1):
             predicted, target = self.call.stacked(parameters, part, torch.ones(len(rows), device=rows.device))
-            losses = F.cross_entropy(predicted.flatten(0, 2), target.flatten(), reduction="none")
-            loss = loss + losses.view(len(rows), -1).mean(1) * (part.shape[1] / rows.shape[1])
+            loss = loss + mean_losses(predicted, target) * (part.shape[1] / rows.shape[1])
             right = right + (predicted.argmax(-1) == target)[..., : self.answer].all(-1).sum(-1)
         return loss, right

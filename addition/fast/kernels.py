@@ -305,6 +305,7 @@ def write(s):
     queries, streams, most = code.scratch(s.queries, s.head), code.scratch(s.queries, s.width), code.scratch(s.queries)
     upstream, d_queries = code.scratch(s.queries, s.head), code.scratch(s.queries, s.head)
     d_streams, along = code.scratch(s.queries, s.width), code.scratch(s.queries)
+    sums = code.scratch(2 * s.head + 1)
 
     def vectors(pointer, first, number):
         return [code.load(pointer, at.mul(at.add(first, LONG(i)), LONG(LANES))) for i in range(number)]
@@ -376,7 +377,6 @@ def write(s):
         def answer(query):
             """From the scores of a query to its loss, and back to the attention's output."""
             largest, here = vectors(most, query, 1)[0], at.add(query, LONG(s.first))
-            sums = code.scratch_sums
             keep([code.constant(0.0)] * (s.head + 1), sums, LONG(0))
 
             def attend(place):
@@ -454,7 +454,6 @@ def write(s):
             found = tokens(place)
             both = gather("kv", place, found, kv_columns)
             k, v = both[: s.head], both[s.head : 2 * s.head]
-            sums = code.scratch_sums
             keep([code.constant(0.0)] * (2 * s.head), sums, LONG(0))
 
             def one(query):
@@ -484,7 +483,6 @@ def write(s):
             code.loop(0, s.length, attend_back)
             code.loop(0, s.queries, write_query)
 
-    code.scratch_sums = code.scratch(2 * s.head + 1)
     blocks = at.sdiv(at.add(count, LONG(LANES - 1)), LONG(LANES))
     code.loop(0, blocks, block)
     return code

@@ -20,7 +20,7 @@ from typing import Annotated, Literal
 import torch
 import tyro
 
-from addition import run as running
+from addition import run as outputs
 from addition.fast import kernels
 from addition.fast.engine import Compiled, Torch
 from addition.train import SCORE_SEEDS, encode_pairs, mean_loss, uniform_pairs
@@ -50,8 +50,8 @@ def numbers(words):
     for word in words:
         match = re.fullmatch(r"(\d+)(?:-(\d+))?", word)
         low, high = (int(match[1]), int(match[2] or match[1])) if match else (0, -1)
-        if not low <= high < min(low + MOST_SEEDS, running.LARGEST["seed"]):
-            form = f"a number below {running.LARGEST['seed']:,} or a range of at most {MOST_SEEDS:,}, such as 0-7"
+        if not low <= high < min(low + MOST_SEEDS, outputs.LARGEST["seed"]):
+            form = f"a number below {outputs.LARGEST['seed']:,} or a range of at most {MOST_SEEDS:,}, such as 0-7"
             raise ValueError(f"--seeds {word}: expected {form}")
         found += range(low, high + 1)
     if not found:
@@ -188,7 +188,7 @@ def train(recipes, run, prune, engine="auto"):
             name, recipe, weights = stack.names[i], stack.recipes[i], stack.best[i]
             test = 1 - stack.errors(weights, recipe.test) / len(recipe.test)
             errors = {seed: stack.errors(weights, rows) for seed, rows in score.items()}
-            stack.done[name] = running.result(recipe, step, stack.rows[i], stack.best_at[i], test, errors) | {
+            stack.done[name] = outputs.result(recipe, step, stack.rows[i], stack.best_at[i], test, errors) | {
                 "name": name, "parameters": stack.flat.shape[1], "steps": step, "seconds": round(run.elapsed(), 1),
                 "models_together": together, "engine": stack.engine.name, "hardware": disk.describe(run.device),
                 "commit": disk.commit(), **({reason: step} if reason else {}),
@@ -208,7 +208,7 @@ def train(recipes, run, prune, engine="auto"):
             good = sum(value >= 0.99 for value in exact) + sum(s["best_val_exact"] >= 0.99 for s in stack.done.values())
             run.row = {"at_99": good, "best": exact[0], "training": len(exact)}
             shown = " ".join(f"{value:.2f}" for value in exact[:8]) + " ..." * (len(exact) > 8)
-            running.progress(run, step, f"{good} of {together} at 99 %  best {shown}")
+            outputs.progress(run, step, f"{good} of {together} at 99 %  best {shown}")
         if (left := prune.get(step + 1, together)) < len(stack.names):
             ranked = sorted(range(len(stack.names)), key=lambda i: stack.rows[i][-1]["val_loss"])
             end(ranked[left:], step + 1, "pruned_at")
@@ -240,7 +240,7 @@ def main(argv=None):
     if "--seed" in argv:
         print("error: --seed is of a single run; here it is --seeds", file=sys.stderr)
         raise SystemExit(2)
-    options = running.parse(flags(recipe), argv[1:])
+    options = outputs.parse(flags(recipe), argv[1:])
     try:
         seeds, prune = numbers(options.seeds), parse_prune(options.prune, options.eval_interval)
     except ValueError as error:
@@ -248,7 +248,7 @@ def main(argv=None):
         raise SystemExit(2) from None
     shared = recipe.Settings(**{f.name: getattr(options, f.name) for f in fields(recipe.Settings)})
     options = replace(options, name=options.name or f"{argv[0]}-sweep")
-    run = running.Run(options, "fast.sweep", argv)
+    run = outputs.Run(options, "fast.sweep", argv)
     recipes = {f"seed{seed}": recipe.Recipe(replace(shared, seed=seed)) for seed in seeds}
     results = train(recipes, run, prune, options.engine)
     for name, r in results.items():
