@@ -54,14 +54,27 @@ def parse(config_class, argv=None):
     return from_flags(config_class, argv, default, wrong_value)
 
 
+@contextlib.contextmanager
+def piped():
+    """`--help | head` ends in silence inside. However that is left, a closed pipe does afterwards what it did before:
+    a later write to a process that has ended must raise an error, not end this one."""
+    try:
+        before = signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    except (ValueError, AttributeError):  # not the main thread; Windows
+        yield
+        return
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        signal.signal(signal.SIGPIPE, before)
+
+
 def from_flags(config_class, argv, default, wrong_value):
     """The config that the flags make of `default`; a flag with a wrong value ends the program."""
     text = (sys.modules[config_class.__module__].__doc__ or "").replace("\n", "\n ")  # tyro keeps indented lines apart
-    with contextlib.suppress(ValueError, AttributeError):  # not the main thread; Windows
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # --help | head ends in silence
-    config = tyro.cli(config_class, args=argv, default=default, description=text)
-    with contextlib.suppress(ValueError, AttributeError):
-        signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    with piped():
+        config = tyro.cli(config_class, args=argv, default=default, description=text)
     if problem := wrong_value(config):
         print(f"error: {problem}", file=sys.stderr)
         raise SystemExit(2)

@@ -436,6 +436,7 @@ def test_bad_flags_name_the_flag_and_what_is_expected(line, capsys):
     assert error.value.code == 2
     output = capsys.readouterr()
     assert words in output.out + output.err
+    assert signal.getsignal(signal.SIGPIPE) == signal.SIG_IGN, "the next write to a closed pipe would end the program"
 
 
 @pytest.mark.skipif(torch.cuda.is_available() or torch.backends.mps.is_available(), reason="needs a machine without")
