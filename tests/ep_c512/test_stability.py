@@ -2,6 +2,7 @@
 
 import math
 
+import pytest
 import torch
 
 from ep_c512 import stability, train
@@ -49,6 +50,19 @@ def test_the_spectral_penalty_is_zero_below_its_cap_and_lowers_what_is_above():
         with torch.no_grad():
             free.block.get_parameter(name).sub_(0.3 * g)
     assert penalty(cap) < 0.9 * before
+
+
+def test_the_vector_of_the_spectral_penalty_grows_most():
+    free = relaxed(resinit=1.5)
+    blocks, noise = stability.diagonal_blocks(free.force, free.z) + 2 * torch.eye(8), torch.randn(free.z.shape)
+    v = noise[..., None]
+    for _ in range(4):
+        v = torch.nn.functional.normalize(blocks @ v, dim=-2)
+    growth = (blocks @ v).norm(dim=-2)
+    cap = float(growth.mean())
+    expected = (growth - cap).relu().square().mean()
+    found = stability.penalty(free.block, free.tokens, free.z, "spectral", noise, cap).detach()
+    assert float(found) == pytest.approx(float(expected), rel=1e-3)
 
 
 def test_penalties_leave_the_state_and_the_embeddings_alone():
