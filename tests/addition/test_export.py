@@ -65,6 +65,11 @@ def few(monkeypatch):
 
 
 @pytest.fixture
+def few_prompts(monkeypatch):
+    monkeypatch.setattr(fold, "PROMPTS", 300)
+
+
+@pytest.fixture
 def submission(tmp_path):
     def write(*replacements, text=PERFECT):
         for old, new in replacements:
@@ -184,7 +189,7 @@ SMALLEST = dict(embedding="unit", norms="final", values="joined", keys="rotation
         (SMALLEST | dict(query="even", keys="one", gate="scaled", down="turned"), 20, 20),
     ],
 )
-def test_a_folded_model_is_the_same_function(flags, before, after, tmp_path, capsys):
+def test_a_folded_model_is_the_same_function(few_prompts, flags, before, after, tmp_path, capsys):
     model = build(TinyConfig(**flags))
     torch.manual_seed(0)
     for name, p in model.named_parameters():  # a model starts with norms of 1, which are folded in any way
@@ -202,7 +207,7 @@ def test_a_folded_model_is_the_same_function(flags, before, after, tmp_path, cap
     assert "the same logits" in capsys.readouterr().out
 
 
-def test_any_tiny_model_folds_to_the_same_function():
+def test_any_tiny_model_folds_to_the_same_function(few_prompts):
     random, found = np.random.default_rng(0), 0
     options = {f.name: get_args(f.type) for f in fields(TinyConfig) if get_args(f.type)} | {
         "head_dim": (2, 4),
