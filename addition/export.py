@@ -218,6 +218,8 @@ def main(argv=None):
     parser.add_argument("--author", default="", help="in the metadata; else whom the LICENSE names")
     parser.add_argument("--fold", action="store_true", help="a tiny model with fewer parameters and the same function")
     options = parser.parse_args(argv)
+    if options.output.is_dir():
+        parser.error(f"-o {options.output} is a folder; name the file to write, such as {options.output / 'adder.py'}")
     model = export(options.checkpoint, options.output, options.name, options.author, options.fold)
     print(f"{options.output}: {train.count(model)} parameters, the same answers as {options.checkpoint}")
 

@@ -30,13 +30,14 @@ class TinyConfig:
     d_model: int = 3
     head_dim: int = 4  # even: RoPE turns pairs
     d_ff: int = 2
-    theta: float = 3.0  # RoPE turns a pair by the angle theta^(-pair / pairs) a position
+    period: float = 2 * math.pi  # positions in which RoPE turns the first pair of a head once
+    theta: float = 3.0  # each further pair turns more slowly, by theta^(-pair / pairs)
     gated: bool = True  # SwiGLU; else GELU, a third fewer parameters
     # arc: digits on a circular arc, given by radius, start and span; unit: the radius is fixed
     embedding: Literal["free", "arc", "unit"] = "free"
     radius: float = 10.0  # of a unit arc: any radius gives the same models, but other steps of training
     # zeros: each pair turned so that one entry is 0; constant: the same for every token, only the share of the two
-    # pairs is learned; even: both pairs alike, nothing is learned
+    # pairs is learned; even: the same for every token, all pairs alike, nothing is learned
     query: Literal["free", "zeros", "constant", "even"] = "free"
     # rotation: the queries, each pair turned by a learned angle; turn: only the first pair; one: all by the same
     keys: Literal["free", "rotation", "turn", "one"] = "free"
@@ -55,10 +56,11 @@ class TinyConfig:
             (min(self.d_model, self.d_ff) < 1, "d_model and d_ff must be at least 1"),
             (self.head_dim < 2 or self.head_dim % 2, "head_dim must be even: RoPE turns pairs"),
             (not 0 < self.theta < math.inf, "theta must be a number above 0"),
+            (not 0 < self.period < math.inf, "period must be a number above 0"),
             (not 0 < self.radius < math.inf, "radius must be a number above 0"),
             (self.embedding != "free" and self.d_model < 2, "embedding arc needs d_model 2: an arc lies in a plane"),
             (self.query == "zeros" and self.read != 2, "query zeros needs embedding unit"),
-            (self.query in ("constant", "even") and self.head_dim != 4, f"query {self.query} needs head_dim 4"),
+            (self.query == "constant" and self.head_dim != 4, "query constant needs head_dim 4"),
             (self.values == "query" and self.query != "free", "values query needs query free"),
             (self.out == "transpose" and self.read < self.d_model, "out transpose needs embedding free or arc"),
             (self.values == "joined" and self.read > self.head_dim, f"values joined needs head_dim {self.read}"),
@@ -139,9 +141,10 @@ class TinyAdder(nn.Module):
         if self.config.query == "zeros":  # each pair reads (a x + b y, c y)
             a, b, c = self.query
             return h @ torch.cat([torch.stack([a, b]), torch.stack([torch.zeros_like(c), c])], -1)
-        mix = self.mix if self.config.query == "constant" else torch.full((1,), math.pi / 4).to(h)
-        fixed = torch.cat([torch.cos(mix), torch.sin(mix), torch.zeros(2).to(h)])
-        return fixed.expand(*h.shape[:-1], 4)
+        pairs = self.config.head_dim // 2
+        even = torch.full((pairs,), pairs**-0.5).to(h)
+        shares = even if self.config.query == "even" else torch.cat([torch.cos(self.mix), torch.sin(self.mix)])
+        return F.pad(shares, (0, pairs)).expand(*h.shape[:-1], 2 * pairs)
 
     def inputs(self, tokens, places):
         """Of tokens at these places: the residual stream, and the attention's queries, keys and values."""
@@ -159,7 +162,7 @@ class TinyAdder(nn.Module):
         else:
             q, k = (part * torch.rsqrt(part.square().sum(-1, keepdim=True) + 1e-6) for part in (q, k))
             q = q * (self.scale if c.qk_norm == "scale" else math.sqrt(c.head_dim))
-        speed = (c.theta ** (-torch.arange(pairs) / pairs)).to(x)
+        speed = (2 * math.pi / c.period * c.theta ** (-torch.arange(pairs) / pairs)).to(x)
         angles = places[..., None] * speed
         return x, turn(q, angles), turn(k, angles), v
 
@@ -188,13 +191,13 @@ class Settings(reliable.Settings):
     model: tyro.conf.OmitArgPrefixes[TinyConfig] = field(default_factory=TinyConfig)
     train_steps: int = 15_000
     batch_size: int = 128
-    lr: float = 0.05
-    init_std: float = 0.5
-    weight_decay: float = 0.0
-    first_stage: int = 0  # none: the task is the same at every position
-    rehearse: float = 0.0
-    soften: float = 0.2
-    soften_until: int = 3_000
+    lr: float = 0.05  # at the end of the warm-up
+    init_std: float = 0.5  # of matrices
+    weight_decay: float = 0.0  # on all parameters
+    first_stage: int = 0  # steps of numbers made of zeros and nines: none, as the task is the same at every position
+    rehearse: float = 0.0  # share of such numbers in the later batches
+    soften: float = 0.2  # factor of the attention scores at first
+    soften_until: int = 3_000  # step at which it has risen to 1
     full: int = 0  # from this step on all numbers have ten digits; 0: never
 
 

@@ -58,7 +58,7 @@ def read(path):
     except OSError as error:
         raise SystemExit(f"{path} cannot be read ({error.strerror}); give the path of a submission") from None
     except (SyntaxError, ValueError) as error:
-        raise SystemExit(f"{path} is not a Python file ({error})") from None
+        raise SystemExit(f"{path} is not a Python file ({error}); addition.export makes one of a checkpoint") from None
     root = Path(__file__).parents[1]
     ours = {file.stem for file in root.glob("*.py")} | {file.parent.name for file in root.glob("*/__init__.py")}
     for node in ast.walk(tree):

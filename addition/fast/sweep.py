@@ -14,11 +14,10 @@ import importlib
 import math
 import re
 import sys
-from dataclasses import fields, make_dataclass, replace
-from typing import Annotated, Literal
+from dataclasses import dataclass, fields, replace
+from typing import Literal
 
 import torch
-import tyro
 
 from addition import run as outputs
 from addition.fast import kernels
@@ -31,18 +30,16 @@ COLUMNS = ("member", "step", "train_loss", "val_loss", "val_exact", "lr", "stage
 LARGEST = 600  # d_model x d_ff of a model for the kernels: 15 seconds to compile
 
 
-def described(kind, text):
-    return Annotated[kind, tyro.conf.arg(help=text)]
-
-
 def flags(recipe):
     """The recipe's settings, and those of a sweep."""
-    own = [
-        ("seeds", described(tuple[str, ...], "numbers and ranges: 0-7, or 41 100 200-205"), ("0-7",)),
-        ("prune", described(str, "STEP:LEFT,...: only so many runs go on then, the best by validation loss"), ""),
-        ("engine", described(Literal["auto", "torch", "compiled"], "auto: compiled on a CPU"), "auto"),
-    ]  # fmt: skip
-    return make_dataclass("Sweep", own, bases=(recipe.Settings,), frozen=True, namespace={"__module__": __name__})
+
+    @dataclass(frozen=True)
+    class Sweep(recipe.Settings):
+        seeds: tuple[str, ...] = ("0-7",)  # numbers and ranges: 0-7, or 41 100 200-205
+        prune: str = ""  # STEP:LEFT,...: only so many runs go on then, the best by validation loss
+        engine: Literal["auto", "torch", "compiled"] = "auto"  # auto: compiled on a CPU
+
+    return Sweep
 
 
 def numbers(words):
