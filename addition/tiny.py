@@ -30,22 +30,17 @@ class TinyConfig:
     d_model: int = 3
     head_dim: int = 4  # even: RoPE turns pairs
     d_ff: int = 2
-    period: float = 2 * math.pi  # positions in which RoPE turns the first pair of a head once
-    theta: float = 3.0  # each further pair turns more slowly, by theta^(-pair / pairs)
+    theta: float = 3.0  # RoPE turns a pair by the angle theta^(-pair / pairs) a position
     gated: bool = True  # SwiGLU; else GELU, a third fewer parameters
     # arc: digits on a circular arc, given by radius, start and span; unit: the radius is fixed
     embedding: Literal["free", "arc", "unit"] = "free"
     radius: float = 10.0  # of a unit arc: any radius gives the same models, but other steps of training
-    # zeros: each pair turned so that one entry is 0; constant: the same for every token, only the share of the two
-    # pairs is learned; even: the same for every token, all pairs alike, nothing is learned
-    query: Literal["free", "zeros", "constant", "even"] = "free"
-    # rotation: the queries, each pair turned by a learned angle; turn: only the first pair; one: all by the same
-    keys: Literal["free", "rotation", "turn", "one"] = "free"
+    query: Literal["free", "zeros"] = "free"  # zeros: each pair turned so that one entry is 0
+    # rotation: the queries, each pair turned by a learned angle; turn: only the first pair
+    keys: Literal["free", "rotation", "turn"] = "free"
     # query: the queries without rotation; joined: values and output are one matrix
     values: Literal["free", "query", "joined"] = "free"
     out: Literal["free", "transpose"] = "free"  # transpose: of the values' matrix
-    gate: Literal["free", "scaled"] = "free"  # scaled: the up matrix times a learned number
-    down: Literal["free", "turned"] = "free"  # turned: the up matrix transposed, its two rows turned by a learned angle
     # weights of the three RMSNorms; final: only the last one has some; none: no weights
     norms: Literal["separate", "shared", "final", "none"] = "separate"
     # unit: queries and keys of length 1; scale: times a learned number
@@ -56,16 +51,12 @@ class TinyConfig:
             (min(self.d_model, self.d_ff) < 1, "d_model and d_ff must be at least 1"),
             (self.head_dim < 2 or self.head_dim % 2, "head_dim must be even: RoPE turns pairs"),
             (not 0 < self.theta < math.inf, "theta must be a number above 0"),
-            (not 0 < self.period < math.inf, "period must be a number above 0"),
             (not 0 < self.radius < math.inf, "radius must be a number above 0"),
             (self.embedding != "free" and self.d_model < 2, "embedding arc needs d_model 2: an arc lies in a plane"),
             (self.query == "zeros" and self.read != 2, "query zeros needs embedding unit"),
-            (self.query == "constant" and self.head_dim != 4, "query constant needs head_dim 4"),
             (self.values == "query" and self.query != "free", "values query needs query free"),
             (self.out == "transpose" and self.read < self.d_model, "out transpose needs embedding free or arc"),
             (self.values == "joined" and self.read > self.head_dim, f"values joined needs head_dim {self.read}"),
-            (self.down == "turned" and self.d_ff != 2, "down turned needs d_ff 2"),
-            (self.gate == "scaled" and not self.gated, "gate scaled needs a gate"),
         ):
             if wrong:
                 raise ValueError(problem)
@@ -87,15 +78,13 @@ class TinyConfig:
         d, r, h, f = self.d_model, self.read, self.head_dim, self.d_ff
         options = (
             (self.embedding, {"free": {"embedding": (10, d)}, "arc": {"arc": (3,)}, "unit": {"arc": (2,)}}),
-            (self.query, {"free": {"query": (r, h)}, "zeros": {"query": (3, h // 2)}, "constant": {"mix": (1,)}}),
-            (self.keys, {"free": {"key": (r, h)}, "rotation": {"angle": (h // 2,)}, "turn": {"angle": (1,)},
-                         "one": {"angle": (1,)}}),
+            (self.query, {"free": {"query": (r, h)}, "zeros": {"query": (3, h // 2)}}),
+            (self.keys, {"free": {"key": (r, h)}, "rotation": {"angle": (h // 2,)}, "turn": {"angle": (1,)}}),
             (self.values, {"free": {"value": (r, h)}, "joined": {"joined": (r, d)}}),
             (self.out if self.values != "joined" else "", {"free": {"out": (h, d)}}),
             (self.qk_norm, {"scale": {"scale": (1,)}}),
-            ("", {"": {"up": (d, f)}}),
-            (self.down, {"free": {"down": (f, d)}, "turned": {"turn": (1,)}}),
-            (self.gate if self.gated else "", {"free": {"gate": (d, f)}, "scaled": {"gain": (1,)}}),
+            ("", {"": {"up": (d, f), "down": (f, d)}}),
+            ("gate" if self.gated else "", {"gate": {"gate": (d, f)}}),
             (self.norms, {"separate": {"norm1": (d,), "norm2": (d,), "final": (r,)}, "shared": {"norm": (d,)},
                           "final": {"final": (r,)}}),
         )  # fmt: skip
@@ -138,13 +127,8 @@ class TinyAdder(nn.Module):
     def queries(self, h):
         if self.config.query == "free":
             return h @ self.query
-        if self.config.query == "zeros":  # each pair reads (a x + b y, c y)
-            a, b, c = self.query
-            return h @ torch.cat([torch.stack([a, b]), torch.stack([torch.zeros_like(c), c])], -1)
-        pairs = self.config.head_dim // 2
-        even = torch.full((pairs,), pairs**-0.5).to(h)
-        shares = even if self.config.query == "even" else torch.cat([torch.cos(self.mix), torch.sin(self.mix)])
-        return F.pad(shares, (0, pairs)).expand(*h.shape[:-1], 2 * pairs)
+        a, b, c = self.query  # each pair reads (a x + b y, c y)
+        return h @ torch.cat([torch.stack([a, b]), torch.stack([torch.zeros_like(c), c])], -1)
 
     def inputs(self, tokens, places):
         """Of tokens at these places: the residual stream, and the attention's queries, keys and values."""
@@ -156,13 +140,13 @@ class TinyAdder(nn.Module):
         if c.keys == "free":
             k = h @ self.key
         else:
-            k = turn(q, F.pad(self.angle, (0, pairs - 1)) if c.keys == "turn" else self.angle.expand(pairs))
+            k = turn(q, F.pad(self.angle, (0, pairs - 1)) if c.keys == "turn" else self.angle)
         if c.qk_norm == "none":
             q = q / math.sqrt(c.head_dim)
         else:
             q, k = (part * torch.rsqrt(part.square().sum(-1, keepdim=True) + 1e-6) for part in (q, k))
             q = q * (self.scale if c.qk_norm == "scale" else math.sqrt(c.head_dim))
-        speed = (2 * math.pi / c.period * c.theta ** (-torch.arange(pairs) / pairs)).to(x)
+        speed = (c.theta ** (-torch.arange(pairs) / pairs)).to(x)
         angles = places[..., None] * speed
         return x, turn(q, angles), turn(k, angles), v
 
@@ -173,8 +157,7 @@ class TinyAdder(nn.Module):
             out = F.pad(self.joined, (0, 0, 0, c.head_dim - c.read))
         else:
             out = self.out if c.out == "free" else (self.query if c.values == "query" else self.value).T
-        gate = None if not c.gated else self.gate if c.gate == "free" else self.gain * self.up
-        return out, self.up, gate, self.down if c.down == "free" else turn(self.up, self.turn).T
+        return out, self.up, self.gate if c.gated else None, self.down
 
     def forward(self, tokens, sharpness=1):
         """Logits [batch, length, 10] of tokens [batch, length]; `sharpness` is a factor of attention scores."""
@@ -209,7 +192,6 @@ class Recipe(reliable.Recipe):
         torch.manual_seed(self.s.seed)
         starts = {
             "arc": ([10.0, 0.0, 1.5], [1.0, 0.3, 0.1]), "scale": (5.0, 0.5), "angle": (0.0, math.pi),
-            "mix": (math.pi / 4, 0.3), "gain": (0.0, 1.0), "turn": (0.0, math.pi),
             **dict.fromkeys(("norm", "norm1", "norm2", "final"), (1.0, 0.0)),
         }  # fmt: skip
         if self.s.model.embedding == "unit":

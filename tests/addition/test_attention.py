@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from addition import tiny
+from addition import smallest, tiny
 from addition.attention import measure
 
 
@@ -22,8 +22,7 @@ def test_flat_attention_is_shared_by_all_places():
 
 def test_attention_by_distance():
     """Queries and keys that no token changes: the weights are those of a formula of the distance."""
-    config = tiny.TinyConfig(head_dim=2, query="even", keys="one", period=12)
-    model = tiny.Recipe(tiny.Settings(model=config, val_size=1, test_size=1)).model()
+    model = smallest.Recipe(smallest.Settings(val_size=1, test_size=1)).model()
     torch.nn.init.constant_(model.scale, 20.0)
     torch.nn.init.constant_(model.angle, 2 * math.pi * 10.2 / 12)  # nearest to 10 and 22, the digits of a column
     found, own, before = measure(model), [], []

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from addition import reliable, report, run, tiny, train
+from addition import reliable, report, run, smallest, tiny, train
 from addition.fast import bench, kernels, sweep
 from addition.fast.engine import Compiled, Torch
 from addition.train import encode_pairs, uniform_pairs
@@ -20,11 +20,11 @@ TINY = (
     dict(), dict(embedding="arc", keys="turn", values="query", out="transpose"),
     dict(embedding="arc", gated=False, norms="none", qk_norm="none", d_ff=3, head_dim=2, values="query"),
     dict(norms="shared", keys="rotation", qk_norm="unit", d_model=5), SMALLEST | dict(query="zeros"),
-    SMALLEST | dict(query="constant", gate="scaled"), SMALLEST | dict(query="even", keys="one", down="turned"),
 )  # fmt: skip
 CASES = {
     **{f"log-{size}": (train, train.ModelConfig(**SIZES[size])) for size in (456, 512, 1128)},
     **{f"tiny-{i}": (tiny, tiny.TinyConfig(**values)) for i, values in enumerate(TINY)},
+    "smallest": (smallest, smallest.SmallestConfig(gate="00/00/a*")),
 }
 
 
