@@ -1,7 +1,7 @@
 """The smallest adders, below 36 parameters: attention by distance, and matrices of which few entries are learned.
 
 python -m addition.fast.sweep smallest --seeds 0-63                                           24 parameters
-python -m addition.fast.sweep smallest --seeds 0-63 --gate "00/00/**"                         20
+python -m addition.fast.sweep smallest --seeds 0-63 --gate "00/00/__"                         20
 python -m addition.smallest --seed 3                                                          one, in plain PyTorch
 
 What differs from tiny.py:
@@ -12,7 +12,7 @@ peak finds both. Scale and angle are learned.
 
 Digits lie on an arc around the first axis of a plane; its span is learned. Values and output are one matrix.
 
-The other entries are learned where a pattern has a star: see Pattern. The default leaves out what changes no answer:
+The other entries are learned where a pattern has a blank: see Pattern. The default leaves out what changes no answer:
 a hidden unit can be scaled, so the first row of `up` is 1; what is added to the third coordinate after the last layer
 cannot change which digit is nearest; the last norm has one weight, with another sign for each coordinate: digits are
 answered on the mirrored arc.
@@ -32,31 +32,28 @@ from addition.train import Layout, ModelConfig
 
 
 class Pattern:
-    """The entries of a matrix, rows apart by "/": * is learned, 0 and 1 are fixed, a letter is one learned number
+    """The entries of a matrix, rows apart by "/": _ is learned, 0 and 1 are fixed, a letter is one learned number
     wherever it stands, and a capital letter is minus that number."""
 
     def __init__(self, text):
-        self.rows = [list(row) for row in text.split("/")]
-        self.names, entries = [], [entry for row in self.rows for entry in row]
-        for entry in entries:
-            if entry == "*" or (entry.isalpha() and entry.lower() not in self.names):
-                self.names.append(entry.lower())
-        self.shape = (len(self.rows), len(self.rows[0]))
-        if {len(row) for row in self.rows} != {self.shape[1]} or not all(e in "01*" or e.isalpha() for e in entries):
-            raise ValueError(f"pattern {text!r}: rows of one length, of * 0 1 and letters, apart by /")
+        rows = text.split("/")
+        self.shape, letters, self.count = (len(rows), len(rows[0])), {}, 0  # of learned numbers
+        if {len(row) for row in rows} != {self.shape[1]} or not all(c in "01_" or c.isalpha() for c in "".join(rows)):
+            raise ValueError(f"{text!r}: expected rows of one length, of _ 0 1 and letters, apart by /")
+        self.fixed, self.sign, self.index = [], [], []
+        for entry in "".join(rows):
+            learned = entry not in "01"
+            if entry == "_" or (learned and entry.lower() not in letters):
+                letters[entry.lower()] = self.count
+                self.count += 1
+            self.fixed.append(0.0 if learned else float(entry))
+            self.sign.append(float(learned) * (-1 if entry.isupper() else 1))
+            self.index.append(letters[entry.lower()] if learned else 0)
 
     def __call__(self, learned):
-        stars, letters = iter(i for i, name in enumerate(self.names) if name == "*"), {}
-        for i, name in enumerate(self.names):
-            letters.setdefault(name, i)
-
-        def value(entry):
-            if entry in "01":
-                return torch.full((), float(entry)).to(learned)
-            found = learned[next(stars) if entry == "*" else letters[entry.lower()]]
-            return -found if entry.isupper() else found
-
-        return torch.stack([torch.stack([value(entry) for entry in row]) for row in self.rows])
+        """The matrix with these learned numbers."""
+        fixed, sign = (torch.tensor(numbers).to(learned) for numbers in (self.fixed, self.sign))
+        return (fixed + sign * learned[self.index]).view(self.shape)
 
 
 PATTERNS = ("joined", "up", "gate", "down", "final")
@@ -64,10 +61,10 @@ PATTERNS = ("joined", "up", "gate", "down", "final")
 
 @dataclass(frozen=True)
 class SmallestConfig:
-    joined: str = "***/***"  # values and output: the plane -> width
-    up: str = "11/**/**"  # width -> hidden
-    gate: str = "**/**/**"  # width -> hidden, of SwiGLU
-    down: str = "**0/**0"  # hidden -> width
+    joined: str = "___/___"  # values and output: the plane -> width
+    up: str = "11/__/__"  # width -> hidden
+    gate: str = "__/__/__"  # width -> hidden, of SwiGLU
+    down: str = "__0/__0"  # hidden -> width
     final: str = "aA0"  # weights of the last norm
     centred: bool = True  # the arc around the first axis; else its start is learned
     period: float = 12.0  # places in which RoPE turns once
@@ -99,7 +96,7 @@ class SmallestConfig:
     def shapes(self):
         """Every trained parameter, by name."""
         sizes = {"span": 1, **({} if self.centred else {"start": 1}), "scale": 1, "angle": 1}
-        sizes |= {name: len(Pattern(getattr(self, name)).names) for name in PATTERNS}
+        sizes |= {name: Pattern(getattr(self, name)).count for name in PATTERNS}
         return {name: (size,) for name, size in sizes.items() if size}
 
 

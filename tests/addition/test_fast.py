@@ -24,7 +24,7 @@ TINY = (
 CASES = {
     **{f"log-{size}": (train, train.ModelConfig(**SIZES[size])) for size in (456, 512, 1128)},
     **{f"tiny-{i}": (tiny, tiny.TinyConfig(**values)) for i, values in enumerate(TINY)},
-    "smallest": (smallest, smallest.SmallestConfig(gate="00/00/a*")),
+    "smallest": (smallest, smallest.SmallestConfig(gate="00/00/a_")),
 }
 
 

@@ -171,7 +171,7 @@ def test_from_dict_drops_what_it_does_not_know():
             dict(head_dim=3), dict(d_ff=0), dict(embedding="arc", d_model=1), dict(radius=0), dict(query="zeros"),
             dict(values="query", query="zeros", embedding="unit"), dict(values="joined", head_dim=2))),
         *((smallest.SmallestConfig, wrong) for wrong in (
-            dict(joined="***"), dict(up="11/**/*"), dict(gate="**/**/*"), dict(down="*x0/*?0"), dict(final="aA"),
+            dict(joined="___"), dict(up="11/__/_"), dict(gate="__/__/_"), dict(down="_x0/_?0"), dict(final="aA"),
             dict(period=0), dict(radius=-1))),
     ],
 )  # fmt: skip
