@@ -5,9 +5,9 @@ python -m addition.fast.sweep reliable --seeds 0-39 --pos-rank 3 --qkv-rank 3 --
 python -m addition.fast.sweep train --seeds 42-49 --train-steps 50000
 python -m addition.fast.sweep tiny --seeds 0-99 --prune 3000:20                     the best 20 go on after step 3,000
 
-The first word is the recipe, a module of addition/ with Settings and Recipe: train, reliable, tiny, smallest or yours. All
-of its flags can be given. A run has the data, the start and the arithmetic of its single run up to rounding, which after some
-hundred steps makes single seeds differ, but not their rates.
+The first word is the recipe, a module of addition/ with Settings and Recipe: train, reliable, tiny, smallest or yours.
+All of its flags can be given. A run has the data, the start and the arithmetic of its single run up to rounding, which
+after some hundred steps makes single seeds differ, but not their rates.
 """
 
 import importlib
@@ -232,7 +232,8 @@ def main(argv=None):
         recipe = importlib.import_module(f"addition.{argv[0]}" if re.fullmatch(r"\w+", argv[0]) else "")
         recipe.Settings, recipe.Recipe  # noqa: B018
     except (ImportError, AttributeError, ValueError, IndexError):
-        print("error: give a recipe first: train, reliable, tiny, smallest, or a module of yours in addition/", file=sys.stderr)
+        names = "train, reliable, tiny, smallest, or a module of yours in addition/"
+        print(f"error: give a recipe first: {names}", file=sys.stderr)
         raise SystemExit(2) from None
     if "--seed" in argv:
         print("error: --seed is of a single run; here it is --seeds", file=sys.stderr)
