@@ -11,11 +11,16 @@ from pathlib import Path
 
 import torch
 
+from addition.smallest import SmallestAdder, SmallestConfig
 from addition.tiny import TinyAdder, TinyConfig
 from addition.train import SCORE_SEEDS, ModelConfig, TinyDecoderLM, count, score
 from plumbing import disk
 from plumbing.run import pick_device
 
+KNOWN = {
+    "ModelConfig": (ModelConfig, TinyDecoderLM), "TinyConfig": (TinyConfig, TinyAdder),
+    "SmallestConfig": (SmallestConfig, SmallestAdder),
+}  # fmt: skip
 PAIRS = 10_000 * len(SCORE_SEEDS)
 PUBLISHED = {  # beginnings of names in the public project's checkpoints, and ours
     "blocks.0.ln1.": "norm1.", "blocks.0.ln2.": "norm2.", "ln_f.": "final.", "blocks.0.attn.qkv_A": "qkv.a",
@@ -37,13 +42,12 @@ def from_published(named):
 
 
 def build(architecture, config, named):
-    if architecture not in ("ModelConfig", "TinyConfig"):
-        raise ValueError(f"its architecture is {architecture!r}; known are ModelConfig and TinyConfig")
-    if architecture == "TinyConfig":
-        config = TinyConfig.from_dict(config)
-        model = TinyAdder(config, {name: torch.zeros(shape) for name, shape in config.shapes().items()})
-    else:
-        model = TinyDecoderLM(ModelConfig.from_dict(config))
+    if architecture not in KNOWN:
+        raise ValueError(f"its architecture is {architecture!r}; known are {', '.join(KNOWN)}")
+    config_class, model_class = KNOWN[architecture]
+    config = config_class.from_dict(config)
+    shapes = config.shapes().items() if architecture != "ModelConfig" else ()
+    model = model_class(config, *([{name: torch.zeros(shape) for name, shape in shapes}] if shapes else []))
     if any(name.startswith("blocks.") for name in named):
         named = from_published(named)
     expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}

@@ -19,7 +19,7 @@ from string import Template
 import numpy as np
 import torch
 
-from addition import tiny, train
+from addition import smallest, tiny, train
 from addition.evaluate_checkpoints import load
 from addition.fold import PROMPTS, SAME, difference, fold
 from addition.train import carry_pairs, encode_pairs
@@ -31,6 +31,7 @@ CHECKED = 300  # pairs on which the file must give the checkpoint's answers
 SOURCES = {
     "ModelConfig": ([train.Matrix, train.SharedQKV, train.TinyDecoderLM], "TinyDecoderLM(CONFIG, 1)"),
     "TinyConfig": ([tiny.turn, tiny.TinyAdder], "TinyAdder(CONFIG, weights)"),
+    "SmallestConfig": ([smallest.Pattern, smallest.SmallestAdder], "SmallestAdder(CONFIG, weights)"),
 }
 
 FILE = Template('''\
@@ -133,7 +134,7 @@ def write(model, name, author):
     config, layout, start = model.config, model.config.layout, model.config.layout.sum[0]
     parts, build = SOURCES[type(config).__name__]
     chosen = {f.name: getattr(config, f.name) for f in fields(config)}
-    derived = {key: getattr(config, key) for key in ("eps", "read") if hasattr(config, key)}
+    derived = {key: getattr(config, key) for key in ("eps", "read", "d_model") if hasattr(config, key)}
     weights = "".join(f'"{key}": {numbers(value.detach())},\n' for key, value in model.named_parameters())
     return FILE.substitute(
         digits=len(layout.a), params=train.count(model), prompt=layout.template[:start], a=layout.a, b=layout.b,
@@ -171,10 +172,7 @@ def folded(checkpoint, model):
     """The model without what its function does not need, and the proof that it is the same function."""
     if not isinstance(model, tiny.TinyAdder):
         raise SystemExit(f"{checkpoint} is no model of addition.tiny, which --fold is written for")
-    try:
-        smaller, done = fold(model)
-    except ValueError as error:
-        raise SystemExit(f"{checkpoint}: {error}") from None
+    smaller, done = fold(model)
     if not done:
         print("there is nothing to fold")
     differs = difference(model, smaller)
@@ -218,6 +216,8 @@ def main(argv=None):
     parser.add_argument("--author", default="", help="in the metadata; else whom the LICENSE names")
     parser.add_argument("--fold", action="store_true", help="a tiny model with fewer parameters and the same function")
     options = parser.parse_args(argv)
+    if options.output.is_dir():
+        parser.error(f"-o {options.output} is a folder; name the file to write, such as {options.output / 'adder.py'}")
     model = export(options.checkpoint, options.output, options.name, options.author, options.fold)
     print(f"{options.output}: {train.count(model)} parameters, the same answers as {options.checkpoint}")
 

@@ -30,11 +30,6 @@ def fold(model):
         config = replace(config, **changes)
         done.append((text, sum(value.numel() for value in w.values())))
 
-    if config.down == "turned" and config.norms in ("separate", "shared"):
-        raise ValueError(
-            "where down is the up matrix, turned, norm2's weights cannot be folded: train with norms final"
-        )
-
     def untie():
         """The output matrix, where it is the values' transposed, as a matrix of its own."""
         nonlocal config
@@ -54,18 +49,15 @@ def fold(model):
             w.pop(name, None)
         w["final"] = last[: config.read]
         note("weights of the norms, into the matrices that follow", norms="final")
-    # The radius goes into the last norm's weight, and into the up matrix where that is the down matrix, too: through a
-    # gate, hidden units are in proportion to it; through GELU they are not.
-    divisible = config.norms == "final" and (config.gated or config.down == "free")
-    if config.embedding == "arc" and divisible:
+    if config.embedding == "arc" and config.norms == "final":
         untie()
         radius, start, span = w["arc"]
         w["arc"] = torch.stack([start, span])
         w |= {name: w[name][:2] for name in ("query", "key", "value", "joined", "final") if name in w}
-        divide(w, config, radius)
+        divide(w, radius)
         note("the radius, and what reads coordinates that are 0", embedding="unit", radius=1.0)
-    elif config.embedding == "unit" and config.radius != 1 and divisible:
-        divide(w, config, torch.tensor(config.radius).double())
+    elif config.embedding == "unit" and config.radius != 1 and config.norms == "final":
+        divide(w, config.radius)
         note("the fixed radius", radius=1.0)
     if config.values != "joined" and config.read <= config.head_dim:
         value = w["query" if config.values == "query" else "value"]
@@ -88,15 +80,10 @@ def fold(model):
     return folded, done
 
 
-def divide(w, config, radius):
+def divide(w, radius):
     """Divide what is added to an embedding, and multiply the last norm's weight, by the radius of the arc."""
     w |= {name: w[name] / radius for name in ("out", "joined", "down") if name in w}
-    if config.down == "turned":  # hidden units and the down matrix are both in proportion to the up matrix
-        w["up"] = w["up"] / radius.sqrt()
-        if config.gate == "scaled":
-            w["gain"] = w["gain"] * radius.sqrt()
-    if "final" in w:
-        w["final"] = w["final"] * radius
+    w["final"] = w["final"] * radius
 
 
 @torch.no_grad()

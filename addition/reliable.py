@@ -16,9 +16,9 @@ from addition.train import DIGITS
 class Settings(train.Settings):
     train_steps: int = 24_000
     batch_size: int = 256
-    lr: float = 0.08
-    warmup: int = 200
-    init_std: float = 0.38
+    lr: float = 0.08  # at the end of the warm-up
+    warmup: int = 200  # steps
+    init_std: float = 0.38  # of embeddings, positions and full matrices
     weight_decay: float = 0.02  # lets wrong attention shrink; for all steps it would keep predictions uncertain
     decay_until: int = 10_000  # step at which the weight decay has fallen to 0; 0: it stays
     first_stage: int = 1_000  # steps of numbers made of zeros and nines: all carries, but three sums of two digits

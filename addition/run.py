@@ -76,7 +76,7 @@ class Run(plumbing.run.Run):
         super().__init__(options, file, command, Path(options.runs) / name)
 
     def sources(self):
-        names = ("train", "reliable", "tiny", "fast/engine", "fast/kernels", "fast/sweep")
+        names = ("train", "reliable", "tiny", "smallest", "fast/engine", "fast/kernels", "fast/sweep")
         return [Path(__file__).parent / f"{name}.py" for name in names]
 
     def ended(self):

@@ -35,16 +35,12 @@ class TinyConfig:
     # arc: digits on a circular arc, given by radius, start and span; unit: the radius is fixed
     embedding: Literal["free", "arc", "unit"] = "free"
     radius: float = 10.0  # of a unit arc: any radius gives the same models, but other steps of training
-    # zeros: each pair turned so that one entry is 0; constant: the same for every token, only the share of the two
-    # pairs is learned; even: both pairs alike, nothing is learned
-    query: Literal["free", "zeros", "constant", "even"] = "free"
-    # rotation: the queries, each pair turned by a learned angle; turn: only the first pair; one: all by the same
-    keys: Literal["free", "rotation", "turn", "one"] = "free"
+    query: Literal["free", "zeros"] = "free"  # zeros: each pair turned so that one entry is 0
+    # rotation: the queries, each pair turned by a learned angle; turn: only the first pair
+    keys: Literal["free", "rotation", "turn"] = "free"
     # query: the queries without rotation; joined: values and output are one matrix
     values: Literal["free", "query", "joined"] = "free"
     out: Literal["free", "transpose"] = "free"  # transpose: of the values' matrix
-    gate: Literal["free", "scaled"] = "free"  # scaled: the up matrix times a learned number
-    down: Literal["free", "turned"] = "free"  # turned: the up matrix transposed, its two rows turned by a learned angle
     # weights of the three RMSNorms; final: only the last one has some; none: no weights
     norms: Literal["separate", "shared", "final", "none"] = "separate"
     # unit: queries and keys of length 1; scale: times a learned number
@@ -58,12 +54,9 @@ class TinyConfig:
             (not 0 < self.radius < math.inf, "radius must be a number above 0"),
             (self.embedding != "free" and self.d_model < 2, "embedding arc needs d_model 2: an arc lies in a plane"),
             (self.query == "zeros" and self.read != 2, "query zeros needs embedding unit"),
-            (self.query in ("constant", "even") and self.head_dim != 4, f"query {self.query} needs head_dim 4"),
             (self.values == "query" and self.query != "free", "values query needs query free"),
             (self.out == "transpose" and self.read < self.d_model, "out transpose needs embedding free or arc"),
             (self.values == "joined" and self.read > self.head_dim, f"values joined needs head_dim {self.read}"),
-            (self.down == "turned" and self.d_ff != 2, "down turned needs d_ff 2"),
-            (self.gate == "scaled" and not self.gated, "gate scaled needs a gate"),
         ):
             if wrong:
                 raise ValueError(problem)
@@ -85,15 +78,13 @@ class TinyConfig:
         d, r, h, f = self.d_model, self.read, self.head_dim, self.d_ff
         options = (
             (self.embedding, {"free": {"embedding": (10, d)}, "arc": {"arc": (3,)}, "unit": {"arc": (2,)}}),
-            (self.query, {"free": {"query": (r, h)}, "zeros": {"query": (3, h // 2)}, "constant": {"mix": (1,)}}),
-            (self.keys, {"free": {"key": (r, h)}, "rotation": {"angle": (h // 2,)}, "turn": {"angle": (1,)},
-                         "one": {"angle": (1,)}}),
+            (self.query, {"free": {"query": (r, h)}, "zeros": {"query": (3, h // 2)}}),
+            (self.keys, {"free": {"key": (r, h)}, "rotation": {"angle": (h // 2,)}, "turn": {"angle": (1,)}}),
             (self.values, {"free": {"value": (r, h)}, "joined": {"joined": (r, d)}}),
             (self.out if self.values != "joined" else "", {"free": {"out": (h, d)}}),
             (self.qk_norm, {"scale": {"scale": (1,)}}),
-            ("", {"": {"up": (d, f)}}),
-            (self.down, {"free": {"down": (f, d)}, "turned": {"turn": (1,)}}),
-            (self.gate if self.gated else "", {"free": {"gate": (d, f)}, "scaled": {"gain": (1,)}}),
+            ("", {"": {"up": (d, f), "down": (f, d)}}),
+            ("gate" if self.gated else "", {"gate": {"gate": (d, f)}}),
             (self.norms, {"separate": {"norm1": (d,), "norm2": (d,), "final": (r,)}, "shared": {"norm": (d,)},
                           "final": {"final": (r,)}}),
         )  # fmt: skip
@@ -136,12 +127,8 @@ class TinyAdder(nn.Module):
     def queries(self, h):
         if self.config.query == "free":
             return h @ self.query
-        if self.config.query == "zeros":  # each pair reads (a x + b y, c y)
-            a, b, c = self.query
-            return h @ torch.cat([torch.stack([a, b]), torch.stack([torch.zeros_like(c), c])], -1)
-        mix = self.mix if self.config.query == "constant" else torch.full((1,), math.pi / 4).to(h)
-        fixed = torch.cat([torch.cos(mix), torch.sin(mix), torch.zeros(2).to(h)])
-        return fixed.expand(*h.shape[:-1], 4)
+        a, b, c = self.query  # each pair reads (a x + b y, c y)
+        return h @ torch.cat([torch.stack([a, b]), torch.stack([torch.zeros_like(c), c])], -1)
 
     def inputs(self, tokens, places):
         """Of tokens at these places: the residual stream, and the attention's queries, keys and values."""
@@ -153,7 +140,7 @@ class TinyAdder(nn.Module):
         if c.keys == "free":
             k = h @ self.key
         else:
-            k = turn(q, F.pad(self.angle, (0, pairs - 1)) if c.keys == "turn" else self.angle.expand(pairs))
+            k = turn(q, F.pad(self.angle, (0, pairs - 1)) if c.keys == "turn" else self.angle)
         if c.qk_norm == "none":
             q = q / math.sqrt(c.head_dim)
         else:
@@ -170,8 +157,7 @@ class TinyAdder(nn.Module):
             out = F.pad(self.joined, (0, 0, 0, c.head_dim - c.read))
         else:
             out = self.out if c.out == "free" else (self.query if c.values == "query" else self.value).T
-        gate = None if not c.gated else self.gate if c.gate == "free" else self.gain * self.up
-        return out, self.up, gate, self.down if c.down == "free" else turn(self.up, self.turn).T
+        return out, self.up, self.gate if c.gated else None, self.down
 
     def forward(self, tokens, sharpness=1):
         """Logits [batch, length, 10] of tokens [batch, length]; `sharpness` is a factor of attention scores."""
@@ -188,13 +174,13 @@ class Settings(reliable.Settings):
     model: tyro.conf.OmitArgPrefixes[TinyConfig] = field(default_factory=TinyConfig)
     train_steps: int = 15_000
     batch_size: int = 128
-    lr: float = 0.05
-    init_std: float = 0.5
-    weight_decay: float = 0.0
-    first_stage: int = 0  # none: the task is the same at every position
-    rehearse: float = 0.0
-    soften: float = 0.2
-    soften_until: int = 3_000
+    lr: float = 0.05  # at the end of the warm-up
+    init_std: float = 0.5  # of matrices
+    weight_decay: float = 0.0  # on all parameters
+    first_stage: int = 0  # steps of numbers made of zeros and nines: none, as the task is the same at every position
+    rehearse: float = 0.0  # share of such numbers in the later batches
+    soften: float = 0.2  # factor of the attention scores at first
+    soften_until: int = 3_000  # step at which it has risen to 1
     full: int = 0  # from this step on all numbers have ten digits; 0: never
 
 
@@ -206,7 +192,6 @@ class Recipe(reliable.Recipe):
         torch.manual_seed(self.s.seed)
         starts = {
             "arc": ([10.0, 0.0, 1.5], [1.0, 0.3, 0.1]), "scale": (5.0, 0.5), "angle": (0.0, math.pi),
-            "mix": (math.pi / 4, 0.3), "gain": (0.0, 1.0), "turn": (0.0, math.pi),
             **dict.fromkeys(("norm", "norm1", "norm2", "final"), (1.0, 0.0)),
         }  # fmt: skip
         if self.s.model.embedding == "unit":

@@ -23,6 +23,14 @@ less decay --weight-decay 0
 less decay-end --decay-until 0
 less large-start --init-std 0.02
 less high-rate --lr 0.02
+# Ever fewer parameters, 64 starts each.
+small() { FLAGS[smallest-$1p]="smallest --seeds 1000-1063 ${*:2}"; }
+small 30 --no-centred --final __0 --up __/__/__ --down ___/___
+small 24
+small 21 --gate _0/00/__
+small 20 --gate 00/00/__
+small 19 --gate 00/00/__ --joined 0__/___
+small 18 --gate 00/00/__ --joined 0__/___ --up 11/_A/_a
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 
 python() {

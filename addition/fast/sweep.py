@@ -5,20 +5,19 @@ python -m addition.fast.sweep reliable --seeds 0-39 --pos-rank 3 --qkv-rank 3 --
 python -m addition.fast.sweep train --seeds 42-49 --train-steps 50000
 python -m addition.fast.sweep tiny --seeds 0-99 --prune 3000:20                     the best 20 go on after step 3,000
 
-The first word is the recipe, a module of addition/ with Settings and Recipe: train, reliable, tiny or yours. All of its
-flags can be given. A run has the data, the start and the arithmetic of its single run up to rounding, which after some
-hundred steps makes single seeds differ, but not their rates.
+The first word is the recipe, a module of addition/ with Settings and Recipe: train, reliable, tiny, smallest or yours.
+All of its flags can be given. A run has the data, the start and the arithmetic of its single run up to rounding, which
+after some hundred steps makes single seeds differ, but not their rates.
 """
 
 import importlib
 import math
 import re
 import sys
-from dataclasses import fields, make_dataclass, replace
-from typing import Annotated, Literal
+from dataclasses import dataclass, fields, replace
+from typing import Literal
 
 import torch
-import tyro
 
 from addition import run as outputs
 from addition.fast import kernels
@@ -31,18 +30,16 @@ COLUMNS = ("member", "step", "train_loss", "val_loss", "val_exact", "lr", "stage
 LARGEST = 600  # d_model x d_ff of a model for the kernels: 15 seconds to compile
 
 
-def described(kind, text):
-    return Annotated[kind, tyro.conf.arg(help=text)]
-
-
 def flags(recipe):
     """The recipe's settings, and those of a sweep."""
-    own = [
-        ("seeds", described(tuple[str, ...], "numbers and ranges: 0-7, or 41 100 200-205"), ("0-7",)),
-        ("prune", described(str, "STEP:LEFT,...: only so many runs go on then, the best by validation loss"), ""),
-        ("engine", described(Literal["auto", "torch", "compiled"], "auto: compiled on a CPU"), "auto"),
-    ]  # fmt: skip
-    return make_dataclass("Sweep", own, bases=(recipe.Settings,), frozen=True, namespace={"__module__": __name__})
+
+    @dataclass(frozen=True)
+    class Sweep(recipe.Settings):
+        seeds: tuple[str, ...] = ("0-7",)  # numbers and ranges: 0-7, or 41 100 200-205
+        prune: str = ""  # STEP:LEFT,...: only so many runs go on then, the best by validation loss
+        engine: Literal["auto", "torch", "compiled"] = "auto"  # auto: compiled on a CPU
+
+    return Sweep
 
 
 def numbers(words):
@@ -235,7 +232,8 @@ def main(argv=None):
         recipe = importlib.import_module(f"addition.{argv[0]}" if re.fullmatch(r"\w+", argv[0]) else "")
         recipe.Settings, recipe.Recipe  # noqa: B018
     except (ImportError, AttributeError, ValueError, IndexError):
-        print("error: give a recipe first: train, reliable, tiny, or a module of yours in addition/", file=sys.stderr)
+        names = "train, reliable, tiny, smallest, or a module of yours in addition/"
+        print(f"error: give a recipe first: {names}", file=sys.stderr)
         raise SystemExit(2) from None
     if "--seed" in argv:
         print("error: --seed is of a single run; here it is --seeds", file=sys.stderr)

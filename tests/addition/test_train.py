@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import plumbing.run
-from addition import evaluate_checkpoints, reliable, run, tiny, train
+from addition import evaluate_checkpoints, reliable, run, smallest, tiny, train
 from addition.train import EOS, EQUALS, LIMIT, PLUS, STANDARD, ModelConfig, Recipe, Settings, TinyDecoderLM
 from plumbing import disk
 
@@ -169,8 +169,10 @@ def test_from_dict_drops_what_it_does_not_know():
             dict(tie_qkv="shareA_tieKV"), dict(n_layer=2), dict(d_model=0))),
         *((tiny.TinyConfig, wrong) for wrong in (
             dict(head_dim=3), dict(d_ff=0), dict(embedding="arc", d_model=1), dict(radius=0), dict(query="zeros"),
-            dict(query="even", head_dim=6), dict(values="query", query="constant"), dict(values="joined", head_dim=2),
-            dict(down="turned", d_ff=1), dict(gate="scaled", gated=False))),
+            dict(values="query", query="zeros", embedding="unit"), dict(values="joined", head_dim=2))),
+        *((smallest.SmallestConfig, wrong) for wrong in (
+            dict(joined="___"), dict(up="11/__/_"), dict(gate="__/__/_"), dict(down="_x0/_?0"), dict(final="aA"),
+            dict(period=0), dict(radius=-1))),
     ],
 )  # fmt: skip
 def test_a_wrong_config_names_its_field(config, wrong):

@@ -1,0 +1,175 @@
+"""The smallest adders, below 36 parameters: attention by distance, and matrices of which few entries are learned.
+
+python -m addition.fast.sweep smallest --seeds 0-63                                           24 parameters
+python -m addition.fast.sweep smallest --seeds 0-63 --gate "00/00/__"                         20
+python -m addition.smallest --seed 3                                                          one, in plain PyTorch
+
+What differs from tiny.py:
+
+Queries and keys are the same for every token. Between two places the attention score is scale * cos(turn - angle),
+where RoPE's turn is 2 pi / 12 a place: the two digits that belong to a digit of the sum are 12 places apart, so one
+peak finds both. Scale and angle are learned.
+
+Digits lie on an arc around the first axis of a plane; its span is learned. Values and output are one matrix.
+
+The other entries are learned where a pattern has a blank: see Pattern. The default leaves out what changes no answer:
+a hidden unit can be scaled, so the first row of `up` is 1; what is added to the third coordinate after the last layer
+cannot change which digit is nearest; the last norm has one weight, with another sign for each coordinate: digits are
+answered on the mirrored arc.
+"""
+
+import math
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+import tyro
+
+from addition import tiny, train
+from addition.train import Layout, ModelConfig
+
+
+class Pattern:
+    """The entries of a matrix, rows apart by "/": _ is learned, 0 and 1 are fixed, a letter is one learned number
+    wherever it stands, and a capital letter is minus that number."""
+
+    def __init__(self, text):
+        rows = text.split("/")
+        self.shape, letters, self.count = (len(rows), len(rows[0])), {}, 0  # of learned numbers
+        if {len(row) for row in rows} != {self.shape[1]} or not all(c in "01_" or c.isalpha() for c in "".join(rows)):
+            raise ValueError(f"{text!r}: expected rows of one length, of _ 0 1 and letters, apart by /")
+        self.fixed, self.sign, self.index = [], [], []
+        for entry in "".join(rows):
+            learned = entry not in "01"
+            if entry == "_" or (learned and entry.lower() not in letters):
+                letters[entry.lower()] = self.count
+                self.count += 1
+            self.fixed.append(0.0 if learned else float(entry))
+            self.sign.append(float(learned) * (-1 if entry.isupper() else 1))
+            self.index.append(letters[entry.lower()] if learned else 0)
+
+    def __call__(self, learned):
+        """The matrix with these learned numbers."""
+        fixed, sign = (torch.tensor(numbers).to(learned) for numbers in (self.fixed, self.sign))
+        return (fixed + sign * learned[self.index]).view(self.shape)
+
+
+PATTERNS = ("joined", "up", "gate", "down", "final")
+
+
+@dataclass(frozen=True)
+class SmallestConfig:
+    joined: str = "___/___"  # values and output: the plane -> width
+    up: str = "11/__/__"  # width -> hidden
+    gate: str = "__/__/__"  # width -> hidden, of SwiGLU
+    down: str = "__0/__0"  # hidden -> width
+    final: str = "aA0"  # weights of the last norm
+    centred: bool = True  # the arc around the first axis; else its start is learned
+    period: float = 12.0  # places in which RoPE turns once
+    radius: float = 10.0  # of the arc
+
+    def __post_init__(self):
+        width, hidden = self.d_model, self.d_ff
+        wanted = dict(
+            joined=(2, width), up=(width, hidden), gate=(width, hidden), down=(hidden, width), final=(1, width)
+        )
+        for name, size in wanted.items():
+            try:
+                fits = Pattern(getattr(self, name)).shape == size
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from None
+            if not fits:
+                raise ValueError(f"{name} {getattr(self, name)!r}: expected {size[0]} rows of {size[1]} entries")
+        for name in ("period", "radius"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be a number above 0")
+
+    layout: ClassVar[Layout] = tiny.REVERSED
+    gated: ClassVar[bool] = True
+    from_dict = classmethod(ModelConfig.from_dict.__func__)
+    d_model = property(lambda self: 1 + self.up.count("/"))
+    d_ff = property(lambda self: len(self.up.partition("/")[0]))
+    eps = property(lambda self: 1e-8 * self.radius**2)
+
+    def shapes(self):
+        """Every trained parameter, by name."""
+        sizes = {"span": 1, **({} if self.centred else {"start": 1}), "scale": 1, "angle": 1}
+        sizes |= {name: Pattern(getattr(self, name)).count for name in PATTERNS}
+        return {name: (size,) for name, size in sizes.items() if size}
+
+
+class SmallestAdder(nn.Module):
+    """One layer, one head, RMSNorm before each part; the output head is the embedding of the digits."""
+
+    def __init__(self, config, weights):
+        super().__init__()
+        self.config = config
+        for name, value in weights.items():
+            setattr(self, name, nn.Parameter(value))
+
+    def matrix(self, name):
+        return Pattern(getattr(self.config, name))(getattr(self, name, self.span))
+
+    def digits(self):
+        """The embeddings of the ten digits [10, width]."""
+        start = -self.span / 2 if self.config.centred else self.start
+        angle = start + self.span * torch.linspace(0, 1, 10).to(self.span)
+        arc = self.config.radius * torch.stack([torch.cos(angle), torch.sin(angle)], -1)
+        return F.pad(arc, (0, self.config.d_model - 2))
+
+    def norm_weight(self, name):
+        return self.matrix("final")[0] if name == "final" else torch.ones(self.config.d_model).to(self.span)
+
+    def inputs(self, tokens, places):
+        """Of tokens at these places: the residual stream, and the attention's queries, keys and values."""
+        x = self.digits()[tokens]
+        turn = (2 * math.pi / self.config.period * places).expand(tokens.shape).to(x)
+        q, k = (torch.stack([torch.cos(angle), torch.sin(angle)], -1) for angle in (turn, turn + self.angle))
+        return x, self.scale * q, k, F.rms_norm(x, x.shape[-1:], eps=self.config.eps)[..., :2]
+
+    def matrices(self):
+        """What follows the attention: its output matrix, up, gate, down."""
+        return tuple(self.matrix(name) for name in ("joined", "up", "gate", "down"))
+
+    def forward(self, tokens, sharpness=1):
+        """Logits [batch, length, 10] of tokens [batch, length]; `sharpness` is a factor of attention scores."""
+        width, eps, (out, up, gate, down) = (self.config.d_model,), self.config.eps, self.matrices()
+        x, q, k, v = self.inputs(tokens, torch.arange(tokens.shape[1], device=tokens.device))
+        x = x + F.scaled_dot_product_attention(sharpness * q, k, v, is_causal=True, scale=1) @ out
+        h = F.rms_norm(x, width, eps=eps)
+        x = x + (F.silu(h @ gate) * (h @ up)) @ down
+        return F.rms_norm(x, width, self.norm_weight("final"), eps) @ self.digits().T
+
+
+@dataclass(frozen=True)
+class Settings(tiny.Settings):
+    model: tyro.conf.OmitArgPrefixes[SmallestConfig] = field(default_factory=SmallestConfig)
+    train_steps: int = 6_000
+    lr: float = 0.1  # at the end of the warm-up
+    beta2: float = 0.99
+    carry: float = 0.2  # share of the batch that has long carries
+    full: int = 3_000  # from this step on all numbers have ten digits; 0: never
+
+
+class Recipe(tiny.Recipe):
+    def model(self):
+        """Entries N(0, init_std). The arc begins as about a quarter circle, the scale of attention near 5."""
+        torch.manual_seed(self.s.seed)
+        starts = {
+            "span": (1.5, 0.1),
+            "start": (0.0, 3.0),
+            "scale": (5.0, 0.5),
+            "angle": (0.0, math.pi),
+            "final": (1.0, 0.0),
+        }
+        weights = {}
+        for name, shape in self.s.model.shapes().items():
+            mean, deviation = starts.get(name, (0.0, self.s.init_std))
+            weights[name] = mean + deviation * torch.randn(shape)
+        return SmallestAdder(self.s.model, weights)
+
+
+if __name__ == "__main__":
+    train.main(settings=Settings, recipe=Recipe, file=__file__)
