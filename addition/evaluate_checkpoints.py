@@ -2,8 +2,8 @@
 
 python -m addition.evaluate_checkpoints results/runs/repro_456_s43/checkpoints/best.pt --output results/eval.json
 
-Checkpoints of the public 456-parameter project can be given, too: names of tensors
-differ, and full matrices are the other way round.
+Checkpoints of the public 456-parameter project can be given, too: names of tensors differ, and full matrices are the
+other way round.
 """
 
 import argparse
@@ -46,8 +46,10 @@ def build(architecture, config, named):
         raise ValueError(f"its architecture is {architecture!r}; known are {', '.join(KNOWN)}")
     config_class, model_class = KNOWN[architecture]
     config = config_class.from_dict(config)
-    shapes = config.shapes().items() if architecture != "ModelConfig" else ()
-    model = model_class(config, *([{name: torch.zeros(shape) for name, shape in shapes}] if shapes else []))
+    if architecture == "ModelConfig":
+        model = model_class(config)
+    else:
+        model = model_class(config, {name: torch.zeros(shape) for name, shape in config.shapes().items()})
     if any(name.startswith("blocks.") for name in named):
         named = from_published(named)
     expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}

@@ -30,8 +30,11 @@ LICENSE = Path(__file__).parents[1] / "LICENSE"
 CHECKED = 300  # pairs on which the file must give the checkpoint's answers
 SOURCES = {
     "ModelConfig": ([train.Matrix, train.SharedQKV, train.TinyDecoderLM], "TinyDecoderLM(CONFIG, 1)"),
-    "TinyConfig": ([tiny.turn, tiny.TinyAdder], "TinyAdder(CONFIG, weights)"),
-    "SmallestConfig": ([smallest.Pattern, smallest.SmallestAdder], "SmallestAdder(CONFIG, weights)"),
+    "TinyConfig": ([tiny.turn, tiny.on_arc, tiny.Adder, tiny.TinyAdder], "TinyAdder(CONFIG, weights)"),
+    "SmallestConfig": (
+        [tiny.on_arc, tiny.Adder, smallest.Pattern, smallest.SmallestAdder],
+        "SmallestAdder(CONFIG, weights)",
+    ),
 }
 
 FILE = Template('''\

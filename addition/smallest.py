@@ -23,11 +23,11 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
-import torch.nn as nn
 import torch.nn.functional as F
 import tyro
 
 from addition import tiny, train
+from addition.tiny import Adder, on_arc
 from addition.train import Layout, ModelConfig
 
 
@@ -35,28 +35,27 @@ class Pattern:
     """The entries of a matrix, rows apart by "/": _ is learned, 0 and 1 are fixed, a letter is one learned number
     wherever it stands, and a capital letter is minus that number."""
 
+    NAMES = ("joined", "up", "gate", "down", "final")
+
     def __init__(self, text):
         rows = text.split("/")
         self.shape, letters, self.count = (len(rows), len(rows[0])), {}, 0  # of learned numbers
         if {len(row) for row in rows} != {self.shape[1]} or not all(c in "01_" or c.isalpha() for c in "".join(rows)):
             raise ValueError(f"{text!r}: expected rows of one length, of _ 0 1 and letters, apart by /")
-        self.fixed, self.sign, self.index = [], [], []
+        fixed, sign, self.index = [], [], []
         for entry in "".join(rows):
             learned = entry not in "01"
             if entry == "_" or (learned and entry.lower() not in letters):
                 letters[entry.lower()] = self.count
                 self.count += 1
-            self.fixed.append(0.0 if learned else float(entry))
-            self.sign.append(float(learned) * (-1 if entry.isupper() else 1))
+            fixed.append(0.0 if learned else float(entry))
+            sign.append(float(learned) * (-1 if entry.isupper() else 1))
             self.index.append(letters[entry.lower()] if learned else 0)
+        self.fixed, self.sign = torch.tensor(fixed), torch.tensor(sign)
 
     def __call__(self, learned):
         """The matrix with these learned numbers."""
-        fixed, sign = (torch.tensor(numbers).to(learned) for numbers in (self.fixed, self.sign))
-        return (fixed + sign * learned[self.index]).view(self.shape)
-
-
-PATTERNS = ("joined", "up", "gate", "down", "final")
+        return (self.fixed.to(learned) + self.sign.to(learned) * learned[self.index]).view(self.shape)
 
 
 @dataclass(frozen=True)
@@ -96,28 +95,22 @@ class SmallestConfig:
     def shapes(self):
         """Every trained parameter, by name."""
         sizes = {"span": 1, **({} if self.centred else {"start": 1}), "scale": 1, "angle": 1}
-        sizes |= {name: Pattern(getattr(self, name)).count for name in PATTERNS}
+        sizes |= {name: Pattern(getattr(self, name)).count for name in Pattern.NAMES}
         return {name: (size,) for name, size in sizes.items() if size}
 
 
-class SmallestAdder(nn.Module):
-    """One layer, one head, RMSNorm before each part; the output head is the embedding of the digits."""
-
+class SmallestAdder(Adder):
     def __init__(self, config, weights):
-        super().__init__()
-        self.config = config
-        for name, value in weights.items():
-            setattr(self, name, nn.Parameter(value))
+        super().__init__(config, weights)
+        self.patterns = {name: Pattern(getattr(config, name)) for name in Pattern.NAMES}
 
     def matrix(self, name):
-        return Pattern(getattr(self.config, name))(getattr(self, name, self.span))
+        return self.patterns[name](getattr(self, name, self.span))
 
     def digits(self):
         """The embeddings of the ten digits [10, width]."""
         start = -self.span / 2 if self.config.centred else self.start
-        angle = start + self.span * torch.linspace(0, 1, 10).to(self.span)
-        arc = self.config.radius * torch.stack([torch.cos(angle), torch.sin(angle)], -1)
-        return F.pad(arc, (0, self.config.d_model - 2))
+        return on_arc(self.config.radius, start, self.span, self.config.d_model)
 
     def norm_weight(self, name):
         return self.matrix("final")[0] if name == "final" else torch.ones(self.config.d_model).to(self.span)
@@ -132,15 +125,6 @@ class SmallestAdder(nn.Module):
     def matrices(self):
         """What follows the attention: its output matrix, up, gate, down."""
         return tuple(self.matrix(name) for name in ("joined", "up", "gate", "down"))
-
-    def forward(self, tokens, sharpness=1):
-        """Logits [batch, length, 10] of tokens [batch, length]; `sharpness` is a factor of attention scores."""
-        width, eps, (out, up, gate, down) = (self.config.d_model,), self.config.eps, self.matrices()
-        x, q, k, v = self.inputs(tokens, torch.arange(tokens.shape[1], device=tokens.device))
-        x = x + F.scaled_dot_product_attention(sharpness * q, k, v, is_causal=True, scale=1) @ out
-        h = F.rms_norm(x, width, eps=eps)
-        x = x + (F.silu(h @ gate) * (h @ up)) @ down
-        return F.rms_norm(x, width, self.norm_weight("final"), eps) @ self.digits().T
 
 
 @dataclass(frozen=True)
@@ -164,11 +148,7 @@ class Recipe(tiny.Recipe):
             "angle": (0.0, math.pi),
             "final": (1.0, 0.0),
         }
-        weights = {}
-        for name, shape in self.s.model.shapes().items():
-            mean, deviation = starts.get(name, (0.0, self.s.init_std))
-            weights[name] = mean + deviation * torch.randn(shape)
-        return SmallestAdder(self.s.model, weights)
+        return SmallestAdder(self.s.model, self.drawn(starts))
 
 
 if __name__ == "__main__":

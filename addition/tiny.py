@@ -98,7 +98,13 @@ def turn(x, angle):
     return torch.cat([first * cos - second * sin, first * sin + second * cos], -1)
 
 
-class TinyAdder(nn.Module):
+def on_arc(radius, start, span, width):
+    """The ten digits on an arc in the plane of the first two coordinates [10, width]."""
+    angle = start + span * torch.linspace(0, 1, 10).to(span)
+    return F.pad(radius * torch.stack([torch.cos(angle), torch.sin(angle)], -1), (0, width - 2))
+
+
+class Adder(nn.Module):
     """One layer, one head, RMSNorm before each part; the output head is the embedding of the digits."""
 
     def __init__(self, config, weights):
@@ -107,14 +113,23 @@ class TinyAdder(nn.Module):
         for name, value in weights.items():
             setattr(self, name, nn.Parameter(value))
 
+    def forward(self, tokens, sharpness=1):
+        """Logits [batch, length, 10] of tokens [batch, length]; `sharpness` is a factor of attention scores."""
+        width, (out, up, gate, down) = (self.config.d_model,), self.matrices()
+        x, q, k, v = self.inputs(tokens, torch.arange(tokens.shape[1], device=tokens.device))
+        x = x + F.scaled_dot_product_attention(sharpness * q, k, v, is_causal=True, scale=1) @ out
+        h = F.rms_norm(x, width, self.norm_weight("norm2"), self.config.eps)
+        x = x + (F.gelu(h @ up) if gate is None else F.silu(h @ gate) * (h @ up)) @ down
+        return F.rms_norm(x, width, self.norm_weight("final"), self.config.eps) @ self.digits().T
+
+
+class TinyAdder(Adder):
     def digits(self):
         """The embeddings of the ten digits [10, width]."""
         if self.config.embedding == "free":
             return self.embedding
         *radius, start, span = self.arc
-        angle = start + span * torch.linspace(0, 1, 10).to(self.arc)
-        radius = radius[0] if radius else self.config.radius
-        return F.pad(radius * torch.stack([torch.cos(angle), torch.sin(angle)], -1), (0, self.config.d_model - 2))
+        return on_arc(radius[0] if radius else self.config.radius, start, span, self.config.d_model)
 
     def norm_weight(self, name):
         """The weights of an RMSNorm [width]."""
@@ -159,15 +174,6 @@ class TinyAdder(nn.Module):
             out = self.out if c.out == "free" else (self.query if c.values == "query" else self.value).T
         return out, self.up, self.gate if c.gated else None, self.down
 
-    def forward(self, tokens, sharpness=1):
-        """Logits [batch, length, 10] of tokens [batch, length]; `sharpness` is a factor of attention scores."""
-        width, (out, up, gate, down) = (self.config.d_model,), self.matrices()
-        x, q, k, v = self.inputs(tokens, torch.arange(tokens.shape[1], device=tokens.device))
-        x = x + F.scaled_dot_product_attention(sharpness * q, k, v, is_causal=True, scale=1) @ out
-        h = F.rms_norm(x, width, self.norm_weight("norm2"), self.config.eps)
-        x = x + (F.gelu(h @ up) if gate is None else F.silu(h @ gate) * (h @ up)) @ down
-        return F.rms_norm(x, width, self.norm_weight("final"), self.config.eps) @ self.digits().T
-
 
 @dataclass(frozen=True)
 class Settings(reliable.Settings):
@@ -196,11 +202,15 @@ class Recipe(reliable.Recipe):
         }  # fmt: skip
         if self.s.model.embedding == "unit":
             starts["arc"] = ([0.0, 1.5], [0.3, 0.1])
+        return TinyAdder(self.s.model, self.drawn(starts))
+
+    def drawn(self, starts):
+        """Initial values of every parameter, normal, with the mean and deviation of `starts`, else 0 and init_std."""
         weights = {}
         for name, shape in self.s.model.shapes().items():
             mean, deviation = map(torch.tensor, starts.get(name, (0.0, self.s.init_std)))
             weights[name] = mean + deviation * torch.randn(shape)
-        return TinyAdder(self.s.model, weights)
+        return weights
 
     def counts(self, step):
         counts = super().counts(step)
