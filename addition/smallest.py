@@ -42,20 +42,19 @@ class Pattern:
         self.shape, letters, self.count = (len(rows), len(rows[0])), {}, 0  # of learned numbers
         if {len(row) for row in rows} != {self.shape[1]} or not all(c in "01_" or c.isalpha() for c in "".join(rows)):
             raise ValueError(f"{text!r}: expected rows of one length, of _ 0 1 and letters, apart by /")
-        fixed, sign, self.index = [], [], []
+        self.fixed = torch.tensor([float(entry == "1") for entry in "".join(rows)])
+        places = []  # of each entry: which learned number, and whether the other sign
         for entry in "".join(rows):
-            learned = entry not in "01"
-            if entry == "_" or (learned and entry.lower() not in letters):
+            if entry == "_" or (entry.isalpha() and entry.lower() not in letters):
                 letters[entry.lower()] = self.count
                 self.count += 1
-            fixed.append(0.0 if learned else float(entry))
-            sign.append(float(learned) * (-1 if entry.isupper() else 1))
-            self.index.append(letters[entry.lower()] if learned else 0)
-        self.fixed, self.sign = torch.tensor(fixed), torch.tensor(sign)
+            places.append((letters.get(entry.lower()), entry.isupper()))
+        self.index = [2 * self.count if place is None else place + self.count * minus for place, minus in places]
 
     def __call__(self, learned):
         """The matrix with these learned numbers."""
-        return (self.fixed.to(learned) + self.sign.to(learned) * learned[self.index]).view(self.shape)
+        numbers = torch.cat([learned, -learned, torch.zeros(1).to(learned)])
+        return (self.fixed.to(learned) + numbers[self.index]).view(self.shape)
 
 
 @dataclass(frozen=True)

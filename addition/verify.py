@@ -6,9 +6,9 @@ A submission is one file with build_model() -> (model, metadata) and add(model, 
 add_batch(model, a_list, b_list) -> list of int makes the second check take seconds instead of minutes.
 
 A file that does not attend, picks no token by its scores, or has no parameter with an effect is refused. "strictly"
-also counts frozen tensors and the numbers with a point in the source that are no entry of a tensor (an epsilon, the
-base of rotary angles). "no effect" names entries of parameters that change no score. Exit status 1: it does not
-qualify, or misses an edge case.
+also counts the entries of frozen tensors, except zeros, and the numbers with a point in the source that are no entry
+of a tensor (an epsilon, the base of rotary angles). "no effect" names entries of parameters that change no score. Exit
+status 1: it does not qualify, or misses an edge case.
 """
 
 import argparse
@@ -140,12 +140,23 @@ def without_effect(module, model, before):
     return found
 
 
+def tensors(value, depth=3):
+    """The tensors in lists, dicts and plain objects."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif depth and not isinstance(value, (torch.nn.Module, types.ModuleType, type)):
+        inside = getattr(value, "__dict__", value)
+        for part in (
+            inside.values() if isinstance(inside, dict) else inside if isinstance(inside, (list, tuple)) else ()
+        ):
+            yield from tensors(part, depth - 1)
+
+
 def fixed(module, model, source):
-    """(numbers in tensors that are not parameters, {number in the source that is none of a tensor's: how often})"""
+    """(numbers other than 0 in tensors that are not parameters, {number in the source that is none of a tensor's: how often})"""
     known = {t.untyped_storage().data_ptr() for t in model.parameters()}
-    places = [vars(module), *(vars(part) for part in model.modules())]
-    loose = [value for place in places for value in place.values() if isinstance(value, torch.Tensor)]
-    frozen = {t.untyped_storage().data_ptr(): t.numel() for t in (*model.buffers(), *loose)}
+    loose = list(tensors([vars(module), *map(vars, model.modules())]))
+    frozen = {t.untyped_storage().data_ptr(): int(t.count_nonzero()) for t in (*model.buffers(), *loose)}
     values = {
         round(abs(x), 12)
         for t in (*model.parameters(), *model.buffers(), *loose)

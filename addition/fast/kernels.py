@@ -524,7 +524,13 @@ def compiled(sizes):
 
 @functools.cache
 def pool(threads):
-    return ThreadPoolExecutor(threads)
+    return ThreadPoolExecutor(threads, initializer=flush_denormals)
+
+
+def flush_denormals():
+    """Numbers below 1e-38 are 0 for this thread: attention weights get so small late in training, and a CPU needs
+    several times as long for products of such numbers."""
+    torch.set_flush_denormal(True)
 
 
 def in_parallel(jobs):

@@ -175,6 +175,7 @@ def train(recipes, run, prune, engine="auto"):
     """Train all runs together; -> {name: summary}"""
     if summary := run.ended():
         return summary["members"]
+    kernels.flush_denormals()
     stack, together = Stack(recipes, run.device, engine), len(recipes)
     settings = run.config
     score = {seed: encode_pairs(uniform_pairs(seed, 10_000), stack.model.config.layout) for seed in SCORE_SEEDS}
