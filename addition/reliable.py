@@ -14,7 +14,7 @@ from addition.train import DIGITS
 
 @dataclass(frozen=True)
 class Settings(train.Settings):
-    train_steps: int = 24_000
+    train_steps: int = 24_000  # of a start
     batch_size: int = 256
     lr: float = 0.08  # at the end of the warm-up
     warmup: int = 200  # steps
@@ -27,14 +27,33 @@ class Settings(train.Settings):
     carry: float = 0.5  # share of the batch that has long carries
     soften: float = 0.3  # factor of the attention scores at first: attention that saturates early learns no carries
     soften_until: int = 4_000  # step at which it has risen to 1
+    starts: int = 4  # at most: a start that is stuck is given up for new weights,
+    leave: int = 3_000  # where it is in the first stage at this step
+    judge: int = 16_000  # or has less than `promising` of the sums right at this step or later
+    promising: float = 0.3
+
+    @property
+    def steps(self):  # of all starts, at most
+        return (self.starts - 1) * self.judge + self.train_steps
 
 
 class Recipe(train.Recipe):
-    """A first stage, long carries, softened attention, and weight decay that ends."""
+    """A first stage, long carries, softened attention, weight decay that ends, and new weights for what is stuck."""
 
     def __init__(self, settings):
         super().__init__(settings)
         self.first, self.smooth = settings.first_stage > 0, None
+
+    def verdict(self, step, exact):
+        s, now = self.s, step + 1
+        stuck = self.first if now < s.judge else exact < s.promising
+        if stuck and now >= s.leave and self.given_up + 1 < s.starts:
+            return "stuck"
+        return super().verdict(step, exact)
+
+    def again(self, step):
+        self.first, self.smooth = self.s.first_stage > 0, None
+        return super().again(step)
 
     def note(self, loss):
         super().note(loss)

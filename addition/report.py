@@ -61,6 +61,8 @@ def groups(name):
 
 def starts(summary):
     """(random starts of a run, sums that they saw together). Older runs chose among several starts at some steps."""
+    if "starts" in summary:
+        return summary["starts"], summary["sums_seen"]
     config = summary["config"]
     alive, before, steps = config.get("candidates") or 1, 0, 0
     first, choose = alive, config.get("choose") or f"{config.get('choose_at', 0)}:1"
@@ -72,6 +74,11 @@ def starts(summary):
 
 def number(value):
     return "-" if pd.isna(value) else f"{value:,.1f}".removesuffix(".0")
+
+
+def span(counts):
+    low, high = min(counts), max(counts)
+    return str(low) if low == high else f"{low} to {high}, {sum(counts)} in all"
 
 
 def rate(good, total):
@@ -93,7 +100,7 @@ def sweep(*names):
             models = sum(starts(s)[0] for s in together)
             rows.append([
                 f"`{' '.join(filter(None, (name, label)))}`", number(runs[0]["parameters"]),
-                number(runs[0]["config"]["train_steps"]), starts(runs[0])[0],
+                number(runs[0]["config"]["train_steps"]), span([starts(s)[0] for s in runs]),
                 rate(good, len(runs)) + (f", {diverged} diverged" if diverged else ""), int((errors == 0).sum()),
                 number(sums / good) if good else "-",
                 number(pd.Series([s["step_at_99"] for s in runs], dtype=float).median()),

@@ -15,7 +15,7 @@ from plumbing import disk
 
 RunName = Annotated[str, tyro.conf.arg(name="run-name", aliases=("--name",))]
 LARGEST = {  # values of flags; where nothing is said, there is no bound
-    **dict.fromkeys(("rehearse", "carry", "soften"), 1.0),
+    **dict.fromkeys(("rehearse", "carry", "soften", "promising"), 1.0),
     **dict.fromkeys(("batch_size", "val_size", "test_size", "eval_batch_size"), 10**7),
     "beta2": 0.999999,
     "seed": 10**9,
@@ -107,7 +107,7 @@ def result(recipe, steps, rows, best, test, errors):
         "step_at_99": next((row["step"] for row in rows if row["val_exact"] >= 0.99), None),
         "test_exact": test, "errors_in_100000": sum(errors.values()),
         "errors_by_seed": {str(seed): wrong for seed, wrong in errors.items()},
-        "sums_seen": steps * recipe.s.batch_size, "config": asdict(recipe.s),
+        "sums_seen": steps * recipe.s.batch_size, "starts": recipe.given_up + 1, "config": asdict(recipe.s),
     }  # fmt: skip
 
 

@@ -262,7 +262,10 @@ class Settings(outputs.Flags):
 
 
 class Recipe:
-    """What a run does at each step."""
+    """What a run does at each step; steps count from the start of the present weights."""
+
+    begun = given_up = 0  # step at which this start began, and how many were given up before it
+    over = False  # whether the run ends before its last step
 
     def __init__(self, settings):
         self.s = settings
@@ -274,7 +277,7 @@ class Recipe:
         )
 
     def model(self):
-        torch.manual_seed(self.s.seed)
+        torch.manual_seed(self.s.seed + 10**9 * self.given_up)
         return TinyDecoderLM(self.s.model, self.s.init_std)
 
     def longest(self, step):
@@ -309,6 +312,15 @@ class Recipe:
         """A factor of the attention scores."""
         return 1.0
 
+    def verdict(self, step, exact):
+        """After a validation: whether this start is "stuck" and new weights are wanted, or the run is "over"."""
+        return "over" if step + 1 >= self.s.train_steps else ""
+
+    def again(self, step):
+        """New weights; this step is their first."""
+        self.begun, self.given_up = step, self.given_up + 1
+        return self.model()
+
     def note(self, loss):
         """Told the loss of each step; the next ones may depend on it."""
         self.losses.append(loss)
@@ -324,10 +336,13 @@ class Recipe:
         return f"up to {self.longest(step)} digits"
 
     def state_dict(self):
-        return {"random": self.random.bit_generator.state, "losses": self.losses}
+        kept = {"losses": self.losses, "begun": self.begun, "given_up": self.given_up, "over": self.over}
+        return {"random": self.random.bit_generator.state} | kept
 
     def load_state_dict(self, state):
-        self.random.bit_generator.state, self.losses = state["random"], state["losses"]
+        self.random.bit_generator.state = state["random"]
+        for name in ("losses", "begun", "given_up", "over"):
+            setattr(self, name, state[name])
 
 
 # ---------------------------------------------------------------- loop
@@ -357,10 +372,13 @@ def train(recipe, run):
     s, model = recipe.s, recipe.model().to(run.device)
     best, optimizer = Best(model), torch.optim.AdamW(model.parameters(), betas=(0.9, s.beta2))
     validation = recipe.validation.to(run.device)
-    parts, diverged, step = [optimizer, recipe, best], {}, 0
-    for step in range(run.resume(model, parts), s.train_steps):
-        optimizer.param_groups[0].update(lr=recipe.learning_rate(step), weight_decay=recipe.weight_decay(step))
-        loss = mean_loss(model, recipe.batch(step).to(run.device), recipe.sharpness(step))
+    parts, diverged = [optimizer, recipe, best], {}
+    step = run.resume(model, parts) - 1
+    while step + 1 < s.steps and not recipe.over:
+        step += 1
+        at = step - recipe.begun
+        optimizer.param_groups[0].update(lr=recipe.learning_rate(at), weight_decay=recipe.weight_decay(at))
+        loss = mean_loss(model, recipe.batch(at).to(run.device), recipe.sharpness(at))
         if not loss.isfinite():
             run.log(f"# the loss is not finite at step {step + 1}; this run ends here")
             diverged = {"diverged_at": step + 1}
@@ -373,17 +391,23 @@ def train(recipe, run):
         if run.due(step, s.eval_interval):
             val_loss, right = test(model, validation, s.eval_batch_size)
             exact = right / len(validation)
-            run.row = recipe.row(step, val_loss, exact) | {"seconds": round(run.elapsed(), 1)}
+            run.row = recipe.row(at, val_loss, exact) | {"seconds": round(run.elapsed(), 1)}
             text = "train {train_loss:.4f}  val {val_loss:.4f}  exact {val_exact:.4f}"
             outputs.progress(run, step, text.format(**run.row))
             if exact > best.exact:
                 best.exact, best.step = exact, step + 1
                 best.keep(model)
                 run.save(model, s, "best", step + 1, exact)
+            verdict = recipe.verdict(at, exact)
+            recipe.over = verdict == "over"
+            if verdict == "stuck":
+                run.log(f"# start {recipe.given_up + 1} is stuck; new weights")
+                model.load_state_dict(recipe.again(step + 1).state_dict())
+                optimizer.state.clear()
         run.end_step(step, model, parts)
     run.default_signals()
     if not diverged:
-        run.save(model, s, "last", s.train_steps, run.rows[-1]["val_exact"])
+        run.save(model, s, "last", step + 1, run.rows[-1]["val_exact"])
     model.load_state_dict(best.weights)
     right = test(model, recipe.test.to(run.device), s.eval_batch_size)[1]
     errors = score(model, run.device, s.eval_batch_size)

@@ -153,7 +153,7 @@ def tensors(value, depth=3):
 
 
 def fixed(module, model, source):
-    """(entries other than 0 of tensors that are not parameters, {number in the source that is no tensor's: how often})"""
+    """(entries other than 0 of tensors that are not parameters, {number in the source, but in no tensor: how often})"""
     known = {t.untyped_storage().data_ptr() for t in model.parameters()}
     loose = list(tensors([vars(module), *map(vars, model.modules())]))
     frozen = {t.untyped_storage().data_ptr(): int(t.count_nonzero()) for t in (*model.buffers(), *loose)}

@@ -114,18 +114,20 @@ class Stack:
 
     def step(self, step):
         """AdamW on every model's own batch. -> indices of the models that are not finite any more"""
-        batches = kernels.in_parallel([(recipe.batch, step) for recipe in self.recipes])
-        sharpness = self.column([recipe.sharpness(step) for recipe in self.recipes])[:, 0]
+        steps = [(recipe, step - recipe.begun) for recipe in self.recipes]
+        batches = kernels.in_parallel([(recipe.batch, at) for recipe, at in steps])
+        sharpness = self.column([recipe.sharpness(at) for recipe, at in steps])[:, 0]
         flat = self.flat.detach().requires_grad_()
         loss = self.engine.losses(self.named(flat), torch.stack(batches).to(self.device), sharpness)
         (gradient,) = torch.autograd.grad(loss.sum(), flat)
-        rate = self.column([recipe.learning_rate(step) for recipe in self.recipes])
-        decay = self.column([recipe.weight_decay(step) for recipe in self.recipes])
+        rate = self.column([recipe.learning_rate(at) for recipe, at in steps])
+        decay = self.column([recipe.weight_decay(at) for recipe, at in steps])
+        past = self.column([at + 1 for _, at in steps])
         beta2 = self.column([recipe.s.beta2 for recipe in self.recipes])
         gradient = gradient * (1 / (gradient.norm(dim=1, keepdim=True) + 1e-6)).clamp(max=1)
         self.mean.lerp_(gradient, 0.1)
         self.square.mul_(beta2).add_((1 - beta2) * gradient.square())
-        update = (self.mean / (1 - 0.9 ** (step + 1))) / ((self.square / (1 - beta2 ** (step + 1))).sqrt() + 1e-8)
+        update = (self.mean / (1 - 0.9**past)) / ((self.square / (1 - beta2**past)).sqrt() + 1e-8)
         self.flat.mul_(1 - rate * decay).sub_(rate * update)
         finite = loss.isfinite() & self.flat.isfinite().all(1)
         for recipe, value in zip(self.recipes, loss.tolist()):
@@ -133,12 +135,21 @@ class Stack:
         return (~finite).nonzero()[:, 0].tolist()
 
     def validate(self, step, seconds):
-        rows = torch.stack([recipe.validation for recipe in self.recipes]).to(self.device)
+        """-> indices of the models whose run ends here"""
+        ended, rows = [], torch.stack([recipe.validation for recipe in self.recipes]).to(self.device)
         losses, right = self.engine.test(self.named(self.flat), rows)
         for i, (recipe, loss, exact) in enumerate(zip(self.recipes, losses.tolist(), (right / rows.shape[1]).tolist())):
-            self.rows[i].append({"step": step + 1} | recipe.row(step, loss, exact) | {"seconds": seconds})
+            at = step - recipe.begun
+            self.rows[i].append({"step": step + 1} | recipe.row(at, loss, exact) | {"seconds": seconds})
             if exact > self.best_at[i][0]:
                 self.best_at[i], self.best[i] = (exact, step + 1), self.flat[i]
+            verdict = recipe.verdict(at, exact)
+            if verdict == "stuck":
+                self.flat[i] = torch.nn.utils.parameters_to_vector(recipe.again(step + 1).parameters()).detach()
+                self.mean[i] = self.square[i] = 0
+            elif verdict == "over":
+                ended.append(i)
+        return ended
 
     def errors(self, weights, rows):
         """How many sums the model with these weights gets wrong."""
@@ -198,23 +209,23 @@ def train(recipes, run, prune, engine="auto"):
         if indices:
             stack.keep([i for i in range(len(stack.names)) if i not in indices])
 
-    for step in range(run.resume(stack), settings.train_steps):
+    for step in range(run.resume(stack), settings.steps):
+        if not stack.names:
+            break
+        ended = []
         end(stack.step(step), step + 1, "diverged_at")
         if stack.names and run.due(step, settings.eval_interval):
-            stack.validate(step, round(run.elapsed(), 1))
+            ended = stack.validate(step, round(run.elapsed(), 1))
             exact = sorted((rows[-1]["val_exact"] for rows in stack.rows), reverse=True)
             good = sum(value >= 0.99 for value in exact) + sum(s["best_val_exact"] >= 0.99 for s in stack.done.values())
             run.row = {"at_99": good, "best": exact[0], "training": len(exact)}
             shown = " ".join(f"{value:.2f}" for value in exact[:8]) + " ..." * (len(exact) > 8)
             outputs.progress(run, step, f"{good} of {together} at 99 %  best {shown}")
+        end(ended, step + 1, None)
         if (left := prune.get(step + 1, together)) < len(stack.names):
             ranked = sorted(range(len(stack.names)), key=lambda i: stack.rows[i][-1]["val_loss"])
             end(ranked[left:], step + 1, "pruned_at")
-        if step + 1 == settings.train_steps:
-            end(range(len(stack.names)), step + 1, None)
         run.end_step(step, stack)
-        if not stack.names:
-            break
     with disk.writing(run.folder, "members.csv"):
         rows = [{"member": name} | row for name in recipes for row in stack.ended_rows[name]]
         disk.write_rows(run.folder / "members.csv", rows, COLUMNS)

@@ -13,7 +13,7 @@ from addition.fast import bench, kernels, sweep
 from addition.fast.engine import Compiled, Torch
 from addition.train import encode_pairs, uniform_pairs
 from plumbing import disk
-from tests.addition.test_train import QUICK, SIZES, SMALL, Killed, killed, trained
+from tests.addition.test_train import QUICK, SIZES, SMALL, STUCK, Killed, killed, trained
 
 SMALLEST = dict(embedding="unit", values="joined", norms="final")
 TINY = (
@@ -183,12 +183,12 @@ def state(folder, name):
 
 
 @pytest.mark.parametrize("engine", ["torch", "compiled"])
-@pytest.mark.parametrize("module", [reliable, tiny])
-def test_many_at_once_are_the_single_runs(module, engine, tmp_path):
-    together = swept(tmp_path / "all", module.__name__.rpartition(".")[2], engine=engine, **STAGES)
+@pytest.mark.parametrize("module, flags", [(reliable, STAGES), (tiny, STAGES), (reliable, STAGES | STUCK)])
+def test_many_at_once_are_the_single_runs(module, flags, engine, tmp_path):
+    together = swept(tmp_path / "all", module.__name__.rpartition(".")[2], engine=engine, **flags)
     for seed in (1, 2):
-        alone = trained(tmp_path / f"{seed}", module, seed=seed, **STAGES)
-        for key in ("best_step", "best_val_exact", "errors_in_100000", "sums_seen", "parameters"):
+        alone = trained(tmp_path / f"{seed}", module, seed=seed, **flags)
+        for key in ("best_step", "best_val_exact", "errors_in_100000", "sums_seen", "parameters", "starts"):
             assert alone[key] == together[f"seed{seed}"][key], key
         for key, value in state(tmp_path / f"{seed}", "best").items():
             torch.testing.assert_close(value, state(tmp_path / "all", f"seed{seed}")[key], rtol=2e-3, atol=2e-4)

@@ -291,6 +291,21 @@ def test_decay_fades_and_attention_sharpens():
     torch.testing.assert_close(model(rows[:, :33].long()), before)
 
 
+def test_a_stuck_start_is_given_up():
+    """In the first stage when it should have been left, or with few right sums later; the last start is never."""
+    recipe = reliable_recipe(train_steps=300, leave=100, judge=200, promising=0.3, starts=2)
+    assert recipe.s.steps == 200 + 300
+    weights, told = list(recipe.model().parameters()), recipe.verdict
+    recipe.first = True
+    assert (told(98, 0), told(99, 0), told(199, 0.5)) == ("", "stuck", "")
+    recipe.first = False
+    assert (told(150, 0), told(199, 0.29), told(199, 0.3), told(250, 0.2)) == ("", "stuck", "", "stuck")
+    recipe.note(0.1)
+    assert not torch.equal(weights[0], next(recipe.again(120).parameters()))
+    assert (recipe.begun, recipe.given_up, recipe.first, recipe.smooth) == (120, 1, True, None)
+    assert (told(99, 0), told(250, 0), told(299, 0)) == ("", "", "over")
+
+
 def test_tiny_runs_may_end_on_full_lengths():
     recipe = tiny.Recipe(tiny.Settings(batch_size=1_000, val_size=1, test_size=1, full=5))
     assert set(recipe.counts(4)[:, 0]) == set(range(1, 11)) and set(recipe.counts(5)[:, 0]) == {10}
@@ -359,6 +374,34 @@ def test_training_is_adamw_on_the_clipped_gradients(tmp_path):
                 p.sub_(rate * (m / (1 - 0.9 ** (step + 1))) / ((v / (1 - 0.9 ** (step + 1))).sqrt() + 1e-8))
     for name, value in weights(tmp_path / "a").items():
         torch.testing.assert_close(model.state_dict()[name], value, rtol=1e-4, atol=1e-5)
+
+
+STUCK = dict(starts=2, leave=10, judge=20, first_stage=5, mastery=0.01)  # every first start is given up
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_new_start_is_a_run_of_its_own_seed(tmp_path):
+    """Weights, optimizer and schedule begin anew."""
+    lines = []
+    summary = trained(tmp_path / "stuck", log=lines.append, seed=7, train_steps=30, **STUCK)
+    assert summary["starts"] == 2 and summary["sums_seen"] == (10 + 30) * 16
+    assert any("start 1 is stuck" in line for line in lines)
+    recipe = reliable.Recipe(reliable.Settings(**QUICK | dict(seed=7, train_steps=30) | STUCK))
+    for step in range(10):
+        recipe.batch(step)
+        recipe.note(9.0)
+    model = recipe.again(10)
+    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.999))
+    for step in range(30):
+        optimizer.param_groups[0].update(lr=recipe.learning_rate(step), weight_decay=recipe.weight_decay(step))
+        loss = train.mean_loss(model, recipe.batch(step), recipe.sharpness(step))
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        recipe.note(loss.item())
+    for name, value in weights(tmp_path / "stuck", "last").items():
+        assert torch.equal(model.state_dict()[name], value)
 
 
 class Killed(Exception):
