@@ -11,8 +11,8 @@ declare -A FLAGS=(
   [starts-456p]="reliable $LOW --seeds 1000-1039"
   [log-512p-long]="train --pos-rank 3 --qkv-rank 3 --attn-out-rank 3 --ffn-rank 3 --seeds 42-49 --train-steps 100000"
 )
-# The recipe less one thing, 16 seeds each.
-less() { FLAGS[less-$1]="reliable $LOW --seeds 2000-2015 ${*:2}"; }
+# The recipe less one thing, 16 single starts each.
+less() { FLAGS[less-$1]="reliable $LOW --starts 1 --seeds 2000-2015 ${*:2}"; }
 less nothing
 less stage --first-stage 0 --rehearse 0
 less rehearsal --rehearse 0
