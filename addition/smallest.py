@@ -32,19 +32,20 @@ from addition.train import Layout, ModelConfig
 
 
 class Pattern:
-    """The entries of a matrix, rows apart by "/": _ is learned, 0 1 and - (minus 1) are fixed, a letter is one learned
+    """The entries of a matrix, rows apart by "/": _ is learned, digits and - (minus 1) are fixed, a letter is one learned
     number wherever it stands, and a capital letter is minus that number."""
 
     NAMES = ("joined", "up", "gate", "down", "final")
 
     def __init__(self, text):
-        rows = text.split("/")
+        rows, entries = text.split("/"), text.replace("/", "")
         self.shape, letters, self.count = (len(rows), len(rows[0])), {}, 0  # of learned numbers
-        if {len(row) for row in rows} != {self.shape[1]} or not all(c in "01-_" or c.isalpha() for c in "".join(rows)):
-            raise ValueError(f"{text!r}: expected rows of one length, of _ 0 1 - and letters, apart by /")
-        self.fixed = torch.tensor([{"1": 1.0, "-": -1.0}.get(entry, 0.0) for entry in "".join(rows)])
+        known = text.isascii() and entries.replace("-", "0").replace("_", "0").isalnum()
+        if {len(row) for row in rows} != {self.shape[1]} or not known:
+            raise ValueError(f"{text!r}: expected rows of one length, of _ - digits and letters, apart by /")
+        self.fixed = torch.tensor([float(c) if c.isdigit() else -float(c == "-") for c in entries])
         places = []  # of each entry: which learned number, and whether the other sign
-        for entry in "".join(rows):
+        for entry in entries:
             if entry == "_" or (entry.isalpha() and entry.lower() not in letters):
                 letters[entry.lower()] = self.count
                 self.count += 1

@@ -21,8 +21,8 @@ def logits(model):
 
 
 def test_a_pattern_is_what_it_says():
-    found = Pattern("01-_/aAb_")(torch.tensor([2.0, 3.0, 5.0, 7.0]))
-    assert found.tolist() == [[0, 1, -1, 2], [3, -3, 5, 7]]
+    found = Pattern("017-_/aAb_A")(torch.tensor([2.0, 3.0, 5.0, 7.0]))
+    assert found.tolist() == [[0, 1, 7, -1, 2], [3, -3, 5, 7, -3]]
     assert Pattern("01/-0")(torch.zeros(0)).tolist() == [[0, 1], [-1, 0]]
 
 
