@@ -173,8 +173,8 @@ def compare(path, model):
 
 def folded(checkpoint, model):
     """The model without what its function does not need, and the proof that it is the same function."""
-    if not isinstance(model, tiny.TinyAdder):
-        raise SystemExit(f"{checkpoint} is no model of addition.tiny, which --fold is written for")
+    if not isinstance(model, tiny.Adder):
+        raise SystemExit(f"{checkpoint} is no model of addition.tiny or smallest, which --fold is written for")
     smaller, done = fold(model)
     if not done:
         print("there is nothing to fold")

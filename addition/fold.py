@@ -1,10 +1,11 @@
-"""Takes out of a tiny model what its function does not need: the same logits with fewer parameters.
+"""Takes out of a tiny or smallest model what its answers do not need: the same logits with fewer parameters.
 
 python -m addition.export best.pt -o adder.py --fold
 
 Norm1's weights go into the matrices that read it, norm2's into up and gate, the arc's radius into what is added to it.
 An arc lies in a plane: what reads its other coordinates has no effect. Values and output are one matrix. And each pair
-of a query and a key may be turned by the same angle, so that one entry of the query is 0.
+of a query and a key may be turned by the same angle, so that one entry of the query is 0. Of a smallest model, the
+last norm's weight is a factor of all scores, which no answer depends on.
 """
 
 import copy
@@ -13,6 +14,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from addition.smallest import SmallestAdder
 from addition.tiny import TinyAdder, turn
 from addition.train import answers, carry_pairs, count, encode_pairs, uniform_pairs
 
@@ -22,6 +24,8 @@ SAME = 1e-6  # difference of two models' logits, over their range, that is round
 
 def fold(model):
     """(model of the same function, in float64, [what was done, parameters left])"""
+    if isinstance(model, SmallestAdder):
+        return fold_scores(model)
     config, w = model.config, {name: p.detach().double() for name, p in model.named_parameters()}
     done = []
 
@@ -80,6 +84,18 @@ def fold(model):
     return folded, done
 
 
+def fold_scores(model):
+    """Where the last norm's weights are one number and its negative: only their signs change an answer."""
+    config, w = model.config, {name: p.detach().double() for name, p in model.named_parameters()}
+    letters = set(config.final.lower()) - {"0"}
+    if len(letters) != 1 or letters & set("1-_"):
+        return copy.deepcopy(model).double(), []
+    positive = w.pop("final").item() > 0
+    signs = "".join("0" if entry == "0" else "-1"[entry.islower() == positive] for entry in config.final)
+    folded = SmallestAdder(replace(config, final=signs), w)
+    return folded, [("the size of the last norm's weights, a factor of all scores", count(folded))]
+
+
 def divide(w, radius):
     """Divide what is added to an embedding, and multiply the last norm's weight, by the radius of the arc."""
     w |= {name: w[name] / radius for name in ("out", "joined", "down") if name in w}
@@ -88,9 +104,10 @@ def divide(w, radius):
 
 @torch.no_grad()
 def difference(one, other):
-    """The largest difference of two models' logits, in float64, over that between a model's own; on prompts with
-    their answers."""
+    """The largest difference of two models' logits, in float64, each over the range of its own; on prompts with their
+    answers."""
     pairs = np.concatenate([uniform_pairs(11, PROMPTS // 2), carry_pairs(11, PROMPTS // 2)])
     rows = encode_pairs(pairs, one.config.layout)
     first, second = (answers(copy.deepcopy(model).double(), rows)[0] for model in (one, other))
-    return float((first - second).abs().max() / (first.max() - first.min()))
+    first, second = (logits / (logits.max() - logits.min()) for logits in (first, second))
+    return float((first - second).abs().max())

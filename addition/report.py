@@ -2,7 +2,8 @@
 
 python -m addition.report                              rewrite them in place
 python -m addition.report --check                      change nothing; fail when a document does not match
-python -m addition.report keep results/runs/NAME ...   copy the evidence of sweeps and runs, without checkpoints
+python -m addition.report keep results/runs/NAME ...   copy the evidence of sweeps and runs, without checkpoints;
+                                                       --name NAME keeps single runs together, as one sweep
 
 The lines between `<!-- report KIND NAME ... -->` and `<!-- end -->` of a document are generated. Kinds: sweep (one row
 a configuration), seeds (one row a seed), command, attention, speed and verified.
@@ -225,19 +226,28 @@ def draw():
         plots.accuracy_plot(results() / "accuracy.png", points)
 
 
-def keep(folders):
-    for folder in (Path(folder).resolve() for folder in folders):
-        kept = load(folder)
-        if kept is None:
-            raise SystemExit(f"{folder} has no summary.json: has the run finished? (--resume goes on)")
-        sweep = (folder / "members.csv").exists()
-        rows = pd.read_csv(folder / ("members.csv" if sweep else "metrics.csv"), dtype=str)
-        if not sweep:
-            rows.insert(0, "member", next(iter(kept["members"])))
-        target = results() / folder.name
+def evidence(folder):
+    """(metrics with a column of members, summary) of a sweep or a single run."""
+    kept = load(folder)
+    if kept is None:
+        raise SystemExit(f"{folder} has no summary.json: has the run finished? (--resume goes on)")
+    if (folder / "members.csv").exists():
+        return pd.read_csv(folder / "members.csv", dtype=str), kept
+    rows = pd.read_csv(folder / "metrics.csv", dtype=str)
+    rows.insert(0, "member", next(iter(kept["members"])))
+    return rows, kept
+
+
+def keep(folders, name=""):
+    """Copy the evidence of each folder; with a name, that of all as one sweep."""
+    folders = [Path(folder).resolve() for folder in folders]
+    for parts in [folders] if name else [[folder] for folder in folders]:
+        rows, summaries = zip(*map(evidence, parts))
+        members = {key: value for summary in summaries for key, value in summary["members"].items()}
+        target = results() / (name or parts[0].name)
         with disk.writing(target, "metrics.csv"):
-            disk.replace(target / "metrics.csv", lambda file, rows=rows: rows.to_csv(file, index=False))
-            disk.write_json(target / "summary.json", kept)
+            disk.replace(target / "metrics.csv", lambda file, rows=rows: pd.concat(rows).to_csv(file, index=False))
+            disk.write_json(target / "summary.json", {**summaries[0], "members": members})
         print(target.relative_to(ROOT))
 
 
@@ -246,11 +256,12 @@ def main(argv=None):
     parser.add_argument("--check", action="store_true", help="change nothing, fail when a document is out of date")
     parser.add_argument("command", nargs="?", choices=("keep",), help="what to do with these runs")
     parser.add_argument("folders", nargs="*", help="folders of runs")
+    parser.add_argument("--name", default="", help="keep these single runs as one sweep of this name")
     arguments = parser.parse_args(argv)
     if arguments.command:
         if not arguments.folders:
             parser.error("keep needs the folder of a run, such as results/runs/NAME")
-        return keep(arguments.folders)
+        return keep(arguments.folders, arguments.name)
     report.write_documents(ROOT, documents(), KINDS, arguments.check, "python -m addition.report")
     if not arguments.check:
         draw()

@@ -21,7 +21,7 @@ LARGEST = {  # values of flags; where nothing is said, there is no bound
     "seed": 10**9,
 }
 ABOVE_ZERO = ("lr", "init_std")
-MAY_BE_ZERO = ("seed", "warmup", "first_stage", "decay_until", "soften_until", "full")
+MAY_BE_ZERO = ("seed", "warmup", "first_stage", "decay_until", "soften_until", "full", "ramp")
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Run(plumbing.run.Run):
         super().__init__(options, file, command, Path(options.runs) / name)
 
     def sources(self):
-        names = ("train", "reliable", "tiny", "smallest", "fast/engine", "fast/kernels", "fast/sweep")
+        names = ("train", "reliable", "tiny", "smallest", "shrink", "fast/engine", "fast/kernels", "fast/sweep")
         return [Path(__file__).parent / f"{name}.py" for name in names]
 
     def ended(self):

@@ -32,19 +32,20 @@ from addition.train import Layout, ModelConfig
 
 
 class Pattern:
-    """The entries of a matrix, rows apart by "/": _ is learned, 0 and 1 are fixed, a letter is one learned number
-    wherever it stands, and a capital letter is minus that number."""
+    """The entries of a matrix, rows apart by "/": _ is learned, digits and - (minus 1) are fixed, a letter is one learned
+    number wherever it stands, and a capital letter is minus that number."""
 
     NAMES = ("joined", "up", "gate", "down", "final")
 
     def __init__(self, text):
-        rows = text.split("/")
+        rows, entries = text.split("/"), text.replace("/", "")
         self.shape, letters, self.count = (len(rows), len(rows[0])), {}, 0  # of learned numbers
-        if {len(row) for row in rows} != {self.shape[1]} or not all(c in "01_" or c.isalpha() for c in "".join(rows)):
-            raise ValueError(f"{text!r}: expected rows of one length, of _ 0 1 and letters, apart by /")
-        self.fixed = torch.tensor([float(entry == "1") for entry in "".join(rows)])
+        known = text.isascii() and entries.replace("-", "0").replace("_", "0").isalnum()
+        if {len(row) for row in rows} != {self.shape[1]} or not known:
+            raise ValueError(f"{text!r}: expected rows of one length, of _ - digits and letters, apart by /")
+        self.fixed = torch.tensor([float(c) if c.isdigit() else -float(c == "-") for c in entries])
         places = []  # of each entry: which learned number, and whether the other sign
-        for entry in "".join(rows):
+        for entry in entries:
             if entry == "_" or (entry.isalpha() and entry.lower() not in letters):
                 letters[entry.lower()] = self.count
                 self.count += 1
@@ -67,6 +68,8 @@ class SmallestConfig:
     centred: bool = True  # the arc around the first axis; else its start is learned
     period: float = 12.0  # places in which RoPE turns once
     radius: float = 10.0  # of the arc
+    span: float = 0.0  # of the arc in radians; 0: learned
+    scale: float = 0.0  # of the attention scores; 0: learned
 
     def __post_init__(self):
         width, hidden = self.d_model, self.d_ff
@@ -80,8 +83,9 @@ class SmallestConfig:
                 raise ValueError(f"{name}: {error}") from None
             if not fits:
                 raise ValueError(f"{name} {getattr(self, name)!r}: expected {size[0]} rows of {size[1]} entries")
-        for name in ("period", "radius"):
-            if not 0 < getattr(self, name) < math.inf:
+        for name in ("period", "radius", "span", "scale"):
+            value, least = getattr(self, name), 0.0 if name in ("span", "scale") else math.ulp(0.0)
+            if not least <= value < math.inf:
                 raise ValueError(f"{name} must be a number above 0")
 
     layout: ClassVar[Layout] = tiny.REVERSED
@@ -93,18 +97,21 @@ class SmallestConfig:
 
     def shapes(self):
         """Every trained parameter, by name."""
-        sizes = {"span": 1, **({} if self.centred else {"start": 1}), "scale": 1, "angle": 1}
+        sizes = {"span": not self.span, "start": not self.centred, "scale": not self.scale, "angle": 1}
         sizes |= {name: Pattern(getattr(self, name)).count for name in Pattern.NAMES}
-        return {name: (size,) for name, size in sizes.items() if size}
+        return {name: (int(size),) for name, size in sizes.items() if size}
 
 
 class SmallestAdder(Adder):
     def __init__(self, config, weights):
         super().__init__(config, weights)
         self.patterns = {name: Pattern(getattr(config, name)) for name in Pattern.NAMES}
+        for name in ("span", "scale"):
+            if name not in weights:
+                setattr(self, name, torch.tensor([getattr(config, name)]))
 
     def matrix(self, name):
-        return self.patterns[name](getattr(self, name, self.span))
+        return self.patterns[name](getattr(self, name, self.angle[:0]))
 
     def digits(self):
         """The embeddings of the ten digits [10, width]."""
@@ -112,7 +119,7 @@ class SmallestAdder(Adder):
         return on_arc(self.config.radius, start, self.span, self.config.d_model)
 
     def norm_weight(self, name):
-        return self.matrix("final")[0] if name == "final" else torch.ones(self.config.d_model).to(self.span)
+        return self.matrix("final")[0] if name == "final" else torch.ones(self.config.d_model).to(self.angle)
 
     def inputs(self, tokens, places):
         """Of tokens at these places: the residual stream, and the attention's queries, keys and values."""

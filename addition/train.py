@@ -280,6 +280,9 @@ class Recipe:
         torch.manual_seed(self.s.seed + 10**9 * self.given_up)
         return TinyDecoderLM(self.s.model, self.s.init_std)
 
+    def optimizer(self, model):
+        return torch.optim.AdamW(model.parameters(), betas=(0.9, self.s.beta2))
+
     def longest(self, step):
         """Digits of the longest operands: the curriculum."""
         return 3 if step < 2_000 else 6 if step < 7_000 else DIGITS
@@ -370,7 +373,7 @@ def train(recipe, run):
     if summary := run.ended():
         return summary
     s, model = recipe.s, recipe.model().to(run.device)
-    best, optimizer = Best(model), torch.optim.AdamW(model.parameters(), betas=(0.9, s.beta2))
+    best, optimizer = Best(model), recipe.optimizer(model)
     validation = recipe.validation.to(run.device)
     parts, diverged = [optimizer, recipe, best], {}
     step = run.resume(model, parts) - 1

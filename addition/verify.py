@@ -251,6 +251,7 @@ def main(argv=None):
     options = parser.parse_args(argv)
     if options.pairs < 1:
         parser.error(f"--pairs is {options.pairs}; it must be at least 1")
+    torch.set_num_threads(1)  # one sum at a time: more threads would wait for each other
     r = check(options.file, options.pairs)
     claim = "" if r["claimed_parameters"] == r["parameters"] else f", but metadata claims {r['claimed_parameters']}"
     print(f"{options.file}: {r['name']}")

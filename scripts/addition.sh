@@ -31,6 +31,16 @@ small 21 --gate _0/00/__
 small 20 --gate 00/00/__
 small 19 --gate 00/00/__ --joined 0__/___
 small 18 --gate 00/00/__ --joined 0__/___ --up 11/_A/_a
+# Parameters taken out of what reached 99 % in smallest-19p; each goes on from the models of the one that is named first.
+SEEDS="1002 1020 1034 1062"
+CHAIN="shrunk-16p shrunk-12p shrunk-11p shrunk-9p shrunk-8p" # in this order
+declare -A SHRUNK=(
+  [shrunk-16p]="smallest-19p --joined 0__/0_0 --up 11/0_/__ --gate 00/00/__"
+  [shrunk-12p]="shrunk-16p --joined 0__/0_0 --up 00/01/11 --gate 00/00/_1"
+  [shrunk-11p]="shrunk-12p --joined 0__/0-0 --up 00/01/11 --gate 00/00/_1 --radius 0.08"
+  [shrunk-9p]="shrunk-11p --joined 0__/0-0 --up 00/01/11 --gate 00/00/_1 --radius 0.08 --span 1 --scale 40"
+  [shrunk-8p]="shrunk-9p --joined 0__/0-0 --up 00/01/11 --gate 00/00/71 --radius 0.08 --span 1 --scale 40"
+)
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 
 python() {
@@ -45,13 +55,29 @@ one() { # NAME RECIPE FLAGS...
   echo "$1 failed or was stopped, see results/runs/$1.txt" >&2
   return 255 # xargs starts no more
 }
-export -f python one
+shrink() { # NAME SEED PARENT FLAGS...
+  local start=results/runs/$3-seed$2/checkpoints/best.pt
+  [ "$3" = smallest-19p ] && start=results/runs/$3/checkpoints/seed$2.pt
+  python -m addition.shrink --run-name "$1-seed$2" --seed "$2" --start "$start" --resume "${@:4}" \
+    >"results/runs/$1-seed$2.txt" 2>&1 && return
+  echo "$1, seed $2, failed or was stopped, see results/runs/$1-seed$2.txt" >&2
+  return 255
+}
+export -f python one shrink
 
-ARMS=${ARMS:-$(printf '%s\n' "${!FLAGS[@]}" | sort -r)}
+ARMS=${ARMS:-$(printf '%s\n' "${!FLAGS[@]}" | sort -r) $CHAIN}
 for arm in $ARMS; do
-  [ -n "${FLAGS[$arm]+known}" ] || { echo "ARMS: $arm is no arm; expected some of ${!FLAGS[*]}" >&2; exit 2; }
+  [ -n "${FLAGS[$arm]+known}${SHRUNK[$arm]+known}" ] && continue
+  echo "ARMS: $arm is no arm; expected some of ${!FLAGS[*]} $CHAIN" >&2
+  exit 2
 done
 for arm in $ARMS; do
-  [ -s "results/addition/$arm/summary.json" ] || echo "$arm ${FLAGS[$arm]} $*"
+  [ -z "${FLAGS[$arm]+known}" ] || [ -s "results/addition/$arm/summary.json" ] || echo "$arm ${FLAGS[$arm]} $*"
 done | xargs -P "${JOBS:-2}" -I{} bash -c 'one {}' || exit 1
+for arm in $CHAIN; do
+  [[ " $(echo $ARMS) " = *" $arm "* ]] && [ ! -s "results/addition/$arm/summary.json" ] || continue
+  [ -e results/runs/smallest-19p/summary.json ] || one smallest-19p ${FLAGS[smallest-19p]} || exit 1
+  printf '%s\n' $SEEDS | xargs -P "${JOBS:-2}" -I{} bash -c "shrink $arm {} ${SHRUNK[$arm]} $*" || exit 1
+  python -m addition.report keep --name "$arm" $(printf "results/runs/$arm-seed%s " $SEEDS) || exit 1
+done
 python -m addition.report

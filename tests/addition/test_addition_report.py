@@ -137,6 +137,12 @@ def test_a_real_sweep_is_kept(root, tmp_path):
     assert len(rows_of(report.seeds("alone"))) == 1
     report.draw()
     assert (root / "results/addition/alone/seeds.png").exists()
+    train.main([*flags.split(), "--run-name", "other", "--runs", str(runs), "--seed", "7"])
+    report.main(["keep", str(runs / "alone"), str(runs / "other"), "--name", "both"])
+    assert rows_of(report.sweep("both"))[0][4].startswith("0 of 2")
+    assert [row["member"] for row in disk.read_rows(root / "results/addition/both/metrics.csv")] == (
+        ["seed42"] * 2 + ["seed7"] * 2
+    )
     with pytest.raises(SystemExit, match=r"summary\.json"):
         report.main(["keep", str(runs)])
 

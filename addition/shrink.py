@@ -1,0 +1,124 @@
+"""Takes parameters out of a trained smallest model, while the others go on learning.
+
+python -m addition.shrink --start results/runs/smallest-24p/checkpoints/seed1006.pt --joined 0__/0_0 --up 11/0_/__
+
+The flags are those of smallest.py: the model that remains. Each entry that its patterns leave out, fix or share is
+moved to its new value in the first steps, by the same amount a step. There are other models of the same function, such
+as that with the hidden units in another order: of these copies, the one that changes least is taken. Steps are in
+proportion to an entry's size at first: entries of a trained model lie between 1 and 150.
+"""
+
+import itertools
+from dataclasses import dataclass
+
+import torch
+
+from addition import smallest, train
+from addition.evaluate_checkpoints import load
+from addition.smallest import Pattern, SmallestAdder
+
+FIXED = ("span", "scale")  # learned or fixed, apart from the patterns
+
+
+@dataclass(frozen=True)
+class Settings(smallest.Settings):
+    start: str = ""  # checkpoint of a trained smallest model
+    ramp: int = 2_000  # steps in which the entries reach their new values
+    train_steps: int = 6_000
+    lr: float = 0.02  # at the end of the warm-up, in shares of an entry
+    warmup: int = 100  # steps
+    carry: float = 0.5  # share of the batch that has long carries
+    soften: float = 1.0  # factor of the attention scores at first
+    full: int = 1  # from this step on all numbers have ten digits; 0: never
+
+
+class Relative(torch.optim.AdamW):
+    """AdamW with steps in proportion to each entry's first size."""
+
+    def __init__(self, parameters, **options):
+        super().__init__(parameters, **options)
+        self.sizes = [p.detach().abs().clamp(min=0.05) for p in self.param_groups[0]["params"]]
+
+    def step(self):
+        before = [p.detach().clone() for p in self.param_groups[0]["params"]]
+        super().step()
+        for p, old, size in zip(self.param_groups[0]["params"], before, self.sizes, strict=True):
+            p.data.sub_(old).mul_(size).add_(old)
+
+
+def copies(model, radius):
+    """The same function on an arc of this radius: matrices by name, with the hidden units in each order, each scaled so
+    that one of its entries in `up` is 1 or -1, or as it is, and with the third coordinate mirrored or not."""
+    matrices = {name: model.matrix(name).detach() for name in Pattern.NAMES}
+    for name in ("joined", "down"):
+        matrices[name] = matrices[name] * (radius / model.config.radius)
+    joined, up, gate, down, final = matrices.values()
+    scales = [[1.0, *(1 / unit[unit != 0]), *(-1 / unit[unit != 0])] for unit in up.T]
+    for order in map(list, itertools.permutations(range(up.shape[1]))):
+        for side, *scale in itertools.product((1, -1), *(scales[unit] for unit in order)):
+            mirror, scale = torch.ones(len(up)), torch.tensor(scale)
+            mirror[2:] = side
+            parts = (joined, up[:, order] * scale, gate[:, order], down[order] / scale[:, None], final)
+            yield {
+                name: part * (mirror[:, None] if name in ("up", "gate") else mirror if name != "final" else 1)
+                for name, part in zip(Pattern.NAMES, parts)
+            }
+
+
+def projected(config, matrices):
+    """The learned numbers of these patterns that come closest to these matrices, and what they change."""
+    learned, change = {}, 0.0
+    for name, matrix in matrices.items():
+        pattern = Pattern(getattr(config, name))
+        basis = torch.stack([pattern(one) - pattern(torch.zeros(pattern.count)) for one in torch.eye(pattern.count)]
+                            ) if pattern.count else torch.zeros(0, *pattern.shape)  # fmt: skip
+        rest = matrix - pattern(torch.zeros(pattern.count))
+        learned[name] = (basis * rest).sum((1, 2)) / basis.square().sum((1, 2))
+        change += float(((matrix - pattern(learned[name])) / (1 + matrix.abs())).abs().sum())
+    return learned, change
+
+
+class Shrinking(SmallestAdder):
+    """Between a trained model and what remains of it: `left` is the share of the change that is still to come."""
+
+    def __init__(self, config, trained):
+        found = [(*projected(config, matrices), matrices) for matrices in copies(trained, config.radius)]
+        learned, _, matrices = min(found, key=lambda item: item[1])
+        learned |= {name: getattr(trained, name).detach() for name in ("span", "start", "scale", "angle")
+                    if hasattr(trained, name)}  # fmt: skip
+        super().__init__(config, {name: learned[name] for name in config.shapes()})
+        self.change = {name: value - super(Shrinking, self).matrix(name).detach() for name, value in matrices.items()}
+        self.moved = {name: getattr(trained, name).detach() for name in FIXED if getattr(config, name)}
+        self.set(0.0)
+
+    def set(self, left):
+        self.left = left
+        for name, value in self.moved.items():
+            setattr(self, name, left * value + (1 - left) * getattr(self.config, name))
+
+    def matrix(self, name):
+        return super().matrix(name) + self.left * self.change[name]
+
+
+class Recipe(smallest.Recipe):
+    def model(self):
+        trained = load(self.s.start) if self.s.start else None
+        if not isinstance(trained, SmallestAdder):
+            raise SystemExit(f"--start {self.s.start or '(none)'}: expected the checkpoint of a model of smallest.py")
+        self.shrinking = Shrinking(self.s.model, trained)
+        return self.shrinking
+
+    def optimizer(self, model):
+        return Relative(model.parameters(), betas=(0.9, self.s.beta2))
+
+    def sharpness(self, step):
+        self.shrinking.set(max(0.0, 1 - step / max(1, self.s.ramp)))
+        return super().sharpness(step)
+
+    def note(self, loss):
+        super().note(loss)
+        self.shrinking.set(0.0)  # what is validated and kept is what remains
+
+
+if __name__ == "__main__":
+    train.main(settings=Settings, recipe=Recipe, file=__file__)
