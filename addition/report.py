@@ -3,7 +3,7 @@
 python -m addition.report                              rewrite them in place
 python -m addition.report --check                      change nothing; fail when a document does not match
 python -m addition.report keep results/runs/NAME ...   copy the evidence of sweeps and runs, without checkpoints;
-                                                       --name NAME keeps single runs together, as one sweep
+                                                       --name NAME keeps them together, as one sweep
 
 The lines between `<!-- report KIND NAME ... -->` and `<!-- end -->` of a document are generated. Kinds: sweep (one row
 a configuration), seeds (one row a seed), command, attention, speed and verified.
@@ -239,15 +239,20 @@ def evidence(folder):
 
 
 def keep(folders, name=""):
-    """Copy the evidence of each folder; with a name, that of all as one sweep."""
+    """Copy the evidence of each folder; with a name, that of all as one sweep, and of several sweeps with their names
+    before those of their members."""
     folders = [Path(folder).resolve() for folder in folders]
     for parts in [folders] if name else [[folder] for folder in folders]:
-        rows, summaries = zip(*map(evidence, parts))
-        members = {key: value for summary in summaries for key, value in summary["members"].items()}
-        target = results() / (name or parts[0].name)
+        rows, members = [], {}
+        for folder in parts:
+            metrics, kept = evidence(folder)
+            before = f"{folder.name}-" if name and len(kept["members"]) > 1 else ""
+            rows.append(metrics.assign(member=before + metrics["member"]))
+            members |= {before + key: value for key, value in kept["members"].items()}
+        target = results() / (name or folder.name)
         with disk.writing(target, "metrics.csv"):
             disk.replace(target / "metrics.csv", lambda file, rows=rows: pd.concat(rows).to_csv(file, index=False))
-            disk.write_json(target / "summary.json", {**summaries[0], "members": members})
+            disk.write_json(target / "summary.json", {**kept, "members": members})
         print(target.relative_to(ROOT))
 
 
@@ -256,7 +261,7 @@ def main(argv=None):
     parser.add_argument("--check", action="store_true", help="change nothing, fail when a document is out of date")
     parser.add_argument("command", nargs="?", choices=("keep",), help="what to do with these runs")
     parser.add_argument("folders", nargs="*", help="folders of runs")
-    parser.add_argument("--name", default="", help="keep these single runs as one sweep of this name")
+    parser.add_argument("--name", default="", help="keep them as one sweep of this name")
     arguments = parser.parse_args(argv)
     if arguments.command:
         if not arguments.folders:

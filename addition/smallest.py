@@ -32,8 +32,8 @@ from addition.train import Layout, ModelConfig
 
 
 class Pattern:
-    """The entries of a matrix, rows apart by "/": _ is learned, digits and - (minus 1) are fixed, a letter is one learned
-    number wherever it stands, and a capital letter is minus that number."""
+    """The entries of a matrix, rows apart by "/": _ is learned, digits and - for minus 1 are fixed, a letter is one
+    learned number wherever it stands, and a capital letter is minus that number."""
 
     NAMES = ("joined", "up", "gate", "down", "final")
 

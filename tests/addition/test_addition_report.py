@@ -143,6 +143,8 @@ def test_a_real_sweep_is_kept(root, tmp_path):
     assert [row["member"] for row in disk.read_rows(root / "results/addition/both/metrics.csv")] == (
         ["seed42"] * 2 + ["seed7"] * 2
     )
+    report.main(["keep", str(runs / "alone"), str(runs / "tiny"), "--name", "three"])
+    assert [row[0] for row in rows_of(report.sweep("three"))] == ["`three`", "`three tiny`"]
     with pytest.raises(SystemExit, match=r"summary\.json"):
         report.main(["keep", str(runs)])
 
