@@ -27,14 +27,14 @@ class Settings(train.Settings):
     carry: float = 0.5  # share of the batch that has long carries
     soften: float = 0.3  # factor of the attention scores at first: attention that saturates early learns no carries
     soften_until: int = 4_000  # step at which it has risen to 1
-    starts: int = 4  # at most: a start that is stuck is given up for new weights,
-    leave: int = 3_000  # where it is in the first stage at this step
-    judge: int = 16_000  # or has less than `promising` of the sums right at this step or later
-    promising: float = 0.3
+    budget: int = 107_500  # steps of all starts: one that is stuck is given up for new weights; 0: there is one start
+    leave: int = 3_000  # it is where the first stage goes on at this step,
+    judge: int = 16_000  # where fewer sums than `promising` are right at this step or later,
+    promising: float = 0.3  # or where they are below 99 % at its end
 
     @property
-    def steps(self):  # of all starts, at most
-        return (self.starts - 1) * self.judge + self.train_steps
+    def steps(self):
+        return max(self.budget, self.train_steps)
 
 
 class Recipe(train.Recipe):
@@ -46,8 +46,8 @@ class Recipe(train.Recipe):
 
     def verdict(self, step, exact):
         s, now = self.s, step + 1
-        stuck = self.first if now < s.judge else exact < s.promising
-        if stuck and now >= s.leave and self.given_up + 1 < s.starts:
+        stuck = self.first if now < s.judge else exact < (s.promising if now < s.train_steps else 0.99)
+        if stuck and now >= s.leave and self.begun + now + s.train_steps <= s.steps:
             return "stuck"
         return super().verdict(step, exact)
 

@@ -21,7 +21,7 @@ LARGEST = {  # values of flags; where nothing is said, there is no bound
     "seed": 10**9,
 }
 ABOVE_ZERO = ("lr", "init_std")
-MAY_BE_ZERO = ("seed", "warmup", "first_stage", "decay_until", "soften_until", "full", "ramp")
+MAY_BE_ZERO = ("seed", "warmup", "first_stage", "decay_until", "soften_until", "full", "ramp", "budget")
 
 
 @dataclass(frozen=True)

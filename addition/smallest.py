@@ -84,8 +84,8 @@ class SmallestConfig:
             if not fits:
                 raise ValueError(f"{name} {getattr(self, name)!r}: expected {size[0]} rows of {size[1]} entries")
         for name in ("period", "radius", "span", "scale"):
-            value, least = getattr(self, name), 0.0 if name in ("span", "scale") else math.ulp(0.0)
-            if not least <= value < math.inf:
+            value = getattr(self, name)
+            if not 0 <= value < math.inf or (value == 0 and name in ("period", "radius")):
                 raise ValueError(f"{name} must be a number above 0")
 
     layout: ClassVar[Layout] = tiny.REVERSED

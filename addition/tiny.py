@@ -187,7 +187,7 @@ class Settings(reliable.Settings):
     rehearse: float = 0.0  # share of such numbers in the later batches
     soften: float = 0.2  # factor of the attention scores at first
     soften_until: int = 3_000  # step at which it has risen to 1
-    starts: int = 1  # of a run
+    budget: int = 0  # steps of all starts; 0: there is one
     full: int = 0  # from this step on all numbers have ten digits; 0: never
 
 

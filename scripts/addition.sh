@@ -12,7 +12,7 @@ declare -A FLAGS=(
   [log-512p-long]="train --pos-rank 3 --qkv-rank 3 --attn-out-rank 3 --ffn-rank 3 --seeds 42-49 --train-steps 100000"
 )
 # The recipe less one thing, 16 single starts each.
-less() { FLAGS[less-$1]="reliable $LOW --starts 1 --seeds 2000-2015 ${*:2}"; }
+less() { FLAGS[less-$1]="reliable $LOW --budget 0 --seeds 2000-2015 ${*:2}"; }
 less nothing
 less stage --first-stage 0 --rehearse 0
 less rehearsal --rehearse 0

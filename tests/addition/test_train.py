@@ -292,18 +292,21 @@ def test_decay_fades_and_attention_sharpens():
 
 
 def test_a_stuck_start_is_given_up():
-    """In the first stage when it should have been left, or with few right sums later; the last start is never."""
-    recipe = reliable_recipe(train_steps=300, leave=100, judge=200, promising=0.3, starts=2)
-    assert recipe.s.steps == 200 + 300
+    """In the first stage when it should have been left, with few right sums later, or below 99 % at its end; unless the
+    budget is too small for another one."""
+    recipe = reliable_recipe(train_steps=300, leave=100, judge=200, promising=0.3, budget=600)
+    assert recipe.s.steps == 600 and reliable_recipe(budget=0).s.steps == 24_000
     weights, told = list(recipe.model().parameters()), recipe.verdict
     recipe.first = True
     assert (told(98, 0), told(99, 0), told(199, 0.5)) == ("", "stuck", "")
     recipe.first = False
     assert (told(150, 0), told(199, 0.29), told(199, 0.3), told(250, 0.2)) == ("", "stuck", "", "stuck")
+    assert (told(299, 0.98), told(299, 0.99)) == ("stuck", "over")
     recipe.note(0.1)
     assert not torch.equal(weights[0], next(recipe.again(120).parameters()))
     assert (recipe.begun, recipe.given_up, recipe.first, recipe.smooth) == (120, 1, True, None)
-    assert (told(99, 0), told(250, 0), told(299, 0)) == ("", "", "over")
+    assert (told(179, 0), told(180, 0)) == ("stuck", "")  # 120 + 180 + 300 is within the budget of 600
+    assert (told(250, 0), told(299, 0)) == ("", "over")
 
 
 def test_tiny_runs_may_end_on_full_lengths():
@@ -376,7 +379,7 @@ def test_training_is_adamw_on_the_clipped_gradients(tmp_path):
         torch.testing.assert_close(model.state_dict()[name], value, rtol=1e-4, atol=1e-5)
 
 
-STUCK = dict(starts=2, leave=10, judge=20, first_stage=5, mastery=0.01)  # every first start is given up
+STUCK = dict(budget=40, leave=10, judge=20, first_stage=5, mastery=0.01)  # with 30 steps the first start is given up
 
 
 @pytest.mark.usefixtures("quick")
