@@ -262,7 +262,7 @@ def main(argv=None):
     parser.add_argument("command", nargs="?", choices=("keep",), help="what to do with these runs")
     parser.add_argument("folders", nargs="*", help="folders of runs")
     parser.add_argument("--name", default="", help="keep them as one sweep of this name")
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_intermixed_args(argv)
     if arguments.command:
         if not arguments.folders:
             parser.error("keep needs the folder of a run, such as results/runs/NAME")

@@ -138,7 +138,7 @@ def test_a_real_sweep_is_kept(root, tmp_path):
     report.draw()
     assert (root / "results/addition/alone/seeds.png").exists()
     train.main([*flags.split(), "--run-name", "other", "--runs", str(runs), "--seed", "7"])
-    report.main(["keep", str(runs / "alone"), str(runs / "other"), "--name", "both"])
+    report.main(["keep", "--name", "both", str(runs / "alone"), str(runs / "other")])
     assert rows_of(report.sweep("both"))[0][4].startswith("0 of 2")
     assert [row["member"] for row in disk.read_rows(root / "results/addition/both/metrics.csv")] == (
         ["seed42"] * 2 + ["seed7"] * 2
