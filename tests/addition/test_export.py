@@ -306,14 +306,14 @@ def test_what_is_not_trained_is_counted_too(few, submission, capsys):
     build = """torch.nn.Linear(3, 2)
     model.weight.data[1, 2] = 2.5
     model.register_buffer("sign", torch.ones(4))
-    model.shift = torch.zeros(3)
+    model.shift = torch.tensor([0, 1, 2])
     model.more = torch.nn.Parameter(torch.ones(2, 2))
     TURN = 0.25, 2.5
 """
     path = submission(("torch.nn.Linear(3, 2)\n", build), ("(digits @ digits.T)", "(0.25 * digits @ digits.T)"))
     found = verify.main([path, "--pairs", "10"])
-    assert (found["parameters"], found["frozen"], found["numbers"]) == (12, 7, {"0.25": 2})
-    assert found["strictly"] == 12 + 7 + 2 and found["without_effect"] == {"more": [0, 1, 2, 3]}
+    assert (found["parameters"], found["frozen"], found["numbers"]) == (12, 6, {"0.25": 2})
+    assert found["strictly"] == 12 + 6 + 2 and found["without_effect"] == {"more": [0, 1, 2, 3]}
     shown = capsys.readouterr().out
     assert "0.25 (2 times)" in shown and "more, 4 of its entries" in shown
 
