@@ -108,7 +108,7 @@ class SmallestAdder(Adder):
         self.patterns = {name: Pattern(getattr(config, name)) for name in Pattern.NAMES}
         for name in ("span", "scale"):
             if name not in weights:
-                setattr(self, name, torch.tensor([getattr(config, name)]))
+                self.register_buffer(name, torch.tensor([getattr(config, name)]), persistent=False)
 
     def matrix(self, name):
         return self.patterns[name](getattr(self, name, self.angle[:0]))

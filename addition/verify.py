@@ -140,7 +140,7 @@ def without_effect(module, model, before):
     return found
 
 
-def tensors(value, depth=3):
+def tensors(value, depth=5):
     """The tensors in lists, dicts and plain objects."""
     if isinstance(value, torch.Tensor):
         yield value

@@ -33,13 +33,14 @@ small 19 --gate 00/00/__ --joined 0__/___
 small 18 --gate 00/00/__ --joined 0__/___ --up 11/_A/_a
 # Parameters taken out of what reached 99 % in smallest-19p; each goes on from the models of the one that is named first.
 SEEDS="1002 1020 1034 1062"
-CHAIN="shrunk-16p shrunk-12p shrunk-11p shrunk-9p shrunk-8p" # in this order
+CHAIN="shrunk-16p shrunk-12p shrunk-11p shrunk-9p shrunk-8p shrunk-7p" # in this order
 declare -A SHRUNK=(
   [shrunk-16p]="smallest-19p --joined 0__/0_0 --up 11/0_/__ --gate 00/00/__"
   [shrunk-12p]="shrunk-16p --joined 0__/0_0 --up 00/01/11 --gate 00/00/_1"
   [shrunk-11p]="shrunk-12p --joined 0__/0-0 --up 00/01/11 --gate 00/00/_1 --radius 0.08"
   [shrunk-9p]="shrunk-11p --joined 0__/0-0 --up 00/01/11 --gate 00/00/_1 --radius 0.08 --span 1 --scale 40"
   [shrunk-8p]="shrunk-9p --joined 0__/0-0 --up 00/01/11 --gate 00/00/71 --radius 0.08 --span 1 --scale 40"
+  [shrunk-7p]="shrunk-8p --joined 0__/0-0 --up 00/01/11 --gate 00/00/71 --down __0/_10 --radius 0.08 --span 1 --scale 40"
 )
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 

@@ -225,11 +225,36 @@ def test_any_tiny_model_folds_to_the_same_function(few_prompts):
         assert train.count(smaller) <= train.count(model) and fold.difference(model, smaller) < 1e-6, config
 
 
-def test_what_cannot_be_folded_is_said(tmp_path):
-    for config in (ModelConfig(), SmallestConfig()):
-        save(tmp_path / "best.pt", config)
-        with pytest.raises(SystemExit, match=r"no model of addition\.tiny"):
-            export.main([str(tmp_path / "best.pt"), "-o", str(tmp_path / "adder.py"), "--fold"])
+def test_what_cannot_be_folded_is_said(tmp_path, few_prompts, capsys):
+    save(tmp_path / "best.pt", ModelConfig())
+    with pytest.raises(SystemExit, match=r"no model of addition\.tiny"):
+        export.main([str(tmp_path / "best.pt"), "-o", str(tmp_path / "adder.py"), "--fold"])
+    save(tmp_path / "two.pt", SmallestConfig(final="__0"))
+    export.main([str(tmp_path / "two.pt"), "-o", str(tmp_path / "adder.py"), "--fold"])
+    assert "nothing to fold" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("weight", "signs"), [(2.5, "1-0"), (-2.5, "-10")])
+def test_a_factor_of_all_scores_is_left_out(weight, signs):
+    model = build(SmallestConfig())
+    model.final.data[:] = weight
+    smaller, done = fold.fold(model)
+    assert smaller.config.final == signs and done[-1][1] == train.count(smaller) == 23
+    assert fold.difference(model, smaller) < 1e-6
+    prompts = encode_pairs(uniform_pairs(3, 50), model.config.layout)[:, :-1].long()
+    assert torch.equal(model(prompts).argmax(-1), smaller.float()(prompts).argmax(-1))
+
+
+def test_the_fixed_ones_of_a_pattern_are_counted(few_prompts, tmp_path):
+    config = SmallestConfig(joined="0__/0-0", up="00/01/11", gate="00/00/71", span=1.0, scale=40.0)
+    save(tmp_path / "best.pt", config)
+    export.main([str(tmp_path / "best.pt"), "-o", str(tmp_path / "adder.py"), "--fold"])
+    path = tmp_path / "adder.py"
+    module = verify.read(path)
+    model, _, parameters = verify.build(path, module)
+    found = verify.examine(path, module, model)
+    assert parameters == 7 and found["frozen"] == 1 + 3 + 2 + 2 + 2  # joined, up, gate, final; span and scale
+    assert found["strictly"] == 7 + 10 + sum(found["numbers"].values())
 
 
 def test_an_untrained_model_does_not_qualify_and_its_batches_agree(few, tmp_path):
@@ -281,14 +306,14 @@ def test_what_is_not_trained_is_counted_too(few, submission, capsys):
     build = """torch.nn.Linear(3, 2)
     model.weight.data[1, 2] = 2.5
     model.register_buffer("sign", torch.ones(4))
-    model.shift = torch.zeros(3)
+    model.shift = torch.tensor([0, 1, 2])
     model.more = torch.nn.Parameter(torch.ones(2, 2))
     TURN = 0.25, 2.5
 """
     path = submission(("torch.nn.Linear(3, 2)\n", build), ("(digits @ digits.T)", "(0.25 * digits @ digits.T)"))
     found = verify.main([path, "--pairs", "10"])
-    assert (found["parameters"], found["frozen"], found["numbers"]) == (12, 7, {"0.25": 2})
-    assert found["strictly"] == 12 + 7 + 2 and found["without_effect"] == {"more": [0, 1, 2, 3]}
+    assert (found["parameters"], found["frozen"], found["numbers"]) == (12, 6, {"0.25": 2})
+    assert found["strictly"] == 12 + 6 + 2 and found["without_effect"] == {"more": [0, 1, 2, 3]}
     shown = capsys.readouterr().out
     assert "0.25 (2 times)" in shown and "more, 4 of its entries" in shown
 

@@ -1,5 +1,6 @@
-"""Taking parameters out of a trained model."""
+"""The smallest models, and taking parameters out of trained ones."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -24,6 +25,25 @@ def test_a_pattern_is_what_it_says():
     found = Pattern("017-_/aAb_A")(torch.tensor([2.0, 3.0, 5.0, 7.0]))
     assert found.tolist() == [[0, 1, 7, -1, 2], [3, -3, 5, 7, -3]]
     assert Pattern("01/-0")(torch.zeros(0)).tolist() == [[0, 1], [-1, 0]]
+
+
+@pytest.mark.parametrize("period", [12.0, 7.0])
+def test_attention_depends_on_the_distance_only(period):
+    model = build(SmallestConfig(period=period))
+    places = torch.arange(20)
+    tokens = torch.randint(10, (20,), generator=torch.Generator().manual_seed(1))
+    _, q, k, _ = model.inputs(tokens, places)
+    distance = (places[:, None] - places) * 2 * math.pi / period
+    torch.testing.assert_close(q @ k.T, model.scale * torch.cos(distance - model.angle), atol=1e-4, rtol=1e-4)
+
+
+def test_the_arc_lies_around_the_first_axis():
+    digits = build(SmallestConfig()).digits().detach()
+    torch.testing.assert_close(digits.flip(0), digits * torch.tensor([1.0, -1.0, 1.0]))
+    assert digits.norm(dim=1).tolist() == pytest.approx([10] * 10)
+    first = build(SmallestConfig(centred=False))
+    angle = torch.atan2(*first.digits()[0, :2].flip(0))
+    assert math.cos(float(angle.detach() - first.start.detach())) == pytest.approx(1)
 
 
 def test_fixed_numbers_are_no_parameters_but_have_an_effect():
