@@ -174,6 +174,8 @@ def attention(name):
     for model in kept["checkpoints"]:
         path = Path(model["path"])
         folder, member = path.parts[-4:-2] if path.stem in ("best", "last") else (path.parts[-3], path.stem)
+        if folder == "runs":  # a single run, kept with others as one sweep
+            folder, member = re.fullmatch(r"(.+)-(seed\d+)", member).groups()
         summary = load(results() / folder)["members"][member]
         found.setdefault((folder, summary["errors_in_100000"] > GOOD), []).append(model)
     rows = []
