@@ -166,12 +166,12 @@ def speed(name):
     return [note, "", *report.table(head, rows)]
 
 
-def attention(name):
+def attention(*names):
     """Attention weights, from `python -m addition.attention`, apart for models at 99 % and below."""
-    kept, found = disk.read_json(results() / name / "summary.json"), {}
-    if kept is None:
+    summaries, found = [disk.read_json(results() / name / "summary.json") for name in names], {}
+    if None in summaries:
         return ["not run"]
-    for model in kept["checkpoints"]:
+    for model in (model for kept in summaries for model in kept["checkpoints"]):
         path = Path(model["path"])
         folder, member = path.parts[-4:-2] if path.stem in ("best", "last") else (path.parts[-3], path.stem)
         if folder == "runs":  # a single run, kept with others as one sweep
