@@ -157,23 +157,24 @@ def speed(name):
         best = min(ms, key=ms.get)
         rows.append([case["recipe"], case["parameters"], case["batch"], *(f"{value:.2f}" for value in ms.values()),
                      f"{ms['plain'] / ms[best]:.1f} x", f"{ms['stack_1'] / ms[best]:.1f} x",
-                     f"{case['mflop_a_step']:.0f} MFLOP",
-                     f"{100 * case['share_of_matrix_rate'][best]:.0f} %"])  # fmt: skip
+                     *(f"{100 * share:.0f} %" for share in case["shares"].values())])  # fmt: skip
     ways = [way.replace("stack_", "stack of ") for way in kept["cases"][0]["ms"]]
-    head = ["recipe", "parameters", "batch", *ways, "best against plain", "against a stack of 1", "work a step",
-            "share of the matrix rate"]  # fmt: skip
+    head = ["recipe", "parameters", "batch", *ways, "best against plain", "against a stack of 1",
+            *kept["cases"][0]["shares"]]  # fmt: skip
     note = f"Milliseconds a step and a model, median of turns; {kept['hardware']}; commit {kept['commit']}"
     return [note, "", *report.table(head, rows)]
 
 
-def attention(name):
+def attention(*names):
     """Attention weights, from `python -m addition.attention`, apart for models at 99 % and below."""
-    kept, found = disk.read_json(results() / name / "summary.json"), {}
-    if kept is None:
+    summaries, found = [disk.read_json(results() / name / "summary.json") for name in names], {}
+    if None in summaries:
         return ["not run"]
-    for model in kept["checkpoints"]:
+    for model in (model for kept in summaries for model in kept["checkpoints"]):
         path = Path(model["path"])
         folder, member = path.parts[-4:-2] if path.stem in ("best", "last") else (path.parts[-3], path.stem)
+        if folder == "runs":  # a single run, kept with others as one sweep
+            folder, member = re.fullmatch(r"(.+)-(seed\d+)", member).groups()
         summary = load(results() / folder)["members"][member]
         found.setdefault((folder, summary["errors_in_100000"] > GOOD), []).append(model)
     rows = []

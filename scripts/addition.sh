@@ -31,6 +31,8 @@ small 21 --gate _0/00/__
 small 20 --gate 00/00/__
 small 19 --gate 00/00/__ --joined 0__/___
 small 18 --gate 00/00/__ --joined 0__/___ --up 11/_A/_a
+small 16 --gate 00/00/__ --joined 0__/0_0 --up 11/0_/__
+small 12 --gate 00/00/_1 --joined 0__/0_0 --up 00/01/11 --radius 1
 # Parameters taken out of what reached 99 % in smallest-19p; each goes on from the models of the one that is named first.
 SEEDS="1002 1020 1034 1062"
 CHAIN="shrunk-16p shrunk-12p shrunk-11p shrunk-9p shrunk-8p shrunk-7p" # in this order

@@ -3,10 +3,13 @@
 python -m addition.fast.bench     about two minutes on a quiet machine; writes results/addition/bench/summary.json
 
 The plain loop of train.py, and stacks of 1, 16 and 64 models with the kernels. They are timed in turns, so that a
-change of the machine's speed has the same effect on all. A step is a whole one: data, forward, backward, optimiser.
+change of the machine's speed has the same effect on all. A step is a whole one: data, forward, backward, optimiser. The
+parts of the largest stack's step are from a profile.
 """
 
 import argparse
+import cProfile
+import pstats
 import statistics
 import timeit
 from dataclasses import replace
@@ -14,7 +17,6 @@ from pathlib import Path
 
 import torch
 
-import bench
 from addition import reliable, tiny, train
 from addition.fast.sweep import Stack
 from plumbing import disk
@@ -29,16 +31,9 @@ CASES = (
                          val_size=64, test_size=64)),
 )  # fmt: skip
 STACKS = (1, 16, 64)
-
-
-def operations(config):
-    """Multiply-adds of one example's forward pass. What precedes the attention is looked up, so it counts as 0."""
-    d, layout = config.d_model, config.layout
-    head = getattr(config, "head_dim", d)
-    queries = layout.length - layout.first
-    pairs = sum(range(layout.first + 1, layout.length + 1))
-    after = head * d + (2 + getattr(config, "gated", False)) * d * config.d_ff + layout.vocabulary * d
-    return 2 * pairs * head + queries * after
+# Where a stack's time goes: the function of each part. What is between the tables and the weights is plain torch.
+PARTS = {"batches": ("train.py", "batch"), "tables": ("engine.py", "stacked"), "kernels": ("kernels.py", "call"),
+         "gradients of the tables": ("__init__.py", "grad")}  # fmt: skip
 
 
 def plain_step(recipe):
@@ -62,6 +57,17 @@ def stack_step(recipes):
     return lambda: stack.step(0)
 
 
+def shares(step):
+    """The share of each part in the time of a step; what is left is the rest."""
+    profile = cProfile.Profile()
+    for _ in range(3):
+        profile.runcall(step)
+    stats = pstats.Stats(profile)
+    times = {(Path(file).name, name): entry[3] for (file, _, name), entry in stats.stats.items()}
+    found = {part: times[where] / stats.total_tt for part, where in PARTS.items()}
+    return found | {"rest": 1 - sum(found.values())}
+
+
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--turns", type=int, default=7, help="timings of each way, of which the median counts")
@@ -78,21 +84,17 @@ def main(argv=None):
             ways[f"stack_{models}"] = (models, stack_step(recipes))
         for _, step in ways.values():  # compiles, and warms up
             step()
-        rates, turns = [], {way: [] for way in ways}
+        turns = {way: [] for way in ways}
         for _ in range(options.turns):
-            rates.append(bench.matrix_rate(torch.device("cpu")) / 1e9)
             for way, (models, step) in ways.items():
                 count = max(1, options.steps // models)
                 turns[way].append(1000 * timeit.timeit(step, number=count) / count / models)
         times = {way: statistics.median(values) for way, values in turns.items()}
-        flop = 2 * 3 * settings.batch_size * operations(settings.model)
-        rate = statistics.median(rates)
         found.append({
             "recipe": module.__name__.rpartition(".")[2], "parameters": train.count(module.Recipe(settings).model()),
-            "batch": settings.batch_size, "ms": times, "mflop_a_step": flop / 1e6, "matrix_gflops": rate,
-            "share_of_matrix_rate": {way: flop / 1e6 / rate / ms for way, ms in times.items()}, "turns": turns,
+            "batch": settings.batch_size, "ms": times, "turns": turns, "shares": shares(ways[f"stack_{STACKS[-1]}"][1]),
         })  # fmt: skip
-        shown = ", ".join(f"{way} {ms:.2f} ms, {flop / 1e6 / rate / ms:.0%}" for way, ms in times.items())
+        shown = ", ".join(f"{way} {ms:.2f} ms" for way, ms in times.items())
         print(found[-1]["recipe"], found[-1]["parameters"], shown, flush=True)
     path = Path(options.output) / "summary.json"
     with disk.writing(path.parent, path.name):
