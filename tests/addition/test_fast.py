@@ -193,6 +193,9 @@ def test_many_at_once_are_the_single_runs(module, flags, engine, tmp_path):
         for key in ("best_step", "best_val_exact", "errors_in_100000", "sums_seen", "parameters", "starts"):
             assert alone[key] == together[f"seed{seed}"][key], key
         assert alone["starts"] == (2 if "budget" in flags else 1)
+        rows, all_rows = disk.read_rows(tmp_path / f"{seed}/metrics.csv"), disk.read_rows(tmp_path / "all/members.csv")
+        losses = [float(row["val_loss"]) for row in all_rows if row["member"] == f"seed{seed}"]
+        assert losses == pytest.approx([float(row["val_loss"]) for row in rows], rel=2e-3)
         for key, value in state(tmp_path / f"{seed}", "best").items():
             torch.testing.assert_close(value, state(tmp_path / "all", f"seed{seed}")[key], rtol=2e-3, atol=2e-4)
     one, two = (state(tmp_path / "all", f"seed{seed}") for seed in (1, 2))
