@@ -183,13 +183,19 @@ def state(folder, name):
 
 
 @pytest.mark.parametrize("engine", ["torch", "compiled"])
-@pytest.mark.parametrize("module, flags", [(reliable, STAGES), (tiny, STAGES), (reliable, STAGES | STUCK)])
+@pytest.mark.parametrize(
+    "module, flags", [(reliable, STAGES), (tiny, STAGES), (reliable, STAGES | STUCK | dict(train_steps=30))]
+)
 def test_many_at_once_are_the_single_runs(module, flags, engine, tmp_path):
     together = swept(tmp_path / "all", module.__name__.rpartition(".")[2], engine=engine, **flags)
     for seed in (1, 2):
         alone = trained(tmp_path / f"{seed}", module, seed=seed, **flags)
         for key in ("best_step", "best_val_exact", "errors_in_100000", "sums_seen", "parameters", "starts"):
             assert alone[key] == together[f"seed{seed}"][key], key
+        assert alone["starts"] == (2 if "budget" in flags else 1)
+        rows, all_rows = disk.read_rows(tmp_path / f"{seed}/metrics.csv"), disk.read_rows(tmp_path / "all/members.csv")
+        losses = [float(row["val_loss"]) for row in all_rows if row["member"] == f"seed{seed}"]
+        assert losses == pytest.approx([float(row["val_loss"]) for row in rows], rel=2e-3)
         for key, value in state(tmp_path / f"{seed}", "best").items():
             torch.testing.assert_close(value, state(tmp_path / "all", f"seed{seed}")[key], rtol=2e-3, atol=2e-4)
     one, two = (state(tmp_path / "all", f"seed{seed}") for seed in (1, 2))

@@ -90,6 +90,19 @@ def test_a_shrinking_model_begins_as_the_trained_one_and_ends_as_what_remains():
     torch.testing.assert_close(logits(model), logits(SmallestAdder(CHILD, dict(model.named_parameters()))))
 
 
+def test_the_copy_that_changes_least_is_taken():
+    """A model that has the form already, but in another order, mirrored and with scaled units, does not change."""
+    config = replace(CHILD, joined="0__/0_0", radius=10.0)
+    model = build(config)
+    wide = replace(config, joined="___/___", up="__/__/__", gate="__/__/__", down="___/___", final="___", span=0.0)
+    others = {"span": model.span.detach(), "scale": model.scale.detach(), "angle": model.angle.detach()}
+    for matrices in shrink.copies(model, 10.0):
+        learned = shrink.projected(wide, matrices)[0] | others
+        other = SmallestAdder(wide, {name: learned[name] for name in wide.shapes()})
+        change = shrink.Shrinking(config, other).change
+        assert all(value.abs().max() < 1e-4 for value in change.values())
+
+
 @pytest.fixture
 def parent(tmp_path):
     return write(tmp_path / "parent.pt", build(SmallestConfig()))
@@ -98,17 +111,23 @@ def parent(tmp_path):
 def test_a_run_takes_them_out_step_by_step_and_keeps_what_remains(parent, tmp_path, monkeypatch):
     monkeypatch.setattr(train, "SCORE_SEEDS", (41,))
     monkeypatch.setattr(run, "draw", lambda folder, rows: None)
-    left, mean_loss = [], train.mean_loss
+    left, validated, mean_loss, test = [], [], train.mean_loss, train.test
 
     def noted(model, rows, sharpness):
         left.append(model.left)
         return mean_loss(model, rows, sharpness)
 
+    def tested(model, *arguments):
+        validated.append(model.left)
+        return test(model, *arguments)
+
     monkeypatch.setattr(train, "mean_loss", noted)
+    monkeypatch.setattr(train, "test", tested)
     start = str(tmp_path / "parent.pt")
     flags = dict(model=CHILD, start=start, ramp=20, init_std=0.5)
     summary = trained(tmp_path / "child", shrink, **flags)
     assert left == pytest.approx([max(0, 1 - step / 20) for step in range(QUICK["train_steps"])])
+    assert len(validated) > 4 and not any(validated)
     child = load(tmp_path / "child/checkpoints/last.pt")
     assert child.config == CHILD and summary["config"]["start"] == start
     recipe = shrink.Recipe(shrink.Settings(**QUICK | flags))
