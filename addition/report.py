@@ -247,7 +247,7 @@ def keep(folders, name=""):
         rows, members = [], {}
         for folder in parts:
             metrics, kept = evidence(folder)
-            before = f"{folder.name}-" if name and len(kept["members"]) > 1 else ""
+            before = f"{folder.name}-" if len(parts) > 1 and len(kept["members"]) > 1 else ""
             rows.append(metrics.assign(member=before + metrics["member"]))
             members |= {before + key: value for key, value in kept["members"].items()}
         target = results() / (name or folder.name)
