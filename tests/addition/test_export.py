@@ -372,12 +372,12 @@ def test_batches_must_agree_with_single_sums(few, submission, answers):
 
 def test_evaluation_of_untrained_models(tmp_path, capsys):
     paths = [tmp_path / "a.pt", tmp_path / "b.pt"]
-    for path, case in zip(paths, ("full", "low-rank")):
+    for path, case in zip(paths, ("tied", "smallest")):
         save(path, CASES[case][0])
     evaluate([*map(str, paths), "--batch-size", "7000", "--output", str(tmp_path / "results" / "out.json")])
     found = json.loads((tmp_path / "results" / "out.json").read_text())["checkpoints"]
     assert [row["path"] for row in found] == [str(path) for path in paths]
-    assert [row["parameters"] for row in found] == [763, 498]
+    assert [row["parameters"] for row in found] == [456, 24]
     for row in found:
         assert (row["errors"], row["pairs"], row["aggregate_exact_match"]) == (100_000, 100_000, 0)
         assert row["errors_by_seed"] == {str(seed): 10_000 for seed in SCORE_SEEDS}

@@ -332,7 +332,8 @@ def test_the_log_s_commands(name, clean, monkeypatch):
     assert len((folder / "metrics.csv").read_text().splitlines()) == 3
 
 
-def test_the_log_s_evaluation(clean):
+def test_the_log_s_evaluation(clean, monkeypatch):
+    monkeypatch.setattr(train, "SCORE_SEEDS", (41, 500))
     summary = train.main(["--run-name", "smoke", *SMALL])
     evaluate_checkpoints.main(
         ["results/runs/smoke/checkpoints/best.pt", "--device", "cpu", "--batch-size", "5000", "--output", "eval.json"]
