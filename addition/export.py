@@ -217,7 +217,7 @@ def main(argv=None):
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.py")
     parser.add_argument("--name", default="", help="in the metadata; else the number of parameters")
     parser.add_argument("--author", default="", help="in the metadata; else whom the LICENSE names")
-    parser.add_argument("--fold", action="store_true", help="a tiny model with fewer parameters and the same function")
+    parser.add_argument("--fold", action="store_true", help="with fewer parameters and the same answers")
     options = parser.parse_args(argv)
     if options.output.is_dir():
         parser.error(f"-o {options.output} is a folder; name the file to write, such as {options.output / 'adder.py'}")

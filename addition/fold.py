@@ -88,7 +88,7 @@ def fold_scores(model):
     """Where the last norm's weights are one number and its negative: only their signs change an answer."""
     config, w = model.config, {name: p.detach().double() for name, p in model.named_parameters()}
     letters = set(config.final.lower()) - {"0"}
-    if len(letters) != 1 or letters & set("1-_"):
+    if len(letters) != 1 or not letters.pop().isalpha():
         return copy.deepcopy(model).double(), []
     positive = w.pop("final").item() > 0
     signs = "".join("0" if entry == "0" else "-1"[entry.islower() == positive] for entry in config.final)

@@ -1,13 +1,15 @@
 """Takes parameters out of a trained smallest model, while the others go on learning.
 
-python -m addition.shrink --start results/runs/smallest-24p/checkpoints/seed1006.pt --joined 0__/0_0 --up 11/0_/__
+python -m addition.shrink --start results/runs/smallest-19p/checkpoints/seed1002.pt --gate 00/00/__ \\
+  --joined 0__/0_0 --up 11/0_/__
 
 The flags are those of smallest.py: the model that remains. Each entry that its patterns leave out, fix or share is
 moved to its new value in the first steps, by the same amount a step. There are other models of the same function, such
 as that with the hidden units in another order: of these copies, the one that changes least is taken. Steps are in
-proportion to an entry's size at first: entries of a trained model lie between 1 and 150.
+proportion to an entry's size at first: entries of a trained model differ by a factor of a hundred.
 """
 
+import functools
 import itertools
 from dataclasses import dataclass
 
@@ -24,7 +26,6 @@ FIXED = ("span", "scale")  # learned or fixed, apart from the patterns
 class Settings(smallest.Settings):
     start: str = ""  # checkpoint of a trained smallest model
     ramp: int = 2_000  # steps in which the entries reach their new values
-    train_steps: int = 6_000
     lr: float = 0.02  # at the end of the warm-up, in shares of an entry
     warmup: int = 100  # steps
     carry: float = 0.5  # share of the batch that has long carries
@@ -65,16 +66,22 @@ def copies(model, radius):
             }
 
 
+@functools.cache
+def linear(text):
+    """A pattern as its fixed entries, and what one of each learned number adds [learned, rows, columns]."""
+    pattern = Pattern(text)
+    fixed = pattern(torch.zeros(pattern.count))
+    return fixed, torch.stack([fixed, *map(pattern, torch.eye(pattern.count))])[1:] - fixed
+
+
 def projected(config, matrices):
     """The learned numbers of these patterns that come closest to these matrices, and what they change."""
     learned, change = {}, 0.0
     for name, matrix in matrices.items():
-        pattern = Pattern(getattr(config, name))
-        basis = torch.stack([pattern(one) - pattern(torch.zeros(pattern.count)) for one in torch.eye(pattern.count)]
-                            ) if pattern.count else torch.zeros(0, *pattern.shape)  # fmt: skip
-        rest = matrix - pattern(torch.zeros(pattern.count))
-        learned[name] = (basis * rest).sum((1, 2)) / basis.square().sum((1, 2))
-        change += float(((matrix - pattern(learned[name])) / (1 + matrix.abs())).abs().sum())
+        fixed, basis = linear(getattr(config, name))
+        learned[name] = (basis * (matrix - fixed)).sum((1, 2)) / basis.square().sum((1, 2))
+        nearest = fixed + torch.tensordot(learned[name], basis, 1)
+        change += float(((matrix - nearest) / (1 + matrix.abs())).abs().sum())
     return learned, change
 
 

@@ -146,9 +146,9 @@ def tensors(value, depth=5):
         yield value
     elif depth and not isinstance(value, (torch.nn.Module, types.ModuleType, type)):
         inside = getattr(value, "__dict__", value)
-        for part in (
-            inside.values() if isinstance(inside, dict) else inside if isinstance(inside, (list, tuple)) else ()
-        ):
+        if isinstance(inside, dict):
+            inside = list(inside.values())
+        for part in inside if isinstance(inside, (list, tuple)) else ():
             yield from tensors(part, depth - 1)
 
 

@@ -50,23 +50,24 @@ python() {
   if [ -n "${PYTHON:-}" ]; then "$PYTHON" "$@"; else ./run.sh python "$@"; fi
 }
 
-one() { # NAME RECIPE FLAGS...
+logged() { # NAME COMMAND...
   mkdir -p results/runs
-  {
-    python -m addition.fast.sweep "$2" --run-name "$1" --resume "${@:3}" && python -m addition.report keep "results/runs/$1"
-  } >"results/runs/$1.txt" 2>&1 && return
+  "${@:2}" >"results/runs/$1.txt" 2>&1 && return
   echo "$1 failed or was stopped, see results/runs/$1.txt" >&2
   return 255 # xargs starts no more
+}
+sweep() { # NAME RECIPE FLAGS...
+  python -m addition.fast.sweep "$2" --run-name "$1" --resume "${@:3}" && python -m addition.report keep "results/runs/$1"
+}
+one() { # NAME RECIPE FLAGS...
+  logged "$1" sweep "$@"
 }
 shrink() { # NAME SEED PARENT FLAGS...
   local start=results/runs/$3-seed$2/checkpoints/best.pt
   [ "$3" = smallest-19p ] && start=results/runs/$3/checkpoints/seed$2.pt
-  python -m addition.shrink --run-name "$1-seed$2" --seed "$2" --start "$start" --resume "${@:4}" \
-    >"results/runs/$1-seed$2.txt" 2>&1 && return
-  echo "$1, seed $2, failed or was stopped, see results/runs/$1-seed$2.txt" >&2
-  return 255
+  logged "$1-seed$2" python -m addition.shrink --run-name "$1-seed$2" --seed "$2" --start "$start" --resume "${@:4}"
 }
-export -f python one shrink
+export -f python logged sweep one shrink
 
 ARMS=${ARMS:-$(printf '%s\n' "${!FLAGS[@]}" | sort -r) $CHAIN}
 for arm in $ARMS; do

@@ -22,7 +22,7 @@ import torch
 from addition import run as outputs
 from addition.fast import kernels
 from addition.fast.engine import Compiled, Torch
-from addition.train import SCORE_SEEDS, encode_pairs, mean_loss, uniform_pairs
+from addition.train import SCORE_SEEDS, Recipe, encode_pairs, mean_loss, uniform_pairs
 from plumbing import disk
 
 MOST_SEEDS = 10_000  # in one range
@@ -247,6 +247,9 @@ def main(argv=None):
         names = "train, reliable, tiny, smallest, or a module of yours in addition/"
         print(f"error: give a recipe first: {names}", file=sys.stderr)
         raise SystemExit(2) from None
+    if recipe.Recipe.optimizer is not Recipe.optimizer:
+        print(f"error: {recipe.__name__} has an optimizer of its own; run that module by itself", file=sys.stderr)
+        raise SystemExit(2)
     if "--seed" in argv:
         print("error: --seed is of a single run; here it is --seeds", file=sys.stderr)
         raise SystemExit(2)

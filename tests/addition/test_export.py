@@ -229,9 +229,10 @@ def test_what_cannot_be_folded_is_said(tmp_path, few_prompts, capsys):
     save(tmp_path / "best.pt", ModelConfig())
     with pytest.raises(SystemExit, match=r"no model of addition\.tiny"):
         export.main([str(tmp_path / "best.pt"), "-o", str(tmp_path / "adder.py"), "--fold"])
-    save(tmp_path / "two.pt", SmallestConfig(final="__0"))
-    export.main([str(tmp_path / "two.pt"), "-o", str(tmp_path / "adder.py"), "--fold"])
-    assert "nothing to fold" in capsys.readouterr().out
+    for final in ("__0", "220"):
+        save(tmp_path / "two.pt", SmallestConfig(final=final))
+        export.main([str(tmp_path / "two.pt"), "-o", str(tmp_path / "adder.py"), "--fold"])
+        assert "nothing to fold" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("weight", "signs"), [(2.5, "1-0"), (-2.5, "-10")])
