@@ -20,8 +20,10 @@ import torch.nn as nn
 
 import common
 from common import candidates
+from data.rows import missing
 
 SHARD = 8  # puzzles that one thread works on at a time: what they need stays in its core's cache
+REGROUP = 8  # iterations of a test after which the puzzles not yet solved are put together in new shards
 KINDS = candidates.KINDS  # kinds of groups: a cell; a digit in a row, in a column, in a box
 
 
@@ -68,7 +70,10 @@ class Model(nn.Module):
     def start_shard(self, puzzle):
         board = candidates.Board(puzzle.numpy())
         count = len(board.place[0])
-        return puzzle, board, self.norm(self.first).expand(count, -1), torch.zeros(count, KINDS)
+        return puzzle, board, self.first_state().expand(count, -1), torch.zeros(count, KINDS)
+
+    def first_state(self):
+        return self.norm(self.first)
 
     def iterate(self, state):
         """One iteration of all shards, each in a thread: the logits [batch, 81, 9], the next state."""
@@ -84,27 +89,60 @@ class Model(nn.Module):
 
     def iterate_shard(self, shard):
         """Max-pool messages over each candidate's groups, then an MLP, a residual and a norm."""
-        puzzle, board, h, probability = shard
-        heard = candidates.GroupMax.apply(h @ self.message, board)
-        heard = torch.bmm(heard, self.heard.view(KINDS, -1, len(self.bias)))
-        own = torch.cat([h, board.sizes, probability], 1) @ torch.cat([self.state, self.seen]) + self.bias
-        h = self.norm(torch.addmm(h, candidates.Spread.apply(own, heard, board).relu(), self.out))
-        logit = 30 * torch.tanh(self.head(h) / 30)  # exp() below stays finite
-        total = candidates.Collect.apply(logit.exp(), board).squeeze(2).gather(1, board.index)
-        return logit.squeeze(1), (puzzle, board, h, logit.exp() / total.T)  # a softmax over each of its groups
+        puzzle, board, h, share = shard
+        once = candidates.Iterate.apply if h.device.type == "cpu" else candidates.iterate
+        x, state = torch.cat([h, board.sizes, share], 1), torch.cat([self.state, self.seen])
+        last = self.norm.weight, self.norm.bias, self.head.weight, self.head.bias
+        h, share, logit = once(x, self.message, self.heard, state, self.bias, self.out, *last, board)
+        return logit, (puzzle, board, h, share)
 
     def forward(self, puzzle, iterations):
-        """Yield the logits of each iteration."""
-        state = self.start(puzzle)
-        for _ in range(iterations):
-            logits, state = self.iterate(state)
-            yield logits
+        """Yield the logits of each iteration; a puzzle whose board obeys the rules is done, and costs nothing more."""
+        state, left = self.start(puzzle), torch.arange(len(puzzle))
+        found, done = torch.zeros(len(puzzle), 81, 9), torch.zeros(len(puzzle), dtype=torch.bool)
+        for i in range(1, iterations + 1):
+            if not done.all():
+                logits, state = self.iterate(state)
+                found = found.index_copy(0, left[~done[left]], logits[~done[left]])
+                done[left] |= obeys_rules(puzzle[left], found[left])
+                if i % REGROUP == 0 and done[left].any():
+                    state, left = self.keep(state, ~done[left]), left[~done[left]]
+            yield found
+
+    def keep(self, state, wanted):
+        """These puzzles of a state, again in full shards."""
+        puzzle = torch.cat([shard[0] for shard in state])[wanted]
+        memory = torch.cat([dense(shard[1], torch.cat(shard[2:], 1)) for shard in state])[wanted]
+        return [self.resume_shard(*part) for part in zip(puzzle.split(SHARD), memory.split(SHARD))]
+
+    def resume_shard(self, puzzle, memory):
+        """The shard of puzzles that had this state [n, 729, numbers of a candidate]."""
+        board = candidates.Board(puzzle.numpy())
+        h, share = memory[board.place].split([memory.shape[2] - KINDS, KINDS], 1)
+        return puzzle, board, h, share
+
+
+def dense(board, numbers):
+    """[puzzles, 729, width] from [candidates, width]."""
+    out = numbers.new_zeros(board.puzzles, 729, numbers.shape[1])
+    out[board.place] = numbers
+    return out
+
+
+def obeys_rules(puzzle, logits):
+    digit = logits.argmax(-1).to(puzzle.dtype) + 1
+    return torch.from_numpy(missing(torch.where(puzzle > 0, puzzle, digit).numpy()).sum(-1) == 0)
 
 
 @functools.cache
 def workers():
     """The threads that iterate shards, started when first needed; each computes on one core."""
-    return ThreadPoolExecutor(torch.get_num_threads(), initializer=lambda: torch.set_num_threads(1))
+
+    def one_core():
+        torch.set_num_threads(1)
+        torch.set_flush_denormal(True)  # a setting of each thread; products with denormal numbers are many times slower
+
+    return ThreadPoolExecutor(torch.get_num_threads(), initializer=one_core)
 
 
 class Muon(torch.optim.Optimizer):
@@ -163,11 +201,10 @@ class Slots:
 def shard_gradients(model, config, slots, part, blanks):
     """A step's loss on a few slots, its gradients, the last logits; the states reached go back to the slots."""
     solution, memory = slots.solution[part].numpy(), slots.memory[part]
-    puzzle, board, h, probability = model.start_shard(slots.puzzle[part])
+    puzzle, board, h, share = model.resume_shard(slots.puzzle[part], memory)
     fresh = slots.free[part][board.place[0]][:, None]
-    carried = memory[board.place]
-    h = torch.where(fresh, h, carried[:, :-KINDS])
-    shard = puzzle, board, h, torch.where(fresh, probability, carried[:, -KINDS:])
+    h = torch.where(fresh, model.first_state(), h)
+    shard = puzzle, board, h, share.masked_fill(fresh, 0)
     cell, digit = candidates.CELL[board.place[1]], candidates.DIGIT[board.place[1]]
     right = torch.from_numpy(digit + 1 == solution[board.place[0], cell])
     loss = 0.0

@@ -9,7 +9,7 @@ import exp_speedrun
 from data import generate
 from ebm import ours
 from plumbing import disk
-from plumbing.candidates import CELL, DIGIT, GROUP, KINDS, Board, Collect, Gather, GroupMax, LogSumExp, Spread
+from plumbing.candidates import CELL, DIGIT, GROUP, KINDS, Board, Collect, Gather, Iterate, LogSumExp, iterate
 
 
 @pytest.fixture(scope="module")
@@ -32,16 +32,26 @@ def same_as_plain(board, ours, plain, *shapes):
         assert torch.allclose(a, b, atol=1e-5)
 
 
-def test_group_max(board):
-    def plain(x):
-        parts = x.view(len(x), KINDS, 5)
-        out = torch.zeros(KINDS, board.groups, 5)
-        for kind in range(KINDS):
-            for g in board.index[kind].unique():
-                out[kind, g] = parts[board.index[kind] == g, kind].amax(0)
-        return out
-
-    same_as_plain(board, lambda x: GroupMax.apply(x, board), plain, (len(board.place[0]), 5 * KINDS))
+@pytest.mark.parametrize("whole", [False, True])
+def test_the_fast_iteration_is_the_plain_one(puzzles, whole):
+    board, width, hidden = Board(puzzles[0][:3], whole), 6, 10
+    kinds, inputs, count = len(board.group), 6 + 5, len(board.place[0])
+    shapes = (count, inputs), (width, kinds * width), (kinds * width, hidden), (inputs, hidden), (hidden,)
+    shapes += (hidden, width), (width,), (width,), (1, width), (1,)
+    torch.manual_seed(0)
+    given = [torch.randn(*shape, requires_grad=True) for shape in shapes]
+    results = [once(*given, board) for once in (Iterate.apply, iterate)]
+    weights = [torch.randn_like(result) for result in results[0]]
+    assert [result.shape for result in results[0]] == [(count, width), (count, KINDS), (count,)]
+    for fast, plain in zip(*results):
+        assert torch.allclose(fast, plain, atol=1e-5)
+    gradients = [torch.autograd.grad(sum((w * r).sum() for w, r in zip(weights, result)), given) for result in results]
+    for fast, plain in zip(*gradients):
+        assert torch.allclose(fast, plain, atol=1e-4 * plain.abs().max())
+    for kind, share in enumerate(results[0][1].T):
+        assert torch.allclose(
+            share.new_zeros(board.groups).index_add(0, board.index[kind], share).max(), torch.ones(())
+        )
 
 
 def test_log_sum_exp(board):
@@ -63,14 +73,6 @@ def test_second_derivatives(puzzles):
         assert torch.autograd.gradcheck(lambda v, function=function: function.apply(v, board), value)
         assert torch.autograd.gradgradcheck(lambda v, function=function: function.apply(v, board), value)
     assert LogSumExp.apply(torch.full((count, KINDS), 1e4), board).isfinite().all()
-
-
-def test_spread(board):
-    def plain(x, groups):
-        return x + sum(groups[kind, board.index[kind]] for kind in range(KINDS))
-
-    shapes = (len(board.place[0]), 5), (KINDS, board.groups, 5)
-    same_as_plain(board, lambda x, groups: Spread.apply(x, groups, board), plain, *shapes)
 
 
 def test_collect(board):
