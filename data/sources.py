@@ -97,16 +97,54 @@ def draw(puzzles, buckets, counts):
 
 
 def minimal(config):
-    """Trains on generated minimal puzzles; the test has puzzles of 45 clues (bucket 0) and other minimal ones (1)."""
+    """Trains on generated minimal puzzles; the test has puzzles of 45 clues (bucket 0) and other minimal ones (1).
+
+    With config.hard, training also has hard puzzles, rated 1 where the minimal ones are rated 0; the test has others
+    of them (bucket 2). No training puzzle is equivalent to one of the test or of the file config.apart.
+    """
     from data import generate
 
     n = config.test_per_bucket
     if not n or not config.train_puzzles:
         raise ValueError("--data minimal: expected --train-puzzles and --test-per-bucket above 0: how many to generate")
     puzzles = generate.cached(config.train_puzzles + n, clues="minimal", seed=1)
-    test = store.PuzzleSet(np.concatenate([generate.cached(n, clues=45, seed=2).table, puzzles.table[:n]]))
-    test.table["rating"] = np.repeat([0, 1], n)
-    return Data(puzzles.subset(np.arange(n, len(puzzles))), test, edges=(0, 1, 2))
+    test = [generate.cached(n, clues=45, seed=2).table, puzzles.table[:n]]
+    train = [puzzles.table[n:]]
+    if getattr(config, "hard", ""):
+        hard, hard_test = hard_puzzles(config)
+        train.append(hard.table)
+        test.append(draw(hard_test, [np.arange(len(hard_test))], [n]).table)
+    train, test = ([part.copy() for part in parts] for parts in (train, test))
+    for parts, first in ((train, 0), (test, 0)):
+        for i, part in enumerate(parts):
+            part["rating"] = first + i
+    train, test = (store.PuzzleSet(np.concatenate(parts)) for parts in (train, test))
+    if getattr(config, "hard", ""):
+        train = train.subset(store.exclude(train, test))
+    return Data(train, test, edges=tuple(range(len(np.unique(test.rating)) + 1)))
+
+
+def hard_puzzles(config):
+    """(for training, for the test): sudoku-extreme's two files, or nine tenths and a tenth of a CSV."""
+    if config.hard == "extreme":
+        from data import sudoku_extreme
+
+        train, test = sudoku_extreme.load(train=True), sudoku_extreme.load(train=False)
+        train = train.subset(np.flatnonzero(train.rating > 0))
+    else:
+        from data.rows import read_csv
+
+        whole = read_csv(config.hard)
+        held_out = store.fingerprints(whole) % np.uint64(10) == 0  # equivalent puzzles are on the same side
+        train, test = whole.subset(~held_out), whole.subset(held_out)
+        if not (len(train) and len(test)):
+            raise ValueError(f"--hard {config.hard}: {len(whole)} puzzles are too few to hold out a tenth for the test")
+    if config.apart:
+        from data.rows import read_csv
+
+        apart = read_csv(config.apart)
+        train, test = (part.subset(store.exclude(part, apart)) for part in (train, test))
+    return train, test
 
 
 def generated(config):

@@ -19,6 +19,7 @@ def schedule(at_most):
     return {
         "steps": lambda v, c: round(v / divisor(c, at_most)),
         "warmup": lambda v, c: round(v / divisor(c, at_most)),
+        "plain_steps": lambda v, c: round(v / divisor(c, at_most)),
         "phases": lambda v, c: tuple((round(until / divisor(c, at_most)), *ratings) for until, *ratings in v),
         "ema": lambda v, c: round(1 - (1 - v) * divisor(c, at_most), 6),  # over the same share of the run
     }
@@ -91,7 +92,8 @@ PRESETS = {"full": {}, "gpu": GPU, "mini": MINI, "smoke": SMOKE}
 UNCHANGED = {"name", "seed", "resume", "device", "compile", "wandb", "runs", "preset", "test_iterations", "precision"}
 UNCHANGED |= {"edges", "muon_lr", "weight_decay", "depth", "lifetime", "easy_steps", "encoders", "micro_batches"}
 UNCHANGED |= {"cycles", "low_cycles", "clip", "pool", "descent", "rounds", "solved_lifetime", "sharp", "rise", "fall"}
-UNCHANGED |= {"test_descent", "judge", "high", "spread", "patience", "easy"}
+UNCHANGED |= {"hard", "apart", "hard_share", "plain", "explore", "merge", "supposing_lifetime", "supposed_true"}
+UNCHANGED |= {"verdict", "test_descent", "judge", "high", "spread", "patience", "easy"}
 
 
 def with_preset(config, preset):

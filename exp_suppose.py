@@ -1,0 +1,359 @@
+"""A network that supposes: it follows a doubtful candidate as if it were true, goes back, and keeps what it saw.
+
+Parent: exp_deep
+Change: after 64 iterations it marks a candidate and explores; then it takes up its state from before and reads the end.
+Hypothesis: A puzzle that no chain of sound steps solves needs a trial; a network can learn to make use of one.
+Log: not in the log.
+
+python exp_suppose.py --hard puzzles.csv      an hour or two on two CPU cores; any CSV of hard puzzles
+python exp_suppose.py                         the same with sudoku-extreme's training puzzles, from Hugging Face
+python eval_extreme.py runs/exp_suppose/full-seed0 --data test.csv --iterations 16 64 256 1024 4096
+"""
+
+import functools
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+import common
+from common import candidates
+from data.rows import missing
+
+SHARD = 16  # puzzles that one thread works on at a time: what they need stays in its core's cache
+REGROUP = 8  # iterations of a test after which the puzzles not yet solved are put together in new shards
+KINDS = candidates.KINDS  # kinds of groups: a cell; a digit in a row, in a column, in a box
+BITS = 4  # changed: it is supposed; it would then be false; exploring; merging
+PLAIN, EXPLORE, MERGE = range(3)  # changed: phases of the iterations
+PEERS = torch.from_numpy((candidates.GROUP[:, :, None] == candidates.GROUP[:, None]).any(0) & ~np.eye(729, dtype=bool))
+
+
+@dataclass
+class Config(common.RunConfig):
+    device: Literal["cpu"] = "cpu"  # its kernels are numba's
+    width: int = 32  # size of the state of one candidate; 16 were clearly too few
+    mlp: int = 96  # hidden units of the one small network that all candidates share
+    batch: int = 32  # changed: puzzles under way
+    depth: int = 16  # iterations a step, with gradient; the next step goes on from there (exp_deep)
+    lifetime: int = 96  # mean iterations until an unsolved puzzle is replaced (exp_deep)
+    steps: int = 16_000  # changed: most of an hour on two cores
+    plain: int = 64  # changed: iterations before the first supposition
+    explore: int = 48  # changed: iterations under a supposition
+    merge: int = 16  # changed: iterations after it, from the state before it, with what it led to in view
+    plain_steps: int = 5_000  # changed: at first training supposes nothing
+    supposing_lifetime: int = 400  # changed: the lifetime after that: some six suppositions
+    supposed_true: float = 0.5  # changed: share of the suppositions in training that are drawn among true candidates
+    verdict: float = 0.3  # changed: weight of a loss beside: is the supposition true?
+    easy_steps: int = 100  # at first with extra clues, up to 45, so that some puzzles are solved at all
+    muon_lr: float = 0.01  # Muon's, for the matrices; 0.005 is slower, 0.02 unstable
+    lr: float = 0.002  # AdamW's, for the rest
+    warmup: int = 50  # steps to the full rate, which then falls to 0 on a straight line
+    iterations: int = 64  # in tests; more than training ever sees at once
+    test_iterations: tuple[int, ...] = (16, 32, 128, 256, 512, 1024)  # what longer thinking gives
+    data: str = "minimal"  # generated minimal puzzles; the only kind that this experiment trains on
+    hard: str = "extreme"  # and hard ones: sudoku-extreme's, or those of a .csv file (exp_hard)
+    apart: str = ""  # a .csv file of puzzles that training must not see, in any symmetric form (exp_hard)
+    hard_share: float = 0.7  # of the puzzles, after the first third of the steps (exp_hard)
+    train_puzzles: int = 20_000  # renamed digits and swapped lines look the same to the network, so few suffice
+    test_per_bucket: int = 1_000  # never seen in training: 45 clues, then minimal
+    evaluate_every: int = 100_000  # only at the end: a test costs as much as many steps
+
+
+class Model(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        width, mlp = config.width, config.mlp
+        matrix = lambda i, o, scale=1.0: nn.Parameter(torch.randn(i, o) * scale / i**0.5)  # noqa: E731
+        self.first = nn.Parameter(torch.randn(width))  # the state of every candidate at the start
+        self.message = matrix(width, KINDS * width)  # what it tells each of its groups
+        self.state = matrix(width, mlp)
+        self.heard = matrix(KINDS * width, mlp)  # the largest message in each group
+        self.seen = matrix(2 * KINDS, mlp)  # the sizes of its groups, its probability in each
+        self.supposed = nn.Parameter(torch.zeros(BITS + width, mlp))  # changed: what is supposed, and the other state
+        self.verdict = nn.Linear(width, 1)  # changed: of the supposed candidate, in training
+        self.plain, self.explore, self.merge = config.plain, config.explore, config.merge  # changed: iterations
+        self.bias = nn.Parameter(torch.zeros(mlp))
+        self.out = matrix(mlp, width, 0.5)
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, 1)
+
+    def start(self, puzzle):
+        """The state before the first iteration, in shards: puzzles, their candidates, hidden state, probabilities."""
+        return [self.start_shard(part) for part in puzzle.split(SHARD)]
+
+    def start_shard(self, puzzle):
+        memory = torch.zeros(len(puzzle), 729, numbers(len(self.first)))
+        memory[:, :, : len(self.first)] = self.first_state().detach()
+        return self.resume_shard(puzzle, memory, torch.zeros(len(puzzle), 2, dtype=torch.long))
+
+    def first_state(self):
+        return self.norm(self.first)
+
+    def iterate(self, state):
+        """One iteration of all shards, each in a thread: the logits [batch, 81, 9], the next state."""
+        gradient = torch.is_grad_enabled()
+
+        def one(shard):
+            with torch.set_grad_enabled(gradient):  # each thread has a setting of its own
+                logit, shard = self.iterate_shard(shard)
+                return shard[1].logits(logit, shard[0].numpy()), shard
+
+        logits, state = zip(*workers().map(one, state))
+        return torch.cat(logits), state
+
+    def iterate_shard(self, shard, choose=None):
+        """Max-pool messages over each candidate's groups, then an MLP, a residual and a norm."""
+        puzzle, board, h, share, mind, clock = self.turn(shard, choose or most_doubtful)
+        once = candidates.Iterate.apply if h.device.type == "cpu" else candidates.iterate
+        x = torch.cat([h, board.sizes, share, mind[:, : BITS + len(self.first)]], 1)
+        state = torch.cat([self.state, self.seen, self.supposed])
+        last = self.norm.weight, self.norm.bias, self.head.weight, self.head.bias
+        h, share, logit = once(x, self.message, self.heard, state, self.bias, self.out, *last, board)
+        return logit, (puzzle, board, h, share, mind, clock + torch.tensor([1, 0]))
+
+    # changed: what the network supposes, and what it remembers meanwhile
+    def phases(self, clock):
+        """Of each puzzle, by its iterations so far: which phase it is in, and whether that begins now."""
+        at = (clock - self.plain) % (self.explore + self.merge)
+        phase = torch.where(at < self.explore, EXPLORE, MERGE)
+        return torch.where(clock < self.plain, PLAIN, phase), (clock >= self.plain) & ((at == 0) | (at == self.explore))
+
+    def turn(self, shard, choose):
+        """Where a phase begins: choose a supposition, or go back to the state before it. No gradient goes through."""
+        puzzle, board, h, share, mind, clock = shard
+        phase, begins = self.phases(clock[:, 0])
+        if not begins.any():
+            return shard
+        width, mine = len(self.first), torch.from_numpy(board.place[0])
+        bits, other, saved, tried = mind.split([BITS, width, width + KINDS, 1], 1)
+        now, clock, tried = torch.cat([h, share], 1).detach(), clock.clone(), tried.clone()
+        for i in (begins & (phase == EXPLORE)).nonzero().ravel().tolist():
+            rows = slice(*np.searchsorted(board.place[0], [i, i + 1]))
+            row = rows.start + choose(share[rows, 0].detach().numpy(), tried[rows, 0].numpy(), i, rows)
+            tried[row] += 1
+            clock[i, 1] = int(board.place[1][row])
+        chosen, number = clock[mine, 1], torch.from_numpy(board.place[1])
+        bits = torch.stack([chosen == number, PEERS[chosen, number], phase[mine] == EXPLORE, phase[mine] == MERGE], 1)
+        explores, merges = ((begins & (phase == which))[mine, None] for which in (EXPLORE, MERGE))
+        other = torch.where(explores | merges, now[:, :width], other)
+        h, share = torch.where(merges, saved, torch.cat([h, share], 1)).split([width, KINDS], 1)
+        saved = torch.where(explores, now, saved)
+        bits = bits.float() * (phase != PLAIN)[mine, None]
+        return puzzle, board, h, share, torch.cat([bits, other, saved, tried], 1), clock
+
+    def forward(self, puzzle, iterations):
+        """Yield the logits of each iteration; a puzzle whose board obeys the rules is done, and costs nothing more."""
+        state, left = self.start(puzzle), torch.arange(len(puzzle))
+        found, done = torch.zeros(len(puzzle), 81, 9), torch.zeros(len(puzzle), dtype=torch.bool)
+        for i in range(1, iterations + 1):
+            if not done.all():
+                logits, state = self.iterate(state)
+                found = found.index_copy(0, left[~done[left]], logits[~done[left]])
+                done[left] |= obeys_rules(puzzle[left], found[left])
+                if i % REGROUP == 0 and done[left].any():
+                    state, left = self.keep(state, ~done[left]), left[~done[left]]
+            yield found
+
+    def keep(self, state, wanted):
+        """These puzzles of a state, again in full shards."""
+        puzzle, clock = (torch.cat([shard[i] for shard in state])[wanted] for i in (0, -1))
+        memory = torch.cat([dense(shard[1], torch.cat(shard[2:-1], 1)) for shard in state])[wanted]
+        return [self.resume_shard(*part) for part in zip(*(whole.split(SHARD) for whole in (puzzle, memory, clock)))]
+
+    def resume_shard(self, puzzle, memory, clock):
+        """The shard of puzzles that had this state: [n, 729, numbers of a candidate], [n, 2] clock and supposition."""
+        board, width = candidates.Board(puzzle.numpy()), len(self.first)
+        h, share, mind = memory[board.place].split([width, KINDS, numbers(width) - width - KINDS], 1)
+        return puzzle, board, h, share, mind, clock
+
+
+# changed: what a candidate's state consists of
+def numbers(width):
+    """State and share; what is supposed, the other state, the state and share from before, how often supposed."""
+    return (width + KINDS) + BITS + width + (width + KINDS) + 1
+
+
+def most_doubtful(share, tried, puzzle, rows):
+    """changed: the candidate to suppose next; one that was tried before counts half each time."""
+    return int((share * (1 - share) * 0.5**tried).argmax())
+
+
+def dense(board, numbers):
+    """[puzzles, 729, width] from [candidates, width]."""
+    out = numbers.new_zeros(board.puzzles, 729, numbers.shape[1])
+    out[board.place] = numbers
+    return out
+
+
+def obeys_rules(puzzle, logits):
+    digit = logits.argmax(-1).to(puzzle.dtype) + 1
+    return torch.from_numpy(missing(torch.where(puzzle > 0, puzzle, digit).numpy()).sum(-1) == 0)
+
+
+@functools.cache
+def workers():
+    """The threads that iterate shards, started when first needed; each computes on one core."""
+
+    def one_core():
+        torch.set_num_threads(1)
+        torch.set_flush_denormal(True)  # a setting of each thread; products with denormal numbers are many times slower
+
+    return ThreadPoolExecutor(torch.get_num_threads(), initializer=one_core)
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum made orthogonal by quintic Newton-Schulz steps, in fp32: torch.optim.Muon's bf16 is slow on a CPU."""
+
+    def __init__(self, parameters, lr, momentum=0.95):
+        super().__init__(parameters, {"lr": lr, "momentum": momentum})
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            for p in group["params"]:
+                average = self.state[p].setdefault("average", torch.zeros_like(p))
+                average.lerp_(p.grad, 1 - group["momentum"])
+                x = p.grad.lerp(average, group["momentum"])
+                x = x.T if len(x) > len(x.T) else x
+                x = x / (x.norm() + 1e-7)
+                for _ in range(5):  # Newton-Schulz: every singular value comes close to 1
+                    square = x @ x.T
+                    x = 3.4445 * x + (2.0315 * square @ square - 4.775 * square) @ x
+                x = x if x.shape == p.shape else x.T
+                p.sub_(x, alpha=group["lr"] * max(1, len(p) / len(p.T)) ** 0.5)
+
+
+class Slots:
+    """The puzzles in training, with the states that the network has reached on them. Saved like an optimiser."""
+
+    def __init__(self, config, width):
+        n = config.batch
+        self.puzzle, self.solution = (torch.zeros(n, 81, dtype=torch.uint8) for _ in range(2))
+        self.memory = torch.zeros(n, 729, width)
+        self.clock = torch.zeros(n, 2, dtype=torch.long)  # changed: iterations, the supposed candidate
+        self.free = torch.ones(n, dtype=torch.bool)
+
+    def state_dict(self):
+        return dict(vars(self))
+
+    def load_state_dict(self, saved):
+        vars(self).update(saved)
+
+    def refill(self, config, data, step):
+        """New puzzles for free slots. -> random numbers that decide after the step which unsolved slots are freed"""
+        random = common.random_at(config, step)
+        first_hard = int(np.searchsorted(data.train.rating, 1))  # (exp_hard)
+        rows = random.integers(first_hard, size=config.batch)
+        hard = random.random(config.batch) < config.hard_share * min(1, 3 * step / config.steps)  # (exp_hard)
+        rows[hard] = random.integers(first_hard, len(data.train), size=hard.sum())
+        puzzle, solution = data.train.rows(rows)
+        self.ease(config, random, step, puzzle, solution, hard)
+        for mine, new in ((self.puzzle, puzzle), (self.solution, solution)):
+            mine[self.free] = torch.from_numpy(new)[self.free]
+        return torch.from_numpy(random.random(config.batch))
+
+    def ease(self, config, random, step, puzzle, solution, hard):
+        """Give some blanks, up to 45 clues, in the first steps; later up to eight, of half of the hard ones."""
+        if step < config.easy_steps:
+            extra = random.random(puzzle.shape) < random.uniform(0, 0.37, (len(puzzle), 1))
+            puzzle[extra] = solution[extra]
+        order = np.where(puzzle == 0, random.random(puzzle.shape), 2).argsort(1).argsort(1)  # of the blanks (exp_hard)
+        extra = order < np.where(hard & (random.random(len(hard)) < 0.5), random.integers(1, 9, len(hard)), 0)[:, None]
+        puzzle[extra] = solution[extra]
+
+
+def shard_gradients(model, config, slots, part, blanks, seed):
+    """A step's loss on a few slots, its gradients, the last logits; the states reached go back to the slots."""
+    solution, memory, clock = slots.solution[part].numpy(), slots.memory[part], slots.clock[part]
+    puzzle, board, h, share, mind, clock = model.resume_shard(slots.puzzle[part], memory, clock)
+    fresh = slots.free[part]
+    mine, fresh_row = board.place[0], fresh[board.place[0]][:, None]
+    h = torch.where(fresh_row, model.first_state(), h)
+    clock = clock.masked_fill(fresh[:, None], 0)
+    shard = puzzle, board, h, share.masked_fill(fresh_row, 0), mind.masked_fill(fresh_row, 0), clock
+    cell, digit = candidates.CELL[board.place[1]], candidates.DIGIT[board.place[1]]
+    right = torch.from_numpy(digit + 1 == solution[mine, cell])
+    random = np.random.default_rng(seed)
+
+    def choose(share, tried, puzzle, rows):
+        """changed: a supposition for training, at random; half of them are true, so that it learns where these lead."""
+        weight = share.astype(float) * (1 - share) + 1e-6
+        weight = weight * right[rows].numpy() if random.random() < config.supposed_true else weight
+        return int(random.choice(len(weight), p=weight / weight.sum()))
+
+    loss = 0.0
+    for _ in range(config.depth):
+        logit, shard = model.iterate_shard(shard, choose)
+        phase, chosen = model.phases(shard[-1][:, 0] - 1)[0], shard[-1][:, 1]
+        supposes = (phase == EXPLORE) & (shard[-1][:, 0] > model.plain)
+        row = np.searchsorted(mine * 729 + board.place[1], (torch.arange(len(fresh)) * 729 + chosen).numpy()[supposes])
+        true = right[row]
+        wrong = supposes.clone()
+        wrong[supposes.clone()] = ~true
+        counted = right & ~wrong[mine]  # changed: no loss where what is supposed is false
+        loss = loss - shard[3][counted, 0].log().sum() / (blanks * config.depth)
+        if len(row):  # changed: but there, too, it says whether to believe in it
+            verdict = model.verdict(shard[2][row]).squeeze(1)
+            entropy = F.binary_cross_entropy_with_logits(verdict, true.float(), reduction="sum")
+            loss = loss + config.verdict * entropy / (config.batch * config.depth)
+    memory[board.place] = torch.cat(shard[2:-1], 1).detach()
+    slots.clock[part] = shard[-1]
+    return (
+        loss.detach(),
+        torch.autograd.grad(loss, list(model.parameters()), materialize_grads=True),
+        board.logits(logit.detach(), puzzle.numpy()),
+    )
+
+
+def train(config):
+    run = common.Run(config, __file__)
+    if run.world > 1:
+        raise SystemExit("exp_suppose.py runs in one process, on as many threads as OMP_NUM_THREADS says")
+    data = common.load(config, run)
+    model, slots = Model(config), Slots(config, numbers(config.width))
+    matrices = [p for p in model.parameters() if p.ndim == 2 and min(p.shape) > 1]
+    others = [p for p in model.parameters() if all(p is not matrix for matrix in matrices)]
+    optimizers = [Muon(matrices, lr=config.muon_lr), torch.optim.AdamW(others, betas=(0.9, 0.95), weight_decay=0.0)]
+    for step in range(run.resume(model, [*optimizers, slots]), config.steps):
+        share = min((step + 1) / (config.warmup + 1), 1 - step / config.steps)
+        for optimizer, rate in zip(optimizers, (config.muon_lr, config.lr)):
+            optimizer.param_groups[0]["lr"] = rate * share
+        supposing = step >= config.plain_steps  # changed: before, the clock stands still
+        lifetime = config.supposing_lifetime if supposing else config.lifetime
+        slots.clock *= supposing
+        chance = slots.refill(config, data, step)
+        target = torch.where(slots.puzzle == 0, slots.solution.long() - 1, common.IGNORED)
+        batch = common.Batch(slots.puzzle, target, None, int((slots.puzzle == 0).sum()))
+        parts = [slice(at, at + SHARD) for at in range(0, config.batch, SHARD)]
+        done = workers().map(
+            lambda part: shard_gradients(model, config, slots, part, batch.blanks, [config.seed, step, part.start]),  # noqa: B023
+            parts,
+        )
+            lambda part: shard_gradients(model, config, slots, part, batch.blanks, [config.seed, step, part.start]),
+            parts,
+        )  # noqa: B023
+        losses, gradients, logits = zip(*done)
+        for parameter, *shares in zip(model.parameters(), *gradients):
+            parameter.grad = sum(shares)
+        for optimizer in optimizers:
+            optimizer.step()
+        logits = torch.cat(logits)
+        solved = ((logits.argmax(-1) == target) | (slots.puzzle != 0)).all(1)
+        slots.free = chance < torch.where(solved, 0.5, config.depth / lifetime)
+        run.report(step, sum(losses), logits, batch, config.lr * share)
+        run.evaluate(step, model, data)
+        run.end_step(step, model, [*optimizers, slots])
+    return run.finish(model, data)
+
+
+def main(argv=None):
+    return train(common.parse(Config, argv))
+
+
+app = common.modal_app(__file__)
+if __name__ == "__main__":
+    main()
