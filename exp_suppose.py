@@ -266,7 +266,7 @@ class Slots:
         puzzle[extra] = solution[extra]
 
 
-def shard_gradients(model, config, slots, part, blanks, seed):
+def shard_gradients(model, config, slots, blanks, step, part):
     """A step's loss on a few slots, its gradients, the last logits; the states reached go back to the slots."""
     solution, memory, clock = slots.solution[part].numpy(), slots.memory[part], slots.clock[part]
     puzzle, board, h, share, mind, clock = model.resume_shard(slots.puzzle[part], memory, clock)
@@ -277,7 +277,7 @@ def shard_gradients(model, config, slots, part, blanks, seed):
     shard = puzzle, board, h, share.masked_fill(fresh_row, 0), mind.masked_fill(fresh_row, 0), clock
     cell, digit = candidates.CELL[board.place[1]], candidates.DIGIT[board.place[1]]
     right = torch.from_numpy(digit + 1 == solution[mine, cell])
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng([config.seed, step, part.start])
 
     def choose(share, tried, puzzle, rows):
         """changed: a supposition for training, at random; half of them are true, so that it learns where these lead."""
@@ -328,14 +328,8 @@ def train(config):
         chance = slots.refill(config, data, step)
         target = torch.where(slots.puzzle == 0, slots.solution.long() - 1, common.IGNORED)
         batch = common.Batch(slots.puzzle, target, None, int((slots.puzzle == 0).sum()))
-        parts = [slice(at, at + SHARD) for at in range(0, config.batch, SHARD)]
-        done = workers().map(
-            lambda part: shard_gradients(model, config, slots, part, batch.blanks, [config.seed, step, part.start]),  # noqa: B023
-            parts,
-        )
-            lambda part: shard_gradients(model, config, slots, part, batch.blanks, [config.seed, step, part.start]),
-            parts,
-        )  # noqa: B023
+        work = functools.partial(shard_gradients, model, config, slots, batch.blanks, step)
+        done = workers().map(work, [slice(at, at + SHARD) for at in range(0, config.batch, SHARD)])
         losses, gradients, logits = zip(*done)
         for parameter, *shares in zip(model.parameters(), *gradients):
             parameter.grad = sum(shares)
