@@ -22,7 +22,7 @@ import torch
 from addition import run as outputs
 from addition.fast import kernels
 from addition.fast.engine import Compiled, Torch
-from addition.train import SCORE_SEEDS, Recipe, encode_pairs, mean_loss, uniform_pairs
+from addition.train import Recipe, mean_loss, score_rows
 from plumbing import disk
 
 MOST_SEEDS = 10_000  # in one range
@@ -188,8 +188,7 @@ def train(recipes, run, prune, engine="auto"):
         return summary["members"]
     kernels.flush_denormals()
     stack, together = Stack(recipes, run.device, engine), len(recipes)
-    settings = run.config
-    score = {seed: encode_pairs(uniform_pairs(seed, 10_000), stack.model.config.layout) for seed in SCORE_SEEDS}
+    settings, score = run.config, score_rows(stack.model.config.layout)
 
     def end(indices, step, reason):
         """Test and save the models whose run ends after so many steps; go on with the others."""
