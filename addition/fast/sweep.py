@@ -234,6 +234,11 @@ def train(recipes, run, prune, engine="auto"):
     return done
 
 
+def wrong(problem):
+    print(f"error: {problem}", file=sys.stderr)
+    raise SystemExit(2)
+
+
 def main(argv=None):
     argv = sys.argv[1:] if argv is None else list(argv)
     if argv[:1] in (["--help"], ["-h"]):
@@ -243,21 +248,16 @@ def main(argv=None):
         recipe = importlib.import_module(f"addition.{argv[0]}" if re.fullmatch(r"\w+", argv[0]) else "")
         recipe.Settings, recipe.Recipe  # noqa: B018
     except (ImportError, AttributeError, ValueError, IndexError):
-        names = "train, reliable, tiny, smallest, or a module of yours in addition/"
-        print(f"error: give a recipe first: {names}", file=sys.stderr)
-        raise SystemExit(2) from None
+        wrong("give a recipe first: train, reliable, tiny, smallest, or a module of yours in addition/")
     if recipe.Recipe.optimizer is not Recipe.optimizer:
-        print(f"error: {recipe.__name__} has an optimizer of its own; run that module by itself", file=sys.stderr)
-        raise SystemExit(2)
+        wrong(f"{recipe.__name__} has an optimizer of its own; run that module by itself")
     if "--seed" in argv:
-        print("error: --seed is of a single run; here it is --seeds", file=sys.stderr)
-        raise SystemExit(2)
+        wrong("--seed is of a single run; here it is --seeds")
     options = outputs.parse(flags(recipe), argv[1:])
     try:
         seeds, prune = numbers(options.seeds), parse_prune(options.prune, options.eval_interval)
     except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+        wrong(error)
     shared = recipe.Settings(**{f.name: getattr(options, f.name) for f in fields(recipe.Settings)})
     options = replace(options, name=options.name or f"{argv[0]}-sweep")
     run = outputs.Run(options, "fast.sweep", argv)
