@@ -11,9 +11,10 @@ from pathlib import Path
 
 import torch
 
+from addition import train
 from addition.smallest import SmallestAdder, SmallestConfig
 from addition.tiny import TinyAdder, TinyConfig
-from addition.train import SCORE_SEEDS, ModelConfig, TinyDecoderLM, count, score
+from addition.train import ModelConfig, TinyDecoderLM, count, score
 from plumbing import disk
 from plumbing.run import pick_device
 
@@ -21,7 +22,6 @@ KNOWN = {
     "ModelConfig": (ModelConfig, TinyDecoderLM), "TinyConfig": (TinyConfig, TinyAdder),
     "SmallestConfig": (SmallestConfig, SmallestAdder),
 }  # fmt: skip
-PAIRS = 10_000 * len(SCORE_SEEDS)
 PUBLISHED = {  # beginnings of names in the public project's checkpoints, and ours
     "blocks.0.ln1.": "norm1.", "blocks.0.ln2.": "norm2.", "ln_f.": "final.", "blocks.0.attn.qkv_A": "qkv.a",
     "blocks.0.attn.qkv_Bq": "qkv.q", "blocks.0.attn.qkv_Bkv": "qkv.kv", "blocks.0.attn.qkv.": "qkv.",
@@ -91,11 +91,11 @@ def main(argv=None):
     found = []
     for path, model in models.items():
         by_seed = score(model, device, options.batch_size)
-        errors = sum(by_seed.values())
-        exact = (PAIRS - errors) / PAIRS
+        errors, pairs = sum(by_seed.values()), train.SCORE_PAIRS * len(by_seed)
+        exact = (pairs - errors) / pairs
         found.append({"path": str(path), "parameters": count(model), "aggregate_exact_match": exact, "errors": errors,
-                      "pairs": PAIRS, "errors_by_seed": by_seed})  # fmt: skip
-        print(f"{path}  {count(model)} parameters  exact match {exact:.5f}  {errors:,} errors in {PAIRS:,}", flush=True)
+                      "pairs": pairs, "errors_by_seed": by_seed})  # fmt: skip
+        print(f"{path}  {count(model)} parameters  exact match {exact:.5f}  {errors:,} errors in {pairs:,}", flush=True)
     if options.output:
         with disk.writing(options.output.parent, options.output.name):
             disk.write_json(options.output, {"checkpoints": found})

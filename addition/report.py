@@ -12,7 +12,6 @@ a configuration), seeds (one row a seed), command, attention, speed and verified
 import argparse
 import math
 import re
-import shlex
 import statistics
 import textwrap
 from pathlib import Path
@@ -46,7 +45,7 @@ def wilson(successes, total, z=1.959964):
 
 def load(folder):
     """The summary of a finished sweep or single run, {"command", "members"}; None if there is none."""
-    kept = disk.read_json(folder / "summary.json") or disk.read_json(folder / "sweep.json")  # the older name
+    kept = disk.read_json(folder / "summary.json")
     if kept and "members" not in kept:
         kept = {"command": kept["command"], "members": {f"seed{kept['seed']}": kept}}
     return kept
@@ -58,19 +57,6 @@ def groups(name):
     for member, summary in (kept or {"members": {}})["members"].items():
         found.setdefault(configuration(member), []).append(summary)
     return found
-
-
-def starts(summary):
-    """(random starts of a run, sums that they saw together). Older runs chose among several starts at some steps."""
-    if "starts" in summary:
-        return summary["starts"], summary["sums_seen"]
-    config = summary["config"]
-    alive, before, steps = config.get("candidates") or 1, 0, 0
-    first, choose = alive, config.get("choose") or f"{config.get('choose_at', 0)}:1"
-    for at, left in ((int(a), int(b)) for a, b in re.findall(r"(\d+):(\d+)", choose)) if first > 1 else ():
-        steps, before, alive = steps + alive * (at - before), at, left
-    steps += alive * (summary.get("steps", config["train_steps"]) - before)
-    return first, summary.get("sums_seen", steps * config["batch_size"])
 
 
 def number(value):
@@ -97,11 +83,11 @@ def sweep(*names):
         for label, runs in groups(name).items():
             errors = pd.Series([s["errors_in_100000"] for s in runs])
             good, diverged = int((errors <= GOOD).sum()), sum("diverged_at" in s for s in runs)
-            sums = sum(starts(s)[1] for s in runs) / 1e6
-            models = sum(starts(s)[0] for s in together)
+            sums = sum(s["sums_seen"] for s in runs) / 1e6
+            models = sum(s["starts"] for s in together)
             rows.append([
                 f"`{' '.join(filter(None, (name, label)))}`", number(runs[0]["parameters"]),
-                number(runs[0]["config"]["train_steps"]), span([starts(s)[0] for s in runs]),
+                number(runs[0]["config"]["train_steps"]), span([s["starts"] for s in runs]),
                 rate(good, len(runs)) + (f", {diverged} diverged" if diverged else ""), int((errors == 0).sum()),
                 number(sums / good) if good else "-",
                 number(pd.Series([s["step_at_99"] for s in runs], dtype=float).median()),
@@ -137,10 +123,9 @@ def command(*names):
         if kept is None:
             lines.append(f"# {name}: not run")
             continue
-        typed = shlex.join(shlex.split(kept["command"]))
-        if not typed.startswith("python -m "):  # an older summary has the flags only
-            typed = f"python -m {kept.get('module', 'addition.sweep')} {typed}"
-        wrapped = textwrap.wrap(typed, 110, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+        wrapped = textwrap.wrap(
+            kept["command"], 110, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+        )
         hardware, commits = (dict.fromkeys(s[key] for s in kept["members"].values()) for key in ("hardware", "commit"))
         lines += [*" \\\n".join(wrapped).splitlines(), f"# {' and '.join(hardware)}; commit {', '.join(commits)}"]
     return [*lines, "```"]
@@ -198,8 +183,8 @@ def verified(name):
     for v in map(disk.read_json, paths):
         passed = v["edge_cases"] - len(v["edge_cases_failed"])
         public, carries = f"{100 * v['public_exact']:.2f} %", f"{v['carry_errors']} errors in {v['carry_pairs']:,}"
-        idle = sum(map(len, v.get("without_effect", {}).values()))
-        rows.append([f"`{v['path']}`", v["parameters"], v.get("strictly", "-"), idle if "strictly" in v else "-",
+        idle = sum(map(len, v["without_effect"].values()))
+        rows.append([f"`{v['path']}`", v["parameters"], v["strictly"], idle,
                      f"{passed} of {v['edge_cases']}", public, carries])  # fmt: skip
     head = ["file", "parameters", "with fixed numbers", "entries without effect", "edge cases",
             "public protocol, 10,010 pairs", "long carries"]  # fmt: skip

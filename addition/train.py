@@ -25,7 +25,8 @@ DIGITS = 10  # of an operand; the sum has one more
 LIMIT = 10**DIGITS
 POWERS = 10 ** np.arange(DIGITS)
 PLUS, EQUALS, PAD, EOS = 10, 11, 12, 13
-SCORE_SEEDS = (41, 100, 200, 300, 400, 500, 999, 1234, 7777, 31415)  # the final score: 10,000 pairs from each
+SCORE_SEEDS = (41, 100, 200, 300, 400, 500, 999, 1234, 7777, 31415)  # the final score is on SCORE_PAIRS from each
+SCORE_PAIRS = 10_000
 
 
 class Layout(NamedTuple):
@@ -234,10 +235,15 @@ def test(model, rows, at_once=10_000):
     return loss, right
 
 
+def score_rows(layout):
+    """The 100,000 pairs of the final score, by seed."""
+    return {seed: encode_pairs(uniform_pairs(seed, SCORE_PAIRS), layout) for seed in SCORE_SEEDS}
+
+
 def score(model, device="cpu", at_once=10_000):
-    """Errors in the 100,000 pairs of the final score, by seed."""
-    rows = {seed: encode_pairs(uniform_pairs(seed, 10_000), model.config.layout).to(device) for seed in SCORE_SEEDS}
-    return {seed: len(part) - test(model, part, at_once)[1] for seed, part in rows.items()}
+    """Errors in the pairs of the final score, by seed."""
+    rows = score_rows(model.config.layout)
+    return {seed: len(part) - test(model, part.to(device), at_once)[1] for seed, part in rows.items()}
 
 
 # ---------------------------------------------------------------- recipe

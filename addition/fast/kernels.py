@@ -7,6 +7,7 @@ LANES rows are read at once and transposed, and the gradients go back the same w
 
 import ctypes
 import functools
+import itertools
 import os
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
@@ -46,32 +47,22 @@ class Sizes(NamedTuple):
     """What the machine code is written for."""
 
     training: bool
-    length: int
-    first: int  # the place of the first query
-    answer: int  # how many predicted tokens count as the answer
-    vocabulary: int
+    layout: tuple
+    kind: tuple
     width: int
     head: int
     hidden: int
-    centered: bool  # LayerNorm; else RMSNorm
-    gated: bool  # SwiGLU; else exact GELU
-    eps: float
 
     @property
     def queries(self):
-        return self.length - self.first
-
-    @property
-    def columns(self):
-        """Of a row of the tables: keys and values, the residual stream and queries; whole vectors."""
-        return tuple(-(-n // LANES) * LANES for n in (2 * self.head, self.width + self.head))
+        return self.layout.length - self.layout.first
 
     @property
     def weights(self):
         """Rows and columns of the matrices after the attention."""
         w, h = self.width, self.hidden
-        return {"out": (self.head, w), "norm": (2, w), "up": (w, h), "gate": (w, h if self.gated else 0),
-                "down": (h, w), "final": (2, w), "head": (w, self.vocabulary)}  # fmt: skip
+        return {"out": (self.head, w), "norm": (2, w), "up": (w, h), "gate": (w, h if self.kind.gated else 0),
+                "down": (h, w), "final": (2, w), "head": (w, self.layout.vocabulary)}  # fmt: skip
 
 
 class Value:
@@ -80,33 +71,35 @@ class Value:
     def __init__(self, code, value):
         self.code, self.value = code, value
 
-    def combined(self, other, operation):
-        other = other if isinstance(other, Value) else self.code.constant(other)
-        return Value(self.code, getattr(self.code.at, operation)(self.value, other.value, flags=FAST))
+    def combined(self, operation, other):
+        return Value(self.code, getattr(self.code.at, operation)(self.value, self.code.vector(other).value, flags=FAST))
 
-    def __add__(self, other):
-        return self.combined(other, "fadd")
-
-    def __sub__(self, other):
-        return self.combined(other, "fsub")
-
-    def __mul__(self, other):
-        return self.combined(other, "fmul")
-
-    def __truediv__(self, other):
-        return self.combined(other, "fdiv")
+    __add__ = functools.partialmethod(combined, "fadd")
+    __sub__ = functools.partialmethod(combined, "fsub")
+    __mul__ = functools.partialmethod(combined, "fmul")
+    __truediv__ = functools.partialmethod(combined, "fdiv")
 
     def __neg__(self):
         return self * -1.0
 
     def below(self, other):
         """1 in the lanes where it is less, else 0."""
-        other = other if isinstance(other, Value) else self.code.constant(other)
-        return self.code.at.fcmp_ordered("<", self.value, other.value)
+        return self.code.at.fcmp_ordered("<", self.value, self.code.vector(other).value)
 
     def max(self, other):
-        other = other if isinstance(other, Value) else self.code.constant(other)
         return self.code.select(self.below(other), other, self)
+
+
+def total(values):
+    return functools.reduce(Value.__add__, values)
+
+
+def dot(xs, ys):
+    return total(x * y for x, y in zip(xs, ys))
+
+
+def plus(xs, ys):
+    return [x + y for x, y in zip(xs, ys)]
 
 
 class Code:
@@ -120,11 +113,16 @@ class Code:
             argument.add_attribute("noalias")
         self.at = ir.IRBuilder(self.function.append_basic_block())
 
-    def constant(self, number):
-        return Value(self, ir.Constant(VECTOR, [float(number)] * LANES))
+    def vector(self, x):
+        """A number in all lanes, or what is a vector already."""
+        return x if isinstance(x, Value) else Value(self, ir.Constant(VECTOR, [float(x)] * LANES))
 
     def select(self, condition, one, other):
-        return Value(self, self.at.select(condition, one.value, other.value))
+        return Value(self, self.at.select(condition, self.vector(one).value, self.vector(other).value))
+
+    def flat(self, row, size, column):
+        """Where [row, column] lies, in rows of this size."""
+        return self.at.add(self.at.mul(row, LONG(size)), column if isinstance(column, ir.Value) else LONG(column))
 
     def place(self, pointer, kind, index):
         index = index if isinstance(index, ir.Value) else LONG(index)
@@ -137,6 +135,9 @@ class Code:
     def store(self, value, pointer, index):
         self.at.store(value.value, self.place(pointer, FLOAT, index), align=4)
 
+    def add_to(self, value, pointer, index):
+        self.store(self.load(pointer, index) + value, pointer, index)
+
     def splat(self, pointer, index):
         """The number at pointer[index] in all lanes."""
         return self.everywhere(self.at.load(self.place(pointer, FLOAT, index), typ=FLOAT), VECTOR)
@@ -146,11 +147,11 @@ class Code:
         filled = self.at.shuffle_vector(start, start, ir.Constant(INTS, [0] * LANES))
         return Value(self, filled) if kind is VECTOR else filled
 
-    def scratch(self, *sizes):
-        """Room for vectors, on the stack."""
-        block = self.at.alloca(ir.ArrayType(VECTOR, int(np.prod(sizes))))
+    def scratch(self, rows, width=1):
+        """Room on the stack."""
+        block = self.at.alloca(ir.ArrayType(VECTOR, rows * width))
         block.align, block.type = 64, ir.PointerType()
-        return block
+        return Rows(self, block, width)
 
     def loop(self, start, stop, body):
         """body(i) for i from start to stop, at least once."""
@@ -166,24 +167,19 @@ class Code:
         self.at.cbranch(self.at.icmp_signed("<", following, stop), inside, after)
         self.at.position_at_end(after)
 
-    def call(self, name, *values):
-        function = self.module.globals.get(name) or ir.Function(
-            self.module, ir.FunctionType(VECTOR, [VECTOR] * len(values)), name
-        )
-        return Value(self, self.at.call(function, [value.value for value in values], fastmath=FAST))
-
-    def sqrt(self, x):
-        return self.call("llvm.sqrt.v16f32", x)
-
-    def size(self, x):
-        return self.call("llvm.fabs.v16f32", x)
+    def call(self, name, x):
+        """One of LLVM's functions: sqrt, fabs."""
+        name = f"llvm.{name}.v{LANES}f32"
+        known = self.module.globals.get(name)
+        function = known or ir.Function(self.module, ir.FunctionType(VECTOR, [VECTOR]), name)
+        return Value(self, self.at.call(function, [x.value], fastmath=FAST))
 
     def exp(self, x):
         """e^x for x <= 0, to float32."""
         z = (x * 1.4426950408889634).max(-126.0)
         n = self.at.fptosi((z - 0.5).value, INTS)
         r = z - Value(self, self.at.sitofp(n, VECTOR))
-        p = self.constant(1.535336188319500e-4)
+        p = self.vector(1.535336188319500e-4)
         for c in (1.339887440266574e-3, 9.618437357674640e-3, 5.550332471162809e-2, 2.402264791363012e-1,
                   6.931472028550421e-1, 1.0):  # fmt: skip
             p = p * r + c
@@ -203,72 +199,88 @@ class Code:
         return [Value(self, row) for row in rows]
 
 
-def product(code, pointer, shape, x):
-    """x times the matrix at pointer."""
-    rows, columns = shape
-    found = []
-    for o in range(columns):
-        total = code.splat(pointer, o) * x[0]
-        for i in range(1, rows):
-            total = total + code.splat(pointer, i * columns + o) * x[i]
-        found.append(total)
-    return found
+class Rows:
+    """Rows of `width` vectors; one is read and written as a list."""
+
+    def __init__(self, code, pointer, width):
+        self.code, self.pointer, self.width = code, pointer, width
+
+    def places(self, row, count):
+        return [self.code.flat(self.code.flat(row, self.width, i), LANES, 0) for i in range(count)]
+
+    def __getitem__(self, row):
+        return [self.code.load(self.pointer, place) for place in self.places(row, self.width)]
+
+    def __setitem__(self, row, values):
+        for place, value in zip(self.places(row, len(values)), values):
+            self.code.store(self.code.vector(value), self.pointer, place)
 
 
-def dot(xs, ys):
-    total = xs[0] * ys[0]
-    for x, y in zip(xs[1:], ys[1:]):
-        total = total + x * y
-    return total
+class Matrix:
+    """A matrix behind a pointer, with its gradient in training: one sum a lane. Called with x, it is x times it."""
+
+    def __init__(self, code, shape, pointer, gradient):
+        self.code, (self.rows, self.columns), self.pointer, self.gradient = code, shape, pointer, gradient
+
+    def row(self, i):
+        return [self.code.splat(self.pointer, i * self.columns + o) for o in range(self.columns)]
+
+    def add(self, i, values):
+        """To the gradient of row i."""
+        for o, value in enumerate(values):
+            self.code.add_to(value, self.gradient, (i * self.columns + o) * LANES)
+
+    def __call__(self, x):
+        self.x = x
+        return [total(self.code.splat(self.pointer, i * self.columns + o) * v for i, v in enumerate(x))
+                for o in range(self.columns)]  # fmt: skip
+
+    def back(self, dy):
+        """-> the gradient of the last x."""
+        dx = []
+        for i, x in enumerate(self.x):
+            dx.append(dot(self.row(i), dy))
+            self.add(i, [x * d for d in dy])
+        return dx
 
 
-def add_to(code, value, pointer, index):
-    code.store(code.load(pointer, index) + value, pointer, index)
+class Norm:
+    """LayerNorm or RMSNorm; its matrix has a row of weights and a row of biases."""
 
+    def __init__(self, matrix, kind):
+        self.matrix, self.kind, self.width = matrix, kind, matrix.columns
 
-def product_back(code, pointer, gradient, shape, x, dy):
-    """-> the gradient of x; that of the matrix is added to what is there, one sum a lane."""
-    rows, columns = shape
-    dx = []
-    for i in range(rows):
-        dx.append(dot([code.splat(pointer, i * columns + o) for o in range(columns)], dy))
-        for o in range(columns):
-            add_to(code, x[i] * dy[o], gradient, (i * columns + o) * LANES)
-    return dx
+    def mean(self, x):
+        return total(x) * (1 / self.width)
 
+    def __call__(self, x):
+        code = self.matrix.code
+        if self.kind.centered:
+            mean = self.mean(x)
+            x = [value - mean for value in x]
+        self.scale = code.vector(1) / code.call("sqrt", dot(x, x) * (1 / self.width) + self.kind.eps)
+        self.normal = [value * self.scale for value in x]
+        weights, biases = self.matrix.row(0), self.matrix.row(1)
+        return [n * weight + bias for n, weight, bias in zip(self.normal, weights, biases)]
 
-def normalise(code, pointer, x, centered, eps):
-    """-> (y, x normalised, 1 / deviation)"""
-    width = len(x)
-    if centered:
-        mean = functools.reduce(Value.__add__, x) * (1 / width)
-        x = [value - mean for value in x]
-    scale = code.constant(1.0) / code.sqrt(dot(x, x) * (1 / width) + eps)
-    normal = [value * scale for value in x]
-    y = [n * code.splat(pointer, i) + code.splat(pointer, width + i) for i, n in enumerate(normal)]
-    return y, normal, scale
-
-
-def normalise_back(code, pointer, gradient, dy, normal, scale, centered):
-    width = len(dy)
-    for i, (d, n) in enumerate(zip(dy, normal)):
-        add_to(code, d * n, gradient, i * LANES)
-        if centered:  # an RMSNorm has no bias
-            add_to(code, d, gradient, (width + i) * LANES)
-    dy = [d * code.splat(pointer, i) for i, d in enumerate(dy)]
-    along = dot(dy, normal) * (1 / width)
-    if centered:
-        mean = functools.reduce(Value.__add__, dy) * (1 / width)
-        dy = [d - mean for d in dy]
-    return [(d - n * along) * scale for d, n in zip(dy, normal)]
+    def back(self, dy):
+        self.matrix.add(0, [d * n for d, n in zip(dy, self.normal)])
+        if self.kind.centered:  # an RMSNorm has no bias
+            self.matrix.add(1, dy)
+        dy = [d * weight for d, weight in zip(dy, self.matrix.row(0))]
+        along = dot(dy, self.normal) * (1 / self.width)
+        if self.kind.centered:
+            mean = self.mean(dy)
+            dy = [d - mean for d in dy]
+        return [(d - n * along) * self.scale for d, n in zip(dy, self.normal)]
 
 
 def gelu(code, x):
     """Exact GELU and its slope: the error function by Abramowitz and Stegun 7.1.26, 1.5e-7 at most."""
-    size = code.size(x) * 0.7071067811865476
+    size = code.call("fabs", x) * 0.7071067811865476
     bell = code.exp(-(size * size))
-    t = code.constant(1.0) / (size * 0.3275911 + 1.0)
-    p = code.constant(1.061405429)
+    t = code.vector(1) / (size * 0.3275911 + 1.0)
+    p = code.vector(1.061405429)
     for c in (-1.453152027, 1.421413741, -0.284496736, 0.254829592):
         p = p * t + c
     tail = p * t * bell * 0.5
@@ -278,47 +290,37 @@ def gelu(code, x):
 
 def silu(code, x):
     """SiLU and its slope."""
-    e = code.exp(-code.size(x))
-    large = code.constant(1.0) / (e + 1.0)
+    e = code.exp(-code.call("fabs", x))
+    large = code.vector(1) / (e + 1.0)
     sigmoid = code.select(x.below(0.0), e * large, large)
     return x * sigmoid, sigmoid * ((-sigmoid + 1.0) * x + 1.0)
 
 
-POINTERS = ("rows", "kv", "xq", *Sizes(*[1] * 11).weights, "totals", "shift", "right")
-
-
-def name_of(sizes):
-    return "batch_" + "_".join(str(float(size)).replace(".", "_") for size in sizes)
+POINTERS = ("rows", *Tables._fields, "totals", "shift", "right")
+numbered = itertools.count()  # of the functions
 
 
 def write(s):
     """The function for these sizes; its arguments are POINTERS, in training those of the gradients, then the number of
     examples."""
-    names = ("kv", "xq", *s.weights)
-    code = Code(name_of(s), len(POINTERS) + len(names) * s.training, 1)
-    at, weights = code.at, s.weights
-    pointers = dict(zip(POINTERS, code.function.args))
-    gradients = dict(zip(names, code.function.args[len(POINTERS) :])) if s.training else {}
-    count = code.function.args[-1]
-    kv_columns, xq_columns = s.columns
-    values, scores = code.scratch(s.length, s.head), code.scratch(s.length, s.queries)
+    code = Code(f"batch_{next(numbered)}", len(POINTERS) + len(Tables._fields) * s.training, 1)
+    at, layout = code.at, s.layout
+    *arguments, count = code.function.args
+    pointers, gradients = dict(zip(POINTERS, arguments)), dict(zip(Tables._fields, arguments[len(POINTERS) :]))
+    out, norm, up, gate, down, final, head = (
+        Matrix(code, shape, pointers[name], gradients.get(name)) for name, shape in s.weights.items()
+    )
+    norm, final = Norm(norm, s.kind), Norm(final, s.kind)
+    values, scores = code.scratch(layout.length, s.head), code.scratch(layout.length * s.queries)
     queries, streams, most = code.scratch(s.queries, s.head), code.scratch(s.queries, s.width), code.scratch(s.queries)
     upstream, d_queries = code.scratch(s.queries, s.head), code.scratch(s.queries, s.head)
     d_streams, along = code.scratch(s.queries, s.width), code.scratch(s.queries)
-    sums = code.scratch(2 * s.head + 1)
-
-    def vectors(pointer, first, number):
-        return [code.load(pointer, at.mul(at.add(first, LONG(i)), LONG(LANES))) for i in range(number)]
-
-    def keep(found, pointer, first):
-        for i, value in enumerate(found):
-            code.store(value, pointer, at.mul(at.add(first, LONG(i)), LONG(LANES)))
-
-    def index(i, size):
-        return at.mul(i, LONG(size))
+    sums = code.scratch(1, 2 * s.head)  # for what a loop adds up
+    totals, shift, right = (Rows(code, pointers[name], 1) for name in ("totals", "shift", "right"))
+    here = LONG(0)  # the only row of `sums`
 
     def block(number):
-        start = at.mul(number, LONG(LANES))
+        start = code.flat(number, LANES, 0)
         live = at.sub(count, start)
         lanes = ir.Constant(INTS, list(range(LANES)))
         alive = at.icmp_signed("<", lanes, code.everywhere(at.trunc(live, INT), INTS))
@@ -327,164 +329,138 @@ def write(s):
         for lane in range(LANES):
             row = at.add(start, LONG(lane))
             row = at.select(at.icmp_signed("<", row, last), row, last)
-            offsets.append(at.mul(row, LONG(s.length + 1)))
+            offsets.append(at.mul(row, LONG(layout.length + 1)))
         share = at.fdiv(FLOAT(1.0), at.sitofp(at.mul(count, LONG(s.queries)), FLOAT))
-        share = code.select(alive, code.everywhere(share, VECTOR), code.constant(0.0))
+        share = code.select(alive, code.everywhere(share, VECTOR), 0)
 
         def tokens(place):
             return [at.zext(at.load(code.place(pointers["rows"], BYTE, at.add(offset, place)), typ=BYTE), LONG)
                     for offset in offsets]  # fmt: skip
 
-        def gather(name, place, found, columns):
-            """The table's rows of these tokens at this place, by columns."""
-            base, cut = index(place, s.vocabulary), []
+        def chunks(place, found, width):
+            """Where the table's rows of these tokens at this place lie, LANES columns at a time."""
+            columns = -(-width // LANES) * LANES
             for chunk in range(0, columns, LANES):
-                starts = [at.add(at.mul(at.add(base, token), LONG(columns)), LONG(chunk)) for token in found]
-                cut += code.transposed([code.load(pointers[name], start) for start in starts])
-            return cut
+                yield [code.flat(code.flat(place, layout.vocabulary, token), columns, chunk) for token in found]
 
-        def scatter(name, place, found, columns, values):
-            base = index(place, s.vocabulary)
-            values = values + [code.constant(0.0)] * (columns - len(values))
-            for chunk in range(0, columns, LANES):
-                for token, row in zip(found, code.transposed(values[chunk : chunk + LANES])):
-                    start = at.add(at.mul(at.add(base, token), LONG(columns)), LONG(chunk))
-                    add_to(code, row, gradients[name], start)
+        def gather(name, place, found, width):
+            """The table's rows of these tokens at this place, by columns."""
+            cut = []
+            for starts in chunks(place, found, width):
+                cut += code.transposed([code.load(pointers[name], start) for start in starts])
+            return cut[:width]
+
+        def scatter(name, place, found, columns):
+            columns = columns + [code.vector(0)] * (-len(columns) % LANES)
+            for i, starts in enumerate(chunks(place, found, len(columns))):
+                for start, row in zip(starts, code.transposed(columns[i * LANES : (i + 1) * LANES])):
+                    code.add_to(row, gradients[name], start)
 
         def read_query(query):
-            found = tokens(at.add(query, LONG(s.first)))
-            both = gather("xq", query, found, xq_columns)
-            keep(both[: s.width], streams, index(query, s.width))
-            keep(both[s.width : s.width + s.head], queries, index(query, s.head))
-            keep([code.constant(-3e38)], most, query)
+            both = gather("xq", query, tokens(at.add(query, LONG(layout.first))), s.width + s.head)
+            streams[query], queries[query], most[query] = both[: s.width], both[s.width :], [-3e38]
 
         def first_query(place):
             """The first query that sees this place."""
-            behind = at.sub(place, LONG(s.first))
+            behind = at.sub(place, LONG(layout.first))
             return at.select(at.icmp_signed(">", behind, LONG(0)), behind, LONG(0))
 
         def score(place):
-            both = gather("kv", place, tokens(place), kv_columns)
-            keep(both[s.head : 2 * s.head], values, index(place, s.head))
+            both = gather("kv", place, tokens(place), 2 * s.head)
+            values[place] = both[s.head :]
 
             def one(query):
-                found = dot(vectors(queries, index(query, s.head), s.head), both[: s.head])
-                keep([found], scores, at.add(index(place, s.queries), query))
-                keep([vectors(most, query, 1)[0].max(found)], most, query)
+                found = dot(queries[query], both[: s.head])
+                scores[code.flat(place, s.queries, query)] = [found]
+                most[query] = [most[query][0].max(found)]
 
             code.loop(first_query(place), s.queries, one)
 
         def answer(query):
             """From the scores of a query to its loss, and back to the attention's output."""
-            largest, here = vectors(most, query, 1)[0], at.add(query, LONG(s.first))
-            keep([code.constant(0.0)] * (s.head + 1), sums, LONG(0))
+            (largest,), place = most[query], at.add(query, LONG(layout.first))
+            sums[here] = [0] * (s.head + 1)
 
             def attend(place):
-                where = at.add(index(place, s.queries), query)
-                e = code.exp(vectors(scores, where, 1)[0] - largest)
-                keep([e], scores, where)
-                terms = [e, *(e * v for v in vectors(values, index(place, s.head), s.head))]
-                keep([old + new for old, new in zip(vectors(sums, LONG(0), s.head + 1), terms)], sums, LONG(0))
+                where = code.flat(place, s.queries, query)
+                e = code.exp(scores[where][0] - largest)
+                scores[where] = [e]
+                sums[here] = plus(sums[here], [e, *(e * v for v in values[place])])
 
-            code.loop(0, at.add(here, LONG(1)), attend)
-            total, *attended = vectors(sums, LONG(0), s.head + 1)
-            scale = code.constant(1.0) / total
+            code.loop(0, at.add(place, LONG(1)), attend)
+            weight, *attended = sums[here][: s.head + 1]
+            scale = code.vector(1) / weight
             attended = [value * scale for value in attended]
-            x = vectors(streams, index(query, s.width), s.width)
-            x = [a + b for a, b in zip(x, product(code, pointers["out"], weights["out"], attended))]
-            h, normal, deviation = normalise(code, pointers["norm"], x, s.centered, s.eps)
-            up = product(code, pointers["up"], weights["up"], h)
-            if s.gated:
-                gate, slope = zip(*(silu(code, g) for g in product(code, pointers["gate"], weights["gate"], h)))
-                hidden = [g * u for g, u in zip(gate, up)]
+            x = plus(streams[query], out(attended))
+            h = norm(x)
+            linear = up(h)
+            if s.kind.gated:
+                curved, slope = zip(*(silu(code, g) for g in gate(h)))
+                hidden = [c * u for c, u in zip(curved, linear)]
             else:
-                hidden, slope = zip(*(gelu(code, u) for u in up))
-            x = [a + b for a, b in zip(x, product(code, pointers["down"], weights["down"], list(hidden)))]
-            y, last_normal, last_deviation = normalise(code, pointers["final"], x, s.centered, s.eps)
-            logits = product(code, pointers["head"], weights["head"], y)
+                hidden, slope = zip(*(gelu(code, u) for u in linear))
+            logits = head(final(plus(x, down(hidden))))
             highest = functools.reduce(Value.max, logits)
             e = [code.exp(z - highest) for z in logits]
-            partition = functools.reduce(Value.__add__, e)
+            partition = total(e)
 
             target = ir.Constant(INTS, ir.Undefined)
-            for lane, token in enumerate(tokens(at.add(here, LONG(1)))):
+            for lane, token in enumerate(tokens(at.add(place, LONG(1)))):
                 target = at.insert_element(target, at.trunc(token, INT), INT(lane))
-            hits = [at.icmp_signed("==", target, INTS([token] * LANES)) for token in range(s.vocabulary)]
-            none, one = code.constant(0.0), code.constant(1.0)
-            wanted = functools.reduce(Value.__add__, (code.select(hit, z, none) for hit, z in zip(hits, logits)))
-            row = at.mul(at.add(index(number, s.queries), query), LONG(LANES))
-            code.store(code.select(alive, partition, code.constant(1.0)), pointers["totals"], row)
-            code.store(code.select(alive, highest - wanted, none), pointers["shift"], row)
+            hits = [at.icmp_signed("==", target, INTS([token] * LANES)) for token in range(layout.vocabulary)]
+            wanted = total(code.select(hit, z, 0) for hit, z in zip(hits, logits))
+            row = code.flat(number, s.queries, query)
+            totals[row], shift[row] = [code.select(alive, partition, 1)], [code.select(alive, highest - wanted, 0)]
             if not s.training:
-                counted = at.icmp_signed("<", query, LONG(s.answer))
-                none_above = functools.reduce(
-                    Value.__add__,
-                    (code.select(at.fcmp_ordered(">=", z.value, wanted.value), one, none) for z in logits),
+                counted = at.icmp_signed("<", query, LONG(len(layout.sum)))
+                none_above = total(
+                    code.select(at.fcmp_ordered(">=", z.value, wanted.value), 1, 0) for z in logits
                 )  # 1 where the wanted token alone is as large as itself; a NaN is never
-                wrong = at.fcmp_unordered("!=", none_above.value, one.value)
+                wrong = at.fcmp_unordered("!=", none_above.value, code.vector(1).value)
                 wrong = at.and_(wrong, code.everywhere(counted, ir.VectorType(ir.IntType(1), LANES)))
-                lane = index(number, LANES)
-                code.store(code.select(wrong, none, code.load(pointers["right"], lane)), pointers["right"], lane)
+                right[number] = [code.select(wrong, 0, right[number][0])]
                 return
-            one_over = code.constant(1.0) / partition
-            d_logits = [(p * one_over - code.select(hit, code.constant(1.0), none)) * share for p, hit in zip(e, hits)]
-            dy = product_back(code, pointers["head"], gradients["head"], weights["head"], y, d_logits)
-            dx = normalise_back(
-                code, pointers["final"], gradients["final"], dy, last_normal, last_deviation, s.centered
-            )
-            d_hidden = product_back(code, pointers["down"], gradients["down"], weights["down"], hidden, dx)
-            if s.gated:
-                d_up = [d * g for d, g in zip(d_hidden, gate)]
-                d_gate = [d * u * k for d, u, k in zip(d_hidden, up, slope)]
-                dh = product_back(code, pointers["up"], gradients["up"], weights["up"], h, d_up)
-                more = product_back(code, pointers["gate"], gradients["gate"], weights["gate"], h, d_gate)
-                dh = [a + b for a, b in zip(dh, more)]
+            one_over = code.vector(1) / partition
+            dx = final.back(head.back([(p * one_over - code.select(hit, 1, 0)) * share for p, hit in zip(e, hits)]))
+            d_hidden = down.back(dx)
+            if s.kind.gated:
+                dh = up.back([d * c for d, c in zip(d_hidden, curved)])
+                dh = plus(dh, gate.back([d * u * k for d, u, k in zip(d_hidden, linear, slope)]))
             else:
-                d_up = [d * k for d, k in zip(d_hidden, slope)]
-                dh = product_back(code, pointers["up"], gradients["up"], weights["up"], h, d_up)
-            more = normalise_back(code, pointers["norm"], gradients["norm"], dh, normal, deviation, s.centered)
-            dx = [a + b for a, b in zip(dx, more)]
-            d_attended = product_back(code, pointers["out"], gradients["out"], weights["out"], attended, dx)
-            keep(dx, d_streams, index(query, s.width))
-            keep([d * scale for d in d_attended], upstream, index(query, s.head))
-            keep([dot(d_attended, attended) * scale], along, query)
-            keep([none] * s.head, d_queries, index(query, s.head))
+                dh = up.back([d * k for d, k in zip(d_hidden, slope)])
+            dx = plus(dx, norm.back(dh))
+            d_attended = out.back(dx)
+            d_streams[query], upstream[query] = dx, [d * scale for d in d_attended]
+            along[query], d_queries[query] = [dot(d_attended, attended) * scale], [0] * s.head
 
         def attend_back(place):
             found = tokens(place)
-            both = gather("kv", place, found, kv_columns)
-            k, v = both[: s.head], both[s.head : 2 * s.head]
-            keep([code.constant(0.0)] * (2 * s.head), sums, LONG(0))
+            both = gather("kv", place, found, 2 * s.head)
+            k, v = both[: s.head], both[s.head :]
+            sums[here] = [0] * (2 * s.head)
 
             def one(query):
-                at_query = index(query, s.head)
-                e = vectors(scores, at.add(index(place, s.queries), query), 1)[0]
-                d = vectors(upstream, at_query, s.head)
-                slope = e * (dot(d, v) - vectors(along, query, 1)[0])
-                q = vectors(queries, at_query, s.head)
-                terms = [*(slope * x for x in q), *(e * x for x in d)]
-                keep([old + new for old, new in zip(vectors(sums, LONG(0), 2 * s.head), terms)], sums, LONG(0))
-                old = vectors(d_queries, at_query, s.head)
-                keep([a + slope * x for a, x in zip(old, k)], d_queries, at_query)
+                (e,), d, q = scores[code.flat(place, s.queries, query)], upstream[query], queries[query]
+                slope = e * (dot(d, v) - along[query][0])
+                sums[here] = plus(sums[here], [*(slope * x for x in q), *(e * x for x in d)])
+                d_queries[query] = [a + slope * x for a, x in zip(d_queries[query], k)]
 
             code.loop(first_query(place), s.queries, one)
-            scatter("kv", place, found, kv_columns, vectors(sums, LONG(0), 2 * s.head))
+            scatter("kv", place, found, sums[here])
 
         def write_query(query):
-            both = vectors(d_streams, index(query, s.width), s.width) + vectors(d_queries, index(query, s.head), s.head)
-            scatter("xq", query, tokens(at.add(query, LONG(s.first))), xq_columns, both)
+            scatter("xq", query, tokens(at.add(query, LONG(layout.first))), d_streams[query] + d_queries[query])
 
         if not s.training:
-            code.store(code.select(alive, code.constant(1.0), code.constant(0.0)), pointers["right"], start)
+            right[number] = [code.select(alive, 1, 0)]
         code.loop(0, s.queries, read_query)
-        code.loop(0, s.length, score)
+        code.loop(0, layout.length, score)
         code.loop(0, s.queries, answer)
         if s.training:
-            code.loop(0, s.length, attend_back)
+            code.loop(0, layout.length, attend_back)
             code.loop(0, s.queries, write_query)
 
-    blocks = at.sdiv(at.add(count, LONG(LANES - 1)), LONG(LANES))
-    code.loop(0, blocks, block)
+    code.loop(0, at.sdiv(at.add(count, LONG(LANES - 1)), LONG(LANES)), block)
     return code
 
 
@@ -547,8 +523,8 @@ def call(training, tables, rows, layout, kind):
     -> losses, counts of right rows, and in training the gradients of the tables
     """
     models, batch = rows.shape[:2]
-    sizes = Sizes(training, layout.length, layout.first, len(layout.sum), layout.vocabulary, tables.out.shape[-1],
-                  tables.out.shape[-2], tables.up.shape[-1], kind.centered, kind.gated, kind.eps)  # fmt: skip
+    head, width = tables.out.shape[-2:]
+    sizes = Sizes(training, layout, kind, width, head, tables.up.shape[-1])
     blocks = -(-batch // LANES)
     rows = np.ascontiguousarray(rows)
     arrays = [np.ascontiguousarray(t.detach().numpy(), dtype=np.float32) for t in tables]

@@ -22,7 +22,7 @@ import torch
 from addition import run as outputs
 from addition.fast import kernels
 from addition.fast.engine import Compiled, Torch
-from addition.train import SCORE_SEEDS, Recipe, encode_pairs, mean_loss, uniform_pairs
+from addition.train import Recipe, mean_loss, score_rows
 from plumbing import disk
 
 MOST_SEEDS = 10_000  # in one range
@@ -188,8 +188,7 @@ def train(recipes, run, prune, engine="auto"):
         return summary["members"]
     kernels.flush_denormals()
     stack, together = Stack(recipes, run.device, engine), len(recipes)
-    settings = run.config
-    score = {seed: encode_pairs(uniform_pairs(seed, 10_000), stack.model.config.layout) for seed in SCORE_SEEDS}
+    settings, score = run.config, score_rows(stack.model.config.layout)
 
     def end(indices, step, reason):
         """Test and save the models whose run ends after so many steps; go on with the others."""
@@ -235,6 +234,11 @@ def train(recipes, run, prune, engine="auto"):
     return done
 
 
+def wrong(problem):
+    print(f"error: {problem}", file=sys.stderr)
+    raise SystemExit(2)
+
+
 def main(argv=None):
     argv = sys.argv[1:] if argv is None else list(argv)
     if argv[:1] in (["--help"], ["-h"]):
@@ -244,21 +248,16 @@ def main(argv=None):
         recipe = importlib.import_module(f"addition.{argv[0]}" if re.fullmatch(r"\w+", argv[0]) else "")
         recipe.Settings, recipe.Recipe  # noqa: B018
     except (ImportError, AttributeError, ValueError, IndexError):
-        names = "train, reliable, tiny, smallest, or a module of yours in addition/"
-        print(f"error: give a recipe first: {names}", file=sys.stderr)
-        raise SystemExit(2) from None
+        wrong("give a recipe first: train, reliable, tiny, smallest, or a module of yours in addition/")
     if recipe.Recipe.optimizer is not Recipe.optimizer:
-        print(f"error: {recipe.__name__} has an optimizer of its own; run that module by itself", file=sys.stderr)
-        raise SystemExit(2)
+        wrong(f"{recipe.__name__} has an optimizer of its own; run that module by itself")
     if "--seed" in argv:
-        print("error: --seed is of a single run; here it is --seeds", file=sys.stderr)
-        raise SystemExit(2)
+        wrong("--seed is of a single run; here it is --seeds")
     options = outputs.parse(flags(recipe), argv[1:])
     try:
         seeds, prune = numbers(options.seeds), parse_prune(options.prune, options.eval_interval)
     except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+        wrong(error)
     shared = recipe.Settings(**{f.name: getattr(options, f.name) for f in fields(recipe.Settings)})
     options = replace(options, name=options.name or f"{argv[0]}-sweep")
     run = outputs.Run(options, "fast.sweep", argv)

@@ -19,7 +19,8 @@ def summary(seed, errors, at=None, **config):
     config = {"train_steps": 1000, "batch_size": 500, "model": {"d_model": 7}, "lr": 0.01} | config
     return {
         "parameters": 456, "seed": seed, "best_step": 900, "step_at_99": at, "errors_in_100000": errors,
-        "seconds": 100.0 + seed, "models_together": 4, "hardware": "a laptop", "commit": "abc1234",
+        "seconds": 100.0 + seed, "models_together": 4, "starts": 1, "sums_seen": 500_000,
+        "hardware": "a laptop", "commit": "abc1234",
         "config": config | {"seed": seed},
     }  # fmt: skip
 
@@ -31,11 +32,11 @@ def root(tmp_path, monkeypatch):
     return tmp_path
 
 
-def put(root, name, members, command="--seeds 0-3"):
+def put(root, name, members, command="python -m addition.fast.sweep train"):
     """A kept sweep."""
     folder = root / "results/addition" / name
     folder.mkdir(parents=True)
-    disk.write_json(folder / "sweep.json", {"command": command, "members": members})
+    disk.write_json(folder / "summary.json", {"command": command, "members": members})
     columns = ["member", "step", "train_loss", "val_loss", "val_exact", "digits"]
     rows = [dict(zip(columns, (m, s, 1, 1, s / 1000, s // 250))) for m in members for s in (250, 500, 750, 1000)]
     disk.write_rows(folder / "metrics.csv", rows, columns)
@@ -66,13 +67,11 @@ def test_one_row_a_configuration(root):
     assert rows_of(report.sweep("never"))[0][6:8] == ["-", "-"]
 
 
-def test_what_all_starts_saw_is_counted():
-    """Older runs chose among several starts; runs of today say it themselves, also where they were not continued."""
-    config = dict(candidates=6, choose="400:2,700:1", batch_size=10)
-    assert report.starts(summary(0, 0, **config)) == (6, 10 * (6 * 400 + 2 * 300 + 1 * 300))
-    assert report.starts(summary(0, 0, candidates=4, choose=None, choose_at=500, batch_size=10)) == (4, 10 * 2_500)
-    assert report.starts(summary(0, 0, batch_size=10)) == (1, 10_000)
-    assert report.starts(summary(0, 0) | {"sums_seen": 77}) == (1, 77)
+def test_all_starts_of_a_run_count(root):
+    several = {f"seed{i}": summary(i, 0, 600) | {"starts": 2 + i, "sums_seen": 10**6} for i in (0, 1)}
+    put(root, "several", several)
+    ((*_, starts, _, _, sums, _, _, seconds),) = rows_of(report.sweep("several"))
+    assert (starts, sums, seconds) == ("2 to 3, 5 in all", "1", "20.2")
 
 
 def test_a_grid_is_a_row_a_combination(root):
@@ -89,10 +88,9 @@ def test_not_run_is_said(root):
 
 
 def test_commands_can_be_pasted(root):
-    put(root, "grid", four(), command="--grid curriculum=100:3;200:6 --seeds 0-3")
-    text = "\n".join(report.command("grid"))
-    assert "python -m addition.sweep --grid 'curriculum=100:3;200:6'" in text
-    assert "a laptop" in text and "abc1234" in text
+    put(root, "long", four(), command=f"python -m addition.train{' --seed 1234567' * 20}")
+    first, *rest, about = report.command("long")[1:-1]
+    assert first.endswith(" \\") and rest and about == "# a laptop; commit abc1234"
 
 
 @pytest.mark.parametrize("text", ["<!-- report sweeps one -->\n<!-- end -->\n", "<!-- report sweep one -->\nno end\n"])
@@ -118,9 +116,7 @@ def test_documents_and_plots_are_written(root):
     assert all(p.read_bytes().startswith(PNG) for p in pictures)
 
 
-def test_a_real_sweep_is_kept(root, tmp_path, monkeypatch):
-    for module in (train, sweep):
-        monkeypatch.setattr(module, "SCORE_SEEDS", (41,))
+def test_a_real_sweep_is_kept(root, tmp_path):
     flags = "--train-steps 4 --eval-interval 2 --batch-size 8 --val-size 16 --test-size 16 --eval-batch-size 10000"
     runs = tmp_path / "runs"
     sweep.main(["train", *flags.split(), "--seeds", "0-1", "--run-name", "tiny", "--runs", str(runs)])

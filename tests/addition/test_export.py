@@ -16,7 +16,7 @@ from addition.evaluate_checkpoints import PUBLISHED, load
 from addition.evaluate_checkpoints import main as evaluate
 from addition.smallest import SmallestConfig
 from addition.tiny import TinyConfig
-from addition.train import SCORE_SEEDS, ModelConfig, carry_pairs, encode_pairs, uniform_pairs
+from addition.train import SCORE_PAIRS, SCORE_SEEDS, ModelConfig, carry_pairs, encode_pairs, uniform_pairs
 from plumbing import disk
 from tests.addition.test_train import greedy
 
@@ -259,13 +259,13 @@ def test_the_fixed_ones_of_a_pattern_are_counted(few_prompts, tmp_path):
 
 
 def test_an_untrained_model_does_not_qualify_and_its_batches_agree(few, tmp_path):
-    save(tmp_path / "best.pt", CASES["tied"][0])
+    save(tmp_path / "best.pt", CASES["smallest"][0])
     export.export(tmp_path / "best.pt", tmp_path / "adder.py")
     with pytest.raises(SystemExit) as ended:
         verify.main([str(tmp_path / "adder.py"), "--pairs", "300", "--output", str(tmp_path / "deep" / "out.json")])
     assert ended.value.code == 1
     found = json.loads((tmp_path / "deep" / "out.json").read_text())
-    assert found["parameters"] == found["claimed_parameters"] == 456
+    assert found["parameters"] == found["claimed_parameters"] == 24
     assert (found["public_errors"], found["carry_errors"]) == (50, 300)
     assert not found["qualifies"]
 
@@ -371,17 +371,19 @@ def test_batches_must_agree_with_single_sums(few, submission, answers):
             verify.check(path, 3000)
 
 
-def test_evaluation_of_untrained_models(tmp_path, capsys):
+def test_evaluation_of_untrained_models(tmp_path, capsys, monkeypatch):
+    assert SCORE_PAIRS * len(SCORE_SEEDS) == 100_000
+    monkeypatch.setattr(train, "SCORE_SEEDS", SCORE_SEEDS)
     paths = [tmp_path / "a.pt", tmp_path / "b.pt"]
     for path, case in zip(paths, ("tied", "smallest")):
         save(path, CASES[case][0])
-    evaluate([*map(str, paths), "--batch-size", "7000", "--output", str(tmp_path / "results" / "out.json")])
+    evaluate([*map(str, paths), "--batch-size", "700", "--output", str(tmp_path / "results" / "out.json")])
     found = json.loads((tmp_path / "results" / "out.json").read_text())["checkpoints"]
     assert [row["path"] for row in found] == [str(path) for path in paths]
     assert [row["parameters"] for row in found] == [456, 24]
     for row in found:
-        assert (row["errors"], row["pairs"], row["aggregate_exact_match"]) == (100_000, 100_000, 0)
-        assert row["errors_by_seed"] == {str(seed): 10_000 for seed in SCORE_SEEDS}
+        assert (row["errors"], row["pairs"], row["aggregate_exact_match"]) == (20_000, 20_000, 0)
+        assert row["errors_by_seed"] == {str(seed): 2_000 for seed in SCORE_SEEDS}
     assert len(capsys.readouterr().out.splitlines()) == 2
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from addition import run, shrink, train
+from addition import shrink, train
 from addition.evaluate_checkpoints import load
 from addition.smallest import Pattern, SmallestAdder, SmallestConfig
 from addition.train import answers, encode_pairs, uniform_pairs
@@ -109,8 +109,6 @@ def parent(tmp_path):
 
 
 def test_a_run_takes_them_out_step_by_step_and_keeps_what_remains(parent, tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "SCORE_SEEDS", (41,))
-    monkeypatch.setattr(run, "draw", lambda folder, rows: None)
     left, validated, mean_loss, test = [], [], train.mean_loss, train.test
 
     def noted(model, rows, sharpness):
