@@ -43,7 +43,7 @@ def pass_flops(module, config):
 def costs(preset):
     """A row for each experiment: GFLOP a puzzle, batch, steps, PFLOP of the whole run, times slower than in bf16."""
     for _, experiment in lineage.walk(lineage.find()):
-        if experiment.name == "exp_speedrun":  # made for a CPU, and not of matrix products
+        if experiment.on_candidates:  # made for a CPU, and not of matrix products alone
             continue
         module = lineage.module(experiment.name)
         config = common.with_preset(module.Config(), preset)

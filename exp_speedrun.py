@@ -67,8 +67,8 @@ class Model(nn.Module):
         """The state before the first iteration, in shards: puzzles, their candidates, hidden state, probabilities."""
         return [self.start_shard(part) for part in puzzle.split(SHARD)]
 
-    def start_shard(self, puzzle):
-        board = candidates.Board(puzzle.numpy())
+    def start_shard(self, puzzle, board=None):
+        board = board or candidates.Board(puzzle.numpy())
         count = len(board.place[0])
         return puzzle, board, self.first_state().expand(count, -1), torch.zeros(count, KINDS)
 
@@ -222,7 +222,7 @@ def shard_gradients(model, config, slots, part, blanks):
 def train(config):
     run = common.Run(config, __file__)
     if run.world > 1:
-        raise SystemExit("exp_speedrun.py runs in one process, on as many threads as OMP_NUM_THREADS says")
+        raise SystemExit(f"{run.experiment}.py runs in one process, on as many threads as OMP_NUM_THREADS says")
     data = common.load(config, run)
     model, slots = Model(config), Slots(config, config.width + KINDS)
     matrices = [p for p in model.parameters() if p.ndim == 2 and min(p.shape) > 1]

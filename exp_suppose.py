@@ -1,12 +1,14 @@
 """A network that supposes: it follows a doubtful candidate as if it were true, goes back, and keeps what it saw.
 
-Parent: exp_deep
-Change: after 64 iterations it marks a candidate and explores; then it takes up its state from before and reads the end.
+Parent: none
+Change: none, a design of its own: exp_deep's network, which after 64 iterations marks a candidate and explores; then it
+    takes up its state from before and reads where that led.
 Hypothesis: A puzzle that no chain of sound steps solves needs a trial; a network can learn to make use of one.
 Log: not in the log.
 
 python exp_suppose.py --hard puzzles.csv      an hour or two on two CPU cores; any CSV of hard puzzles
 python exp_suppose.py                         the same with sudoku-extreme's training puzzles, from Hugging Face
+modal run exp_suppose.py                      the same on a rented machine
 python eval_extreme.py runs/exp_suppose/full-seed0 --data test.csv --iterations 16 64 256 1024 4096
 """
 
@@ -24,11 +26,12 @@ import common
 from common import candidates
 from data.rows import missing
 
-SHARD = 16  # puzzles that one thread works on at a time: what they need stays in its core's cache
+SHARD = 16  # puzzles that one thread works on at a time
 REGROUP = 8  # iterations of a test after which the puzzles not yet solved are put together in new shards
 KINDS = candidates.KINDS  # kinds of groups: a cell; a digit in a row, in a column, in a box
-BITS = 4  # changed: it is supposed; it would then be false; exploring; merging
-PLAIN, EXPLORE, MERGE = range(3)  # changed: phases of the iterations
+BITS = 4  # it is supposed; it would then be false; exploring; merging
+PLAIN, EXPLORE, MERGE = range(3)  # phases of the iterations
+# [729, 729], whether two candidates exclude each other
 PEERS = torch.from_numpy((candidates.GROUP[:, :, None] == candidates.GROUP[:, None]).any(0) & ~np.eye(729, dtype=bool))
 
 
@@ -37,27 +40,27 @@ class Config(common.RunConfig):
     device: Literal["cpu"] = "cpu"  # its kernels are numba's
     width: int = 32  # size of the state of one candidate; 16 were clearly too few
     mlp: int = 96  # hidden units of the one small network that all candidates share
-    batch: int = 32  # changed: puzzles under way
-    depth: int = 16  # iterations a step, with gradient; the next step goes on from there (exp_deep)
-    lifetime: int = 96  # mean iterations until an unsolved puzzle is replaced (exp_deep)
-    steps: int = 16_000  # changed: most of an hour on two cores
-    plain: int = 64  # changed: iterations before the first supposition
-    explore: int = 48  # changed: iterations under a supposition
-    merge: int = 16  # changed: iterations after it, from the state before it, with what it led to in view
-    plain_steps: int = 5_000  # changed: at first training supposes nothing
-    supposing_lifetime: int = 400  # changed: the lifetime after that: some six suppositions
-    supposed_true: float = 0.5  # changed: share of the suppositions in training that are drawn among true candidates
-    verdict: float = 0.3  # changed: weight of a loss beside: is the supposition true?
+    batch: int = 32  # puzzles under way
+    depth: int = 16  # iterations a step, with gradient; the next step goes on from there
+    lifetime: int = 96  # mean iterations until an unsolved puzzle is replaced
+    steps: int = 16_000  # most of an hour on two cores
+    plain: int = 64  # iterations before the first supposition
+    explore: int = 48  # iterations under a supposition
+    merge: int = 16  # iterations after it, from the state before it, with what it led to in view
+    plain_steps: int = 5_000  # at first training supposes nothing
+    supposing_lifetime: int = 400  # the lifetime after that: some six suppositions
+    supposed_true: float = 0.5  # share of the suppositions in training that are drawn among true candidates
+    verdict: float = 0.3  # weight of a loss beside: is the supposition true?
     easy_steps: int = 100  # at first with extra clues, up to 45, so that some puzzles are solved at all
     muon_lr: float = 0.01  # Muon's, for the matrices; 0.005 is slower, 0.02 unstable
     lr: float = 0.002  # AdamW's, for the rest
     warmup: int = 50  # steps to the full rate, which then falls to 0 on a straight line
     iterations: int = 64  # in tests; more than training ever sees at once
-    test_iterations: tuple[int, ...] = (16, 32, 128, 256, 512, 1024)  # what longer thinking gives
+    test_iterations: tuple[int, ...] = (16, 32, 128, 256, 512, 1024)  # hard puzzles take longer
     data: str = "minimal"  # generated minimal puzzles; the only kind that this experiment trains on
-    hard: str = "extreme"  # and hard ones: sudoku-extreme's, or those of a .csv file (exp_hard)
-    apart: str = ""  # a .csv file of puzzles that training must not see, in any symmetric form (exp_hard)
-    hard_share: float = 0.7  # of the puzzles, after the first third of the steps (exp_hard)
+    hard: str = "extreme"  # and hard ones: sudoku-extreme's, or those of a .csv file
+    apart: str = ""  # a .csv file of puzzles that training must not see, in any symmetric form
+    hard_share: float = 0.7  # of the puzzles, after the first third of the steps
     train_puzzles: int = 20_000  # renamed digits and swapped lines look the same to the network, so few suffice
     test_per_bucket: int = 1_000  # never seen in training: 45 clues, then minimal
     evaluate_every: int = 100_000  # only at the end: a test costs as much as many steps
@@ -73,9 +76,9 @@ class Model(nn.Module):
         self.state = matrix(width, mlp)
         self.heard = matrix(KINDS * width, mlp)  # the largest message in each group
         self.seen = matrix(2 * KINDS, mlp)  # the sizes of its groups, its probability in each
-        self.supposed = nn.Parameter(torch.zeros(BITS + width, mlp))  # changed: what is supposed, and the other state
-        self.verdict = nn.Linear(width, 1)  # changed: of the supposed candidate, in training
-        self.plain, self.explore, self.merge = config.plain, config.explore, config.merge  # changed: iterations
+        self.supposed = nn.Parameter(torch.zeros(BITS + width, mlp))  # what is supposed, and the other state
+        self.verdict = nn.Linear(width, 1)  # of the supposed candidate, in training
+        self.plain, self.explore, self.merge = config.plain, config.explore, config.merge  # iterations
         self.bias = nn.Parameter(torch.zeros(mlp))
         self.out = matrix(mlp, width, 0.5)
         self.norm = nn.LayerNorm(width)
@@ -85,10 +88,10 @@ class Model(nn.Module):
         """The state before the first iteration, in shards: puzzles, their candidates, hidden state, probabilities."""
         return [self.start_shard(part) for part in puzzle.split(SHARD)]
 
-    def start_shard(self, puzzle):
-        memory = torch.zeros(len(puzzle), 729, numbers(len(self.first)))
+    def start_shard(self, puzzle, board=None):
+        memory = torch.zeros(len(puzzle), 729, numbers(len(self.first)))  # more to start with
         memory[:, :, : len(self.first)] = self.first_state().detach()
-        return self.resume_shard(puzzle, memory, torch.zeros(len(puzzle), 2, dtype=torch.long))
+        return self.resume_shard(puzzle, memory, torch.zeros(len(puzzle), 2, dtype=torch.long), board)
 
     def first_state(self):
         return self.norm(self.first)
@@ -105,17 +108,17 @@ class Model(nn.Module):
         logits, state = zip(*workers().map(one, state))
         return torch.cat(logits), state
 
-    def iterate_shard(self, shard, choose=None):
+    def iterate_shard(self, shard, choose=None):  # who chooses what to suppose, in training
         """Max-pool messages over each candidate's groups, then an MLP, a residual and a norm."""
         puzzle, board, h, share, mind, clock = self.turn(shard, choose or most_doubtful)
         once = candidates.Iterate.apply if h.device.type == "cpu" else candidates.iterate
-        x = torch.cat([h, board.sizes, share, mind[:, : BITS + len(self.first)]], 1)
+        x = torch.cat([h, board.sizes, share, mind[:, : BITS + len(self.first)]], 1)  # sees more
         state = torch.cat([self.state, self.seen, self.supposed])
         last = self.norm.weight, self.norm.bias, self.head.weight, self.head.bias
         h, share, logit = once(x, self.message, self.heard, state, self.bias, self.out, *last, board)
         return logit, (puzzle, board, h, share, mind, clock + torch.tensor([1, 0]))
 
-    # changed: what the network supposes, and what it remembers meanwhile
+    # what the network supposes, and what it remembers meanwhile
     def phases(self, clock):
         """Of each puzzle, by its iterations so far: which phase it is in, and whether that begins now."""
         at = (clock - self.plain) % (self.explore + self.merge)
@@ -160,25 +163,25 @@ class Model(nn.Module):
 
     def keep(self, state, wanted):
         """These puzzles of a state, again in full shards."""
-        puzzle, clock = (torch.cat([shard[i] for shard in state])[wanted] for i in (0, -1))
+        puzzle, clock = (torch.cat([shard[i] for shard in state])[wanted] for i in (0, -1))  # with the clock
         memory = torch.cat([dense(shard[1], torch.cat(shard[2:-1], 1)) for shard in state])[wanted]
         return [self.resume_shard(*part) for part in zip(*(whole.split(SHARD) for whole in (puzzle, memory, clock)))]
 
-    def resume_shard(self, puzzle, memory, clock):
+    def resume_shard(self, puzzle, memory, clock, board=None):
         """The shard of puzzles that had this state: [n, 729, numbers of a candidate], [n, 2] clock and supposition."""
-        board, width = candidates.Board(puzzle.numpy()), len(self.first)
+        board, width = board or candidates.Board(puzzle.numpy()), len(self.first)
         h, share, mind = memory[board.place].split([width, KINDS, numbers(width) - width - KINDS], 1)
         return puzzle, board, h, share, mind, clock
 
 
-# changed: what a candidate's state consists of
+# what a candidate's state consists of
 def numbers(width):
     """State and share; what is supposed, the other state, the state and share from before, how often supposed."""
     return (width + KINDS) + BITS + width + (width + KINDS) + 1
 
 
 def most_doubtful(share, tried, puzzle, rows):
-    """changed: the candidate to suppose next; one that was tried before counts half each time."""
+    """The candidate to suppose next; one that was tried before counts half each time."""
     return int((share * (1 - share) * 0.5**tried).argmax())
 
 
@@ -234,7 +237,7 @@ class Slots:
         n = config.batch
         self.puzzle, self.solution = (torch.zeros(n, 81, dtype=torch.uint8) for _ in range(2))
         self.memory = torch.zeros(n, 729, width)
-        self.clock = torch.zeros(n, 2, dtype=torch.long)  # changed: iterations, the supposed candidate
+        self.clock = torch.zeros(n, 2, dtype=torch.long)  # iterations, the supposed candidate
         self.free = torch.ones(n, dtype=torch.bool)
 
     def state_dict(self):
@@ -246,27 +249,31 @@ class Slots:
     def refill(self, config, data, step):
         """New puzzles for free slots. -> random numbers that decide after the step which unsolved slots are freed"""
         random = common.random_at(config, step)
-        first_hard = int(np.searchsorted(data.train.rating, 1))  # (exp_hard)
-        rows = random.integers(first_hard, size=config.batch)
-        hard = random.random(config.batch) < config.hard_share * min(1, 3 * step / config.steps)  # (exp_hard)
-        rows[hard] = random.integers(first_hard, len(data.train), size=hard.sum())
-        puzzle, solution = data.train.rows(rows)
-        self.ease(config, random, step, puzzle, solution, hard)
+        first_hard = int(np.searchsorted(data.train.rating, 1))  # the rows from there on are hard
+        rows = random.integers(first_hard, size=config.batch)  # minimal ones
+        share = config.hard_share * min(1, 3 * step / config.steps)  # rising
+        hard = random.random(config.batch) < share  # which of the new puzzles are
+        rows[hard] = random.integers(first_hard, len(data.train), size=hard.sum())  # the others
+        puzzle, solution = data.train.rows(rows)  # both kinds
+        self.ease(config, random, step, puzzle, solution, hard)  # which are hard
         for mine, new in ((self.puzzle, puzzle), (self.solution, solution)):
             mine[self.free] = torch.from_numpy(new)[self.free]
         return torch.from_numpy(random.random(config.batch))
 
-    def ease(self, config, random, step, puzzle, solution, hard):
-        """Give some blanks, up to 45 clues, in the first steps; later up to eight, of half of the hard ones."""
+    def ease(self, config, random, step, puzzle, solution, hard):  # which are hard
+        """Give some blanks, up to 45 clues, in the first steps."""
         if step < config.easy_steps:
             extra = random.random(puzzle.shape) < random.uniform(0, 0.37, (len(puzzle), 1))
             puzzle[extra] = solution[extra]
-        order = np.where(puzzle == 0, random.random(puzzle.shape), 2).argsort(1).argsort(1)  # of the blanks (exp_hard)
-        extra = order < np.where(hard & (random.random(len(hard)) < 0.5), random.integers(1, 9, len(hard)), 0)[:, None]
-        puzzle[extra] = solution[extra]
+        # with up to eight blanks given a hard puzzle is of medium difficulty
+        order = np.where(puzzle == 0, random.random(puzzle.shape), 2).argsort(1).argsort(1)  # of the blanks
+        eased = hard & (random.random(len(hard)) < 0.5)  # half of them
+        count = np.where(eased, random.integers(1, 9, len(hard)), 0)  # blanks to give
+        extra = order < count[:, None]  # those that come first
+        puzzle[extra] = solution[extra]  # given
 
 
-def shard_gradients(model, config, slots, blanks, step, part):
+def shard_gradients(model, config, slots, blanks, step, part):  # suppositions, drawn for this step
     """A step's loss on a few slots, its gradients, the last logits; the states reached go back to the slots."""
     solution, memory, clock = slots.solution[part].numpy(), slots.memory[part], slots.clock[part]
     puzzle, board, h, share, mind, clock = model.resume_shard(slots.puzzle[part], memory, clock)
@@ -277,10 +284,11 @@ def shard_gradients(model, config, slots, blanks, step, part):
     shard = puzzle, board, h, share.masked_fill(fresh_row, 0), mind.masked_fill(fresh_row, 0), clock
     cell, digit = candidates.CELL[board.place[1]], candidates.DIGIT[board.place[1]]
     right = torch.from_numpy(digit + 1 == solution[mine, cell])
+    # a generator for each shard, because threads have no order
     random = np.random.default_rng([config.seed, step, part.start])
 
     def choose(share, tried, puzzle, rows):
-        """changed: a supposition for training, at random; half of them are true, so that it learns where these lead."""
+        """A supposition for training, at random; half of them are true, so that it learns where these lead."""
         weight = share.astype(float) * (1 - share) + 1e-6
         weight = weight * right[rows].numpy() if random.random() < config.supposed_true else weight
         return int(random.choice(len(weight), p=weight / weight.sum()))
@@ -288,15 +296,16 @@ def shard_gradients(model, config, slots, blanks, step, part):
     loss = 0.0
     for _ in range(config.depth):
         logit, shard = model.iterate_shard(shard, choose)
+        # which puzzles explore, and whether what they suppose is true
         phase, chosen = model.phases(shard[-1][:, 0] - 1)[0], shard[-1][:, 1]
         supposes = (phase == EXPLORE) & (shard[-1][:, 0] > model.plain)
         row = np.searchsorted(mine * 729 + board.place[1], (torch.arange(len(fresh)) * 729 + chosen).numpy()[supposes])
         true = right[row]
         wrong = supposes.clone()
         wrong[supposes.clone()] = ~true
-        counted = right & ~wrong[mine]  # changed: no loss where what is supposed is false
+        counted = right & ~wrong[mine]  # no loss where what is supposed is false
         loss = loss - shard[3][counted, 0].log().sum() / (blanks * config.depth)
-        if len(row):  # changed: but there, too, it says whether to believe in it
+        if len(row):  # but there, too, it says whether to believe in it
             verdict = model.verdict(shard[2][row]).squeeze(1)
             entropy = F.binary_cross_entropy_with_logits(verdict, true.float(), reduction="sum")
             loss = loss + config.verdict * entropy / (config.batch * config.depth)
@@ -304,7 +313,7 @@ def shard_gradients(model, config, slots, blanks, step, part):
     slots.clock[part] = shard[-1]
     return (
         loss.detach(),
-        torch.autograd.grad(loss, list(model.parameters()), materialize_grads=True),
+        torch.autograd.grad(loss, list(model.parameters()), materialize_grads=True),  # at first there is no supposition
         board.logits(logit.detach(), puzzle.numpy()),
     )
 
@@ -312,9 +321,9 @@ def shard_gradients(model, config, slots, blanks, step, part):
 def train(config):
     run = common.Run(config, __file__)
     if run.world > 1:
-        raise SystemExit("exp_suppose.py runs in one process, on as many threads as OMP_NUM_THREADS says")
+        raise SystemExit(f"{run.experiment}.py runs in one process, on as many threads as OMP_NUM_THREADS says")
     data = common.load(config, run)
-    model, slots = Model(config), Slots(config, numbers(config.width))
+    model, slots = Model(config), Slots(config, numbers(config.width))  # width
     matrices = [p for p in model.parameters() if p.ndim == 2 and min(p.shape) > 1]
     others = [p for p in model.parameters() if all(p is not matrix for matrix in matrices)]
     optimizers = [Muon(matrices, lr=config.muon_lr), torch.optim.AdamW(others, betas=(0.9, 0.95), weight_decay=0.0)]
@@ -322,12 +331,13 @@ def train(config):
         share = min((step + 1) / (config.warmup + 1), 1 - step / config.steps)
         for optimizer, rate in zip(optimizers, (config.muon_lr, config.lr)):
             optimizer.param_groups[0]["lr"] = rate * share
-        supposing = step >= config.plain_steps  # changed: before, the clock stands still
+        supposing = step >= config.plain_steps  # before, the clock stands still
         lifetime = config.supposing_lifetime if supposing else config.lifetime
         slots.clock *= supposing
         chance = slots.refill(config, data, step)
         target = torch.where(slots.puzzle == 0, slots.solution.long() - 1, common.IGNORED)
         batch = common.Batch(slots.puzzle, target, None, int((slots.puzzle == 0).sum()))
+        # the step, for the suppositions' random numbers
         work = functools.partial(shard_gradients, model, config, slots, batch.blanks, step)
         done = workers().map(work, [slice(at, at + SHARD) for at in range(0, config.batch, SHARD)])
         losses, gradients, logits = zip(*done)

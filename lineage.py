@@ -27,6 +27,7 @@ from plumbing import disk
 
 ROOT = Path(__file__).resolve().parent
 PATTERNS = [folder + name for folder in ("", "pos_embedding/") for name in ("sudoku", "exp_", "train_", "ablation_")]
+ON_CANDIDATES = ("exp_speedrun", "exp_hard", "exp_deep", "exp_suppose")  # ours; scripts/ladder.sh leaves them out
 FIELDS = ("Parent", "Change", "Hypothesis", "Log")
 TEST_SETS = {  # by `data` and `edges` of Config
     ('"extreme-test"', "common.EXTREME"): "sudoku-extreme, natural mix",
@@ -46,6 +47,11 @@ class Experiment:
     @property
     def name(self):
         return self.path.stem
+
+    @property
+    def on_candidates(self):
+        """Ours, of exp_speedrun's kind: made for a CPU, with a size and data of its own at every preset."""
+        return self.name in ON_CANDIDATES
 
     @property
     def title(self):

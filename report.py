@@ -91,8 +91,8 @@ def table(head, rows):
 
 
 def all_of_them():
-    """The experiments, parents before children; exp_speedrun has tables of its own."""
-    return [experiment for _, experiment in lineage.walk(lineage.find(ROOT)) if experiment.name != "exp_speedrun"]
+    """The log's experiments, parents before children; those on candidates have tables of their own."""
+    return [experiment for _, experiment in lineage.walk(lineage.find(ROOT)) if not experiment.on_candidates]
 
 
 def mini():

@@ -4,11 +4,13 @@ python solve.py 53..7....6..195....98....6.8...6...34..8.3..17...2...6.6....28..
 python solve.py puzzles.txt            one puzzle a line, nine lines of nine, or a CSV with a column question or puzzle
 cat puzzles.txt | python solve.py -    the same from standard input
 python solve.py puzzles.txt --quiet    a line of 81 characters for each puzzle; dots for one that is not solved
+python solve.py puzzles.txt --guess    where the network is in doubt it supposes a digit, and takes back what was wrong
 python solve.py puzzles.txt --weights runs/exp_cosine/mini-seed0/checkpoint.pt
 python solve.py 53..7....6..195....98....6.8...6...34..8.3..17...2...6.6....28....419..5....8..79 --watch --plot 1.png
 
 A cell is a digit; a blank is . or 0. At each iteration the network predicts every blank; it stops at the first board
-that obeys all rules. The verdict comes from the rules alone: rows, columns, boxes and clues.
+that obeys all rules. The verdict comes from the rules alone: rows, columns, boxes and clues. With --guess every
+puzzle that has a solution is solved: the rules say when to take a supposed digit back (see guess.py).
 Exit status: 0 all solved; 1 the network is wrong about a puzzle; 2 a puzzle, a file or a flag cannot be used.
 """
 
@@ -47,6 +49,7 @@ class Arguments:
     puzzles: tyro.conf.Positional[tuple[str, ...]] = ()  # 81 characters, a file, or - for standard input; or several
     weights: str = ""  # a checkpoint.pt or a run's folder; empty: your newest full exp_speedrun, else the shipped
     iterations: int = 256  # at most this many; may be more than in training
+    guess: bool = False  # search: suppose digits where the network is in doubt, until the puzzle is solved
     keep_going: bool = False  # go through all iterations and judge the last board, not the first legal one
     check: bool = False  # first prove that each puzzle has one solution; always done when a board is wrong
     watch: bool = False  # play the iterations in the terminal, cells coloured by confidence: red, yellow, green
@@ -64,6 +67,7 @@ class Puzzle:
     boards: np.ndarray | None = None  # uint8 [iterations, 81], the clues and the network's digits; or only the last
     confidence: np.ndarray | None = None  # float32 [iterations, 81], probability of those digits
     right: int = -1  # blanks equal to the solution; -1 where the exact solver did not run
+    guesses: int = -1  # digits supposed; -1 without --guess
     energy: np.ndarray | None = None  # float32 [1 + iterations], the start first; only a model of ebm/solve.py has one
     descent: int = 0  # iterations after which another descent of it begins
 
@@ -219,11 +223,29 @@ def iterate(model, puzzles, iterations, keep_going, history):
             p.descent = model.descent
 
 
+def search(model, puzzles):
+    """Solve all of these puzzles, with suppositions that the rules can refute."""
+    import guess  # imported only here, because its first compilation takes seconds
+
+    if not hasattr(model, "iterate_shard"):
+        raise SystemExit("--guess needs weights of exp_speedrun.py or of one of its descendants")
+    workers = sys.modules[type(model).__module__].workers()
+    for p, found in zip(puzzles, guess.solve(model, np.stack([p.cells for p in puzzles]), workers)):
+        p.iterations, p.guesses = found.iterations, found.guesses
+        if found.impossible:
+            p.problem = "it has no solution"
+        else:
+            p.boards, p.confidence = found.board[None], np.ones((1, 81), np.float32)
+
+
 def solve(model, puzzles, arguments, history):
     """Solve in batches. Most puzzles need few iterations; the rest of a batch starts again with a larger limit."""
     bar = dict(console=Console(stderr=True), transient=True, disable=len(puzzles) <= BATCH or not sys.stderr.isatty())
     for start in track(range(0, len(puzzles), BATCH), "solving", **bar):
         left = puzzles[start : start + BATCH]
+        if arguments.guess:
+            search(model, left)
+            continue
         stages = (16, 64) if len(left) > 8 and not arguments.keep_going else ()
         for iterations in [*(n for n in stages if n < arguments.iterations), arguments.iterations]:
             if left:
@@ -260,6 +282,12 @@ def progress(p):
 
 def show(p, console):
     """Print the board and the progress over the iterations."""
+    if p.guesses >= 0:
+        console.print()
+        blank = p.cells == 0
+        for line in draw([str(digit) for digit in p.boards[-1]], ["cyan" if b else "bold" for b in blank]):
+            console.print(line)
+        return
     show_board(p, console)
     at, settled_by, broken = progress(p)
     console.print("\niteration " + "".join(f"{n:>5}" for n in at))
@@ -272,7 +300,9 @@ def verdict(p, most=0):
     if p.problem:
         return f"invalid: {p.problem}", "yellow"
     if p.solved():
-        count = f"{p.iterations} iteration{'s' * (p.iterations > 1)}"
+        count = f"{p.iterations} iteration{'s' * (p.iterations != 1)}"
+        if p.guesses >= 0:
+            count += f" with {p.guesses} guess{'es' * (p.guesses != 1)}"
         return f"solved in {count}: all rows, columns and boxes hold 1 to 9, all clues stand", "green"
     found = [message for message, _ in conflicts(p.boards[-1])]
     lines = found[:most] + [f"{len(found) - most} more conflicts"] * (len(found) > most)
@@ -333,6 +363,8 @@ def report(arguments, console, tool):
     puzzles, start = [p for word in arguments.puzzles for p in read(word)], time.perf_counter()
     if picture and len(puzzles) > 1:
         raise SystemExit(f"--plot draws one puzzle, and here are {len(puzzles)}")
+    if arguments.guess and (arguments.watch or arguments.keep_going or picture):
+        raise SystemExit("--guess keeps no history of iterations: leave out --watch, --plot and --keep-going")
     if arguments.check:
         prove([p for p in puzzles if not p.problem])
     good = [p for p in puzzles if not p.problem]

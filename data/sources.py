@@ -125,16 +125,22 @@ def minimal(config):
 
 
 def hard_puzzles(config):
-    """(for training, for the test): sudoku-extreme's two files, or nine tenths and a tenth of a CSV."""
+    """(for training, for the test): sudoku-extreme's two files, or nine tenths and a tenth of other puzzles."""
     if config.hard == "extreme":
         from data import sudoku_extreme
 
         train, test = sudoku_extreme.load(train=True), sudoku_extreme.load(train=False)
         train = train.subset(np.flatnonzero(train.rating > 0))
     else:
-        from data.rows import read_csv
+        if config.hard == "generated":  # the tenth of minimal puzzles that is rated highest, easy beside sudoku-extreme
+            from data import generate
 
-        whole = read_csv(config.hard)
+            whole = generate.cached(10 * config.train_puzzles, clues="minimal", seed=3)
+            whole = whole.subset(np.flatnonzero(whole.rating >= store.EXTREME[2]))
+        else:
+            from data.rows import read_csv
+
+            whole = read_csv(config.hard)
         held_out = store.fingerprints(whole) % np.uint64(10) == 0  # equivalent puzzles are on the same side
         train, test = whole.subset(~held_out), whole.subset(held_out)
         if not (len(train) and len(test)):

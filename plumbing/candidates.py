@@ -354,7 +354,18 @@ class Board:
         alive = np.ones_like(clue)
         for group in GROUP:
             alive &= ~clue[:, group.argsort(kind="stable").reshape(81, 9)].any(2)[:, group]
-        self.puzzles, self.place = len(puzzle), np.nonzero(alive)  # puzzle, candidate
+        self.arrange(alive, whole)
+
+    @classmethod
+    def of(cls, alive):
+        """The board of these candidates, bool [n, 729]; a cell with one candidate left counts as filled."""
+        board = cls.__new__(cls)
+        open_ = alive.reshape(-1, 81, 9).sum(2) > 1
+        board.arrange(alive & open_.repeat(9, 1), False)
+        return board
+
+    def arrange(self, alive, whole):
+        self.puzzles, self.place = len(alive), np.nonzero(alive)  # puzzle, candidate
         keys = self.place[0] * 81 + GROUP[:, self.place[1]]
         keys = np.concatenate([keys, self.place[:1]]) if whole else keys
         found = [np.unique(key, return_inverse=True, return_counts=True) for key in keys]

@@ -46,6 +46,7 @@ MINI = schedule(40) | {
     **dict.fromkeys(("train_puzzles", "train_per_bucket", "puzzles", "copies"), lambda v, c: v // 50),
     "test_per_bucket": lambda v, c: 1_000 // (len(getattr(c, "edges", KAGGLE)) - 1),  # 1,000 in all
     "data": lambda v, c: generated(c, kaggle=(42, 54), extreme=(50, 62)),
+    "hard": lambda v, c: "generated",
     "report_every": lambda v, c: 50,
     "evaluate_every": lambda v, c: 250,
     "save_every": lambda v, c: 100,
@@ -92,7 +93,7 @@ PRESETS = {"full": {}, "gpu": GPU, "mini": MINI, "smoke": SMOKE}
 UNCHANGED = {"name", "seed", "resume", "device", "compile", "wandb", "runs", "preset", "test_iterations", "precision"}
 UNCHANGED |= {"edges", "muon_lr", "weight_decay", "depth", "lifetime", "easy_steps", "encoders", "micro_batches"}
 UNCHANGED |= {"cycles", "low_cycles", "clip", "pool", "descent", "rounds", "solved_lifetime", "sharp", "rise", "fall"}
-UNCHANGED |= {"hard", "apart", "hard_share", "plain", "explore", "merge", "supposing_lifetime", "supposed_true"}
+UNCHANGED |= {"apart", "hard_share", "plain", "explore", "merge", "supposing_lifetime", "supposed_true"}
 UNCHANGED |= {"verdict", "test_descent", "judge", "high", "spread", "patience", "easy"}
 
 

@@ -6,6 +6,7 @@ import torch
 
 import common
 import exp_speedrun
+import exp_suppose
 from data import generate
 from ebm import ours
 from plumbing import disk
@@ -135,7 +136,7 @@ def test_muon_makes_steps_of_equal_singular_values_along_the_momentum():
             assert values.min() > 0.6 and values.max() < 1.3
 
 
-@pytest.mark.parametrize("experiment", [exp_speedrun, ours], ids=["exp_speedrun", "ours"])
+@pytest.mark.parametrize("experiment", [exp_speedrun, exp_suppose, ours], ids=["exp_speedrun", "exp_suppose", "ours"])
 def test_a_resumed_run_is_the_same_run(experiment, clean, monkeypatch):
     """The puzzles in training and the states reached on them come back with the checkpoint."""
     flags = ["--preset", "smoke", "--steps", "8", "--save-every", "4", "--easy-steps", "2", "--evaluate-every", "99"]

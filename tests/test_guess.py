@@ -1,0 +1,125 @@
+"""The search with a network: the rules decide, so that even a network that is always wrong solves every puzzle."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+
+import exp_speedrun
+import exp_suppose
+import guess
+import solve
+from data import generate, solver
+from plumbing import candidates, disk
+
+HARD = (  # puzzles that are known for being hard
+    "8..........36......7..9.2...5...7.......457.....1...3...1....68..85...1..9....4..",
+    "1....7.9..3..2...8..96..5....53..9...1..8...26....4...3......1..4......7..7...3..",
+    "..............3.85..1.2.......5.7.....4...1...9.......5......73..2.1........4...9",
+)
+
+
+def cells(text):
+    return np.array([int(c) for c in text.replace(".", "0")], np.uint8)
+
+
+@pytest.fixture(scope="module")
+def model():
+    saved = disk.load_checkpoint(solve.ROOT / "weights/speedrun.pt")
+    known = exp_speedrun.Config.__dataclass_fields__
+    model = exp_speedrun.Model(exp_speedrun.Config(**{k: v for k, v in saved["config"].items() if k in known}))
+    model.load_state_dict(saved["model"])
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def workers():
+    with ThreadPoolExecutor(1) as pool:
+        yield pool
+
+
+@pytest.fixture(scope="module")
+def puzzles():
+    minimal, solution = generate.generate(20, clues="minimal", seed=5, progress=False).rows(np.arange(20))
+    hard = np.stack([cells(text) for text in HARD])
+    return np.concatenate([minimal, hard]), np.concatenate([solution, solver.solve(hard, limit=2)[0]])
+
+
+def test_settling_sets_what_has_one_place_left(puzzles):
+    """Against the rules written in another way, until nothing changes."""
+    for puzzle in puzzles[0][:2]:
+        search = guess.start(puzzle)
+        expected = search.alive.reshape(81, 9).copy()
+        while True:
+            before = expected.copy()
+            for kind in guess.MEMBERS:
+                for group in kind:
+                    left = [c for c in group if expected.flat[c]]
+                    if len(left) == 1:
+                        shared = (candidates.GROUP[:, left] == candidates.GROUP).any(0)
+                        expected.ravel()[shared & (np.arange(729) != left[0])] = False
+            if (before == expected).all():
+                break
+        assert guess.settle(search.alive, guess.MEMBERS, candidates.GROUP)
+        assert (search.alive.reshape(81, 9) == expected).all()
+
+
+def test_every_puzzle_is_solved(model, workers, puzzles):
+    found = guess.solve(model, puzzles[0], workers)
+    assert all((search.board == solution).all() for search, solution in zip(found, puzzles[1]))
+    for search in found:
+        assert search.iterations == (guess.FIRST + guess.MORE * (search.guesses - 1) if search.guesses else 0)
+    assert any(search.guesses > 2 for search in found)
+
+
+def test_what_the_network_says_is_followed(model, workers, puzzles):
+    """Told the solution, no supposition is taken back; told the opposite, the rules refute it."""
+
+    def with_oracle(truth):
+        def choose(share, alive):
+            right = np.zeros((81, 9), bool)
+            right[np.arange(81), solution - 1] = True
+            open_ = alive & (alive.reshape(81, 9).sum(1) > 1).repeat(9)
+            return int(np.flatnonzero(open_ & (right.ravel() == truth))[0])
+
+        return guess.solve(model, puzzle[None], workers, choose)[0]
+
+    for puzzle, solution in zip(puzzles[0][20:22], puzzles[1][20:22]):  # noqa: B007 (used above)
+        helped, misled = with_oracle(True), with_oracle(False)
+        assert (helped.board == solution).all() and (misled.board == solution).all()
+        assert helped.guesses == len(helped.stack) < misled.guesses
+
+
+def test_the_network_shortens_the_search(model, workers):
+    hard = generate.generate(150, clues="minimal", seed=9, progress=False).rows(np.arange(150))[0]
+    first = lambda share, alive: guess.likeliest_of_most_doubtful(np.ones(729), alive)  # noqa: E731
+    guesses = [sum(s.guesses for s in guess.solve(model, hard, workers, *how)) for how in ((), (first,))]
+    assert guesses[0] < guesses[1]
+
+
+def test_an_impossible_puzzle_is_called_so(model, workers):
+    puzzle = cells(HARD[0])
+    wrong = int(solver.solve(puzzle[None], limit=2)[0][0, 1]) % 9 + 1
+    broken = np.where(np.arange(81) == 1, wrong, puzzle).astype(np.uint8)
+    assert solver.solve(broken[None], limit=2)[1][0] == 0
+    assert guess.solve(model, broken[None], workers)[0].impossible
+
+
+def test_a_descendant_searches_too(workers, puzzles):
+    torch.manual_seed(0)
+    model = exp_suppose.Model(exp_suppose.Config(width=8, mlp=8))
+    found = guess.solve(model, puzzles[0][:3], workers)
+    assert all((search.board == solution).all() for search, solution in zip(found, puzzles[1]))
+
+
+def test_the_command(capsys):
+    assert solve.main([*HARD, "--guess", "--quiet"]) == 0
+    out = capsys.readouterr().out.split()
+    assert [list(map(int, line)) for line in out] == solver.solve(np.stack([cells(t) for t in HARD]), limit=2)[
+        0
+    ].tolist()
+    assert solve.main([HARD[0], "--guess"]) == 0
+    assert " with " in (said := capsys.readouterr().out) and "guesses" in said
+    assert solve.main([HARD[0], "--guess", "--watch"]) == 2
+    assert solve.main(["1" * 9 + "." * 72, "--guess"]) == 2
