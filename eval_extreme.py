@@ -66,7 +66,7 @@ def test_set(data, config, edges=(), per_bucket=0):
             puzzles = store.load(data)
         else:
             raise FileNotFoundError(f"--data {data}: there is no such file")
-        edges = edges or (FINE if data == "extreme" else config["edges"])
+        edges = edges or (FINE if data == "extreme" else config.get("edges", FINE))
         counts = np.array([len(rows) for rows in store.rows_by_bucket(puzzles, edges)])
         return puzzles, edges, counts / max(1, counts.sum())
     if data == "own":

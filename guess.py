@@ -4,15 +4,24 @@
 the rules do, after every digit is set that has one place left in a cell, row, column or box. The network says what to
 suppose: the likeliest digit of the most doubtful of the cells with fewest candidates. Its state goes on with the
 candidates that are left, so that each supposition costs it one iteration.
+
+python guess.py puzzles.csv                        how long the search takes, beside one without a network
+python guess.py puzzles.csv --held-out             only the tenth that training with --hard puzzles.csv leaves out
+python guess.py puzzles.csv --weights runs/exp_suppose/full-seed0 --output results/guess/NAME.json
 """
 
+import sys
+import time
 from dataclasses import dataclass, field
 
 import numba
 import numpy as np
 import torch
+import tyro
+from rich.console import Console
 
-from plumbing import candidates
+import lineage
+from plumbing import candidates, disk
 
 MEMBERS = np.stack([[np.flatnonzero(kind == g) for g in range(81)] for kind in candidates.GROUP])  # [4, 81, 9]
 FIRST, MORE = 8, 1  # iterations of the network at the start, and for each supposition; more were not worth it
@@ -128,3 +137,72 @@ def solve(model, puzzles, workers, choose=likeliest_of_most_doubtful):
         parts = [todo[i : i + SHARD] for i in range(0, len(todo), SHARD)]
         todo = [search for part in workers.map(work, parts) for search in part]
     return searches
+
+
+def first_of_fewest(share, alive):
+    """Without a network: the first candidate of the first cell that has fewest."""
+    count = alive.reshape(81, 9).sum(1)
+    cell = np.where(count > 1, count, 10).argmin()
+    return cell * 9 + alive[cell * 9 : cell * 9 + 9].argmax()
+
+
+# ---------------------------------------------------------------- the measurement
+
+
+@dataclass
+class Arguments:
+    puzzles: tyro.conf.Positional[str]  # a .csv file of puzzles with their solutions
+    weights: str = ""  # a checkpoint.pt or a run's folder; empty: as solve.py chooses
+    held_out: bool = False  # only the tenth of the file that `--hard FILE` of an experiment leaves out of its training
+    output: str = ""  # also write the figures to this .json file
+
+
+def measure(model, puzzle, solution, workers, choose):
+    start_ = time.perf_counter()
+    found = solve(model, puzzle, workers, choose)
+    seconds = time.perf_counter() - start_
+    guesses, iterations = (np.array([getattr(s, name) for s in found]) for name in ("guesses", "iterations"))
+    solved = sum(bool((s.board == right).all()) for s, right in zip(found, solution) if s.board is not None)
+    spread = lambda x: {"median": float(np.median(x)), "mean": float(x.mean()), "most": int(x.max())}  # noqa: E731
+    return {"solved": solved, "guesses": spread(guesses), "iterations": spread(iterations), "seconds": seconds}
+
+
+def main(argv=None):
+    import solve as program
+    from data import solver, sources
+    from data.rows import read_csv
+
+    asked = tyro.cli(Arguments, args=argv, description=__doc__.replace("\n", "\n "))
+    if asked.output and (problem := disk.wrong_json(asked.output)):
+        raise SystemExit(problem)
+    console = Console(highlight=False, soft_wrap=True)
+    path = program.choose_weights(asked.weights, console)
+    model = program.load(path, torch.device("cpu"), console)
+    try:
+        puzzles = read_csv(asked.puzzles)
+    except ValueError as error:
+        raise SystemExit(str(error)) from None
+    puzzles = puzzles.subset(sources.held_out(puzzles)) if asked.held_out else puzzles
+    puzzle, solution = puzzles.rows(np.arange(len(puzzles)))
+    workers = sys.modules[type(model).__module__].workers()
+    solve(model, puzzle[:32], workers)  # compiles, and warms the caches
+    result = {"network": measure(model, puzzle, solution, workers, likeliest_of_most_doubtful)}
+    result["first candidate"] = measure(model, puzzle, solution, workers, first_of_fewest)
+    solver.solve(puzzle[:1], limit=2)
+    begun = time.perf_counter()
+    solver.solve(puzzle, limit=2)
+    result["exact solver"] = {"solved": len(puzzle), "seconds": time.perf_counter() - begun}
+    for name, row in result.items():
+        counts = "".join(
+            f", {what} median {row[what]['median']:g} mean {row[what]['mean']:.1f} most {row[what]['most']}"
+            for what in ("guesses", "iterations") if what in row
+        )  # fmt: skip
+        print(f"{name}: {row['solved']} of {len(puzzle)}, {1e3 * row['seconds'] / len(puzzle):.3g} ms a puzzle{counts}")
+    if asked.output:
+        command = " ".join(["python guess.py", *(sys.argv[1:] if argv is None else argv)])
+        about = {"weights": str(path), "puzzles": len(puzzle), "command": command}
+        disk.write_json(asked.output, about | {"hardware": disk.describe(torch.device("cpu")), "ways": result})
+
+
+if __name__ == "__main__":
+    lineage.run_command(main)

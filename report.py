@@ -262,6 +262,44 @@ def speed():
     return [bench.table(report) + "\n" for report in reports]
 
 
+def thinking():
+    """What eval_extreme.py wrote to results/thinking/: puzzles solved after more and more iterations."""
+    reports = {path.stem: json.loads(path.read_text()) for path in sorted((ROOT / "results/thinking").glob("*.json"))}
+    counts = sorted({int(n) for report in reports.values() for n in report["test"]})
+    rows = []
+    for name, report in reports.items():
+        solved = {int(n): 100 * sum(row["solved"]) / sum(row["puzzles"]) for n, row in report["test"].items()}
+        puzzles = sum(next(iter(report["test"].values()))["puzzles"])
+        cells = [f"{solved[n]:.1f} %" if n in solved else "" for n in counts]
+        rows.append([name, Path(report["data"]).name, puzzles, *cells])
+    return table(["weights", "puzzles", "how many", *counts], rows) if rows else ["Not run."]
+
+
+def guessing():
+    """What guess.py wrote to results/guess/: every way to search, on every set of puzzles."""
+    head = [
+        "weights",
+        "puzzles",
+        "way",
+        "solved",
+        "guesses, median",
+        "mean",
+        "iterations, median",
+        "mean",
+        "ms a puzzle",
+    ]
+    rows = []
+    for path in sorted((ROOT / "results/guess").glob("*.json")):
+        report = json.loads(path.read_text())
+        for way, row in report["ways"].items():
+            cells = [f"{row[what][kind]:.4g}" if what in row else "" for what in ("guesses", "iterations")
+                     for kind in ("median", "mean")]  # fmt: skip
+            solved = f"{row['solved']} of {report['puzzles']}"
+            rows.append([path.stem, Path(report["command"].split()[2]).name, way, solved, *cells,
+                         f"{1e3 * row['seconds'] / report['puzzles']:.3g}"])  # fmt: skip
+    return table(head, rows) if rows else ["Not run."]
+
+
 def kill():
     """The last line of each kept run of tests/kill.py."""
     runs = [json.loads(path.read_text()) for path in sorted((ROOT / "results" / "kill").glob("*.json"))]
@@ -301,6 +339,7 @@ def ours(experiment, family):
 
 TABLES = {"kill": kill, "mini": mini, "contrast": contrast, "contrasts": contrasts, "verdicts": verdicts}
 TABLES |= {"cost": cost, "positions": positions, "trials": trials, "speedrun": speedrun, "speed": speed}
+TABLES |= {"thinking": thinking, "guessing": guessing}
 
 
 def fill(text, tables, document):
@@ -395,6 +434,8 @@ def keep(folders, config_class=None):
         target.mkdir(parents=True, exist_ok=True)
         config, summary = (disk.read_json(folder / name) for name in ("config.json", "summary.json"))
         summary["command"] = re.sub(r" --runs \S+", "", summary.get("command", ""))  # where it lay says nothing
+        summary["command"] = re.sub(r"(--(?:hard|apart)) \S*/", r"\1 ", summary["command"])
+        config |= {name: Path(config[name]).name for name in ("hard", "apart") if name in config}
         disk.write_json(target / "summary.json", summary)
         disk.write_json(target / "config.json", config | {"runs": "runs"} if "runs" in config else config)
         if (folder / "metrics.csv").exists():  # a run that diverged at once has none

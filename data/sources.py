@@ -141,8 +141,8 @@ def hard_puzzles(config):
             from data.rows import read_csv
 
             whole = read_csv(config.hard)
-        held_out = store.fingerprints(whole) % np.uint64(10) == 0  # equivalent puzzles are on the same side
-        train, test = whole.subset(~held_out), whole.subset(held_out)
+        test = held_out(whole)
+        train, test = whole.subset(np.setdiff1d(np.arange(len(whole)), test)), whole.subset(test)
         if not (len(train) and len(test)):
             raise ValueError(f"--hard {config.hard}: {len(whole)} puzzles are too few to hold out a tenth for the test")
     if config.apart:
@@ -151,6 +151,11 @@ def hard_puzzles(config):
         apart = read_csv(config.apart)
         train, test = (part.subset(store.exclude(part, apart)) for part in (train, test))
     return train, test
+
+
+def held_out(puzzles):
+    """The rows of a tenth of these puzzles; equivalent ones are on the same side."""
+    return np.flatnonzero(store.fingerprints(puzzles) % np.uint64(10) == 0)
 
 
 def generated(config):

@@ -5,6 +5,9 @@ written out in numba kernels, which a CPU does several times as fast. Below them
 groups that ebm/ours.py is made of.
 """
 
+import math
+import threading
+
 import numba
 import numpy as np
 import torch
@@ -207,6 +210,17 @@ def weighted_gradient_kernel(gradient, weight, groups, members, first, total, ou
                     out[i, c] = weight[i, c] * groups[kind, g, j] * (gradient[i, c] - total[kind, g, j])
 
 
+buffers = threading.local()
+
+
+def room(name, *shape):
+    """Memory for numbers that nobody keeps, the same again and again in each thread: it stays in the core's cache."""
+    size = math.prod(shape)
+    if len(getattr(buffers, name, ())) < size:
+        setattr(buffers, name, torch.empty(size + size // 4))
+    return getattr(buffers, name)[:size].view(shape)
+
+
 def iterate(x, message, heard, state, bias, out, gain, shift, head, head_bias, board):
     """One iteration: messages to the groups, the largest of each group, an MLP, a residual and a norm.
 
@@ -236,16 +250,16 @@ class Iterate(torch.autograd.Function):
     def forward(context, x, message, heard, state, bias, out, gain, shift, head, head_bias, board):
         count, width, kinds = len(x), len(message), len(board.group)
         new = x.new_empty
-        said = x[:, :width] @ message
+        said = torch.mm(x[:, :width], message, out=room("said", count, kinds * width))
         best, winner = new(kinds, board.groups, width), torch.empty(kinds, board.groups, width, dtype=torch.int32)
         max_kernel(said.numpy(), board.members, board.first, best.numpy(), winner.numpy())
         hidden = torch.addmm(bias, x, state)
-        groups = torch.bmm(best, heard.view(kinds, width, -1))
+        groups = torch.bmm(best, heard.view(kinds, width, -1), out=room("groups", kinds, board.groups, len(out)))
         hear_kernel(hidden.numpy(), groups.numpy(), board.group)
-        sum_ = torch.addmm(x[:, :width], hidden, out)
-        h, normed, scale, logit, share = new(count, width), new(count, width), new(count), new(count), new(count, 4)
+        total = torch.addmm(x[:, :width], hidden, out, out=room("total", count, width))
+        h, normed, scale, logit, share = new(count, width), new(count, width), new(count), new(count), new(count, KINDS)
         rows = gain.numpy(), shift.numpy(), head.numpy().ravel()
-        read_kernel(sum_.numpy(), *rows, np.float32(head_bias.item()), *(t.numpy() for t in (h, normed, scale, logit)))
+        read_kernel(total.numpy(), *rows, np.float32(head_bias.item()), *(t.numpy() for t in (h, normed, scale, logit)))
         share_kernel(logit.numpy(), board.members, board.first, board.group, share.numpy())
         context.board = board
         context.save_for_backward(
@@ -262,19 +276,22 @@ class Iterate(torch.autograd.Function):
         d_logit = d_logit.clone().numpy()
         layout = board.members, board.first, board.group
         share_gradient_kernel(d_share.contiguous().numpy(), share.numpy(), *layout, d_logit)
-        sums, d_sum = np.zeros((4, width), np.float32), torch.empty_like(normed)
-        arrays = (t.numpy() for t in (logit, normed, scale, gain, shift, head.ravel(), d_sum))
+        sums, d_total = np.zeros((4, width), np.float32), room("total", len(x), width)
+        arrays = (t.numpy() for t in (logit, normed, scale, gain, shift, head.ravel(), d_total))
         read_gradient_kernel(d_h.contiguous().numpy(), d_logit, *arrays, sums)
-        d_hidden, d_groups = d_sum @ out.T, x.new_empty(kinds, board.groups, len(out))
+        d_hidden = torch.mm(d_total, out.T, out=room("hidden", len(x), len(out)))
+        d_groups = room("groups", kinds, board.groups, len(out))
         hear_gradient_kernel(d_hidden.numpy(), hidden.numpy(), board.group, d_groups.numpy())
         d_x = d_hidden @ state.T
-        d_best, d_said = d_groups @ heard.view(kinds, width, -1).transpose(1, 2), x.new_empty(len(x), kinds * width)
+        back = heard.view(kinds, width, -1).transpose(1, 2)
+        d_best = torch.bmm(d_groups, back, out=room("best", kinds, board.groups, width))
+        d_said = room("said", len(x), kinds * width)
         max_gradient_kernel(d_best.numpy(), winner.numpy(), board.group, d_said.numpy())
-        d_x[:, :width] += d_sum
+        d_x[:, :width] += d_total
         d_x[:, :width].addmm_(d_said, message.T)
         gain_, shift_, head_, bias_ = torch.from_numpy(sums)
         d_heard = (best.transpose(1, 2) @ d_groups).view(kinds * width, -1)
-        return (d_x, x[:, :width].T @ d_said, d_heard, x.T @ d_hidden, d_groups[0].sum(0), hidden.T @ d_sum,
+        return (d_x, x[:, :width].T @ d_said, d_heard, x.T @ d_hidden, d_groups[0].sum(0), hidden.T @ d_total,
                 gain_, shift_, head_.view_as(head), bias_[:1], None)  # fmt: skip
 
 
