@@ -123,3 +123,15 @@ def test_the_command(capsys):
     assert " with " in (said := capsys.readouterr().out) and "guesses" in said
     assert solve.main([HARD[0], "--guess", "--watch"]) == 2
     assert solve.main(["1" * 9 + "." * 72, "--guess"]) == 2
+
+
+def test_the_measurement(clean, capsys, puzzles):
+    lines = [",".join(["".join(map(str, row)) for row in pair] + ["1"]) for pair in zip(*puzzles)]
+    (clean / "p.csv").write_text("\n".join(["question,answer,rating", *lines]))
+    guess.main(["p.csv", "--weights", str(solve.ROOT / "weights/speedrun.pt"), "--output", "out.json"])
+    assert "network: 23 of 23" in (said := capsys.readouterr().out) and "exact solver: 23 of 23" in said
+    found = disk.read_json(clean / "out.json")
+    assert found["ways"]["network"]["solved"] == found["puzzles"] == 23
+    assert found["ways"]["network"]["iterations"]["most"] > guess.FIRST
+    with pytest.raises(SystemExit, match="nothing"):
+        guess.main(["nothing.csv"])

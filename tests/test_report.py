@@ -215,6 +215,24 @@ def test_keep_copies_what_is_quoted(root, monkeypatch):
     assert {path.name for path in kept.iterdir()} == {"config.json", "summary.json"}
 
 
+def test_what_more_thinking_gives(root):
+    assert report.thinking() == report.guessing() == ["Not run."]
+    (root / "results/thinking").mkdir(parents=True)
+    (root / "results/guess").mkdir()
+    test = {n: {"solved": [solved, 1], "puzzles": [6, 2]} for n, solved in ((16, 1), (64, 5))}
+    (root / "results/thinking/a.json").write_text(json.dumps({"data": "x/hard.csv", "test": test}))
+    assert report.thinking()[-1] == "| a | hard.csv | 8 | 25.0 % | 75.0 % |"
+    spread = {"median": 3.0, "mean": 4.25, "most": 9}
+    ways = {"network": {"solved": 8, "seconds": 0.08, "guesses": spread, "iterations": spread}}
+    ways["exact solver"] = {"solved": 8, "seconds": 0.0008}
+    found = {"puzzles": 8, "command": "python guess.py x/hard.csv", "ways": ways}
+    (root / "results/guess/a.json").write_text(json.dumps(found))
+    assert report.guessing()[-2:] == [
+        "| a | hard.csv | network | 8 of 8 | 3 | 4.25 | 3 | 4.25 | 10 |",
+        "| a | hard.csv | exact solver | 8 of 8 |  |  |  |  | 0.1 |",
+    ]
+
+
 def test_keep_refuses_a_changed_run_under_its_presets_name(root):
     experiment.main(["--preset", "smoke", "--lr", "0.01", "--test-iterations", "1"])
     with pytest.raises(SystemExit, match=r"smoke-seed0 is not its preset: --lr differ.*--name"):

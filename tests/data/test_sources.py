@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from data import kaggle_3m, sources, store, sudoku_extreme
+from data import generate, kaggle_3m, sources, store, sudoku_extreme
 from tests.data.puzzles import make, write_extreme
 
 RATINGS = (0, 0, 0, 0, 0, 2, 2, 7, 30, 80)  # shares 0.5, 0.2, 0.1, 0.1, 0.1
@@ -155,6 +155,30 @@ def test_generated_has_one_number_of_clues_in_each_bucket(data, edges, expected)
     for part in (data.train, data.test):
         assert [set(clues(part.subset(rows))) for rows in data.rows_by_bucket(part)] == [{n} for n in expected]
     assert len(store.exclude(data.train, data.test)) == 10
+
+
+def csv_of(path, puzzles, rows):
+    puzzle, solution = puzzles.rows(rows)
+    lines = [",".join(["".join(map(str, row)) for row in pair] + ["5"]) for pair in zip(puzzle, solution)]
+    path.write_text("\n".join(["question,answer,rating", *lines]))
+    return str(path)
+
+
+def test_hard_puzzles_are_kept_apart_from_every_test(tmp_path):
+    """A tenth is held out; what is in the file to keep apart, in any symmetric form, is in neither part."""
+    hard = generate.generate(120, clues="minimal", seed=11, progress=False)
+    moved = store.from_arrays(*sources.symmetries(*hard.rows(np.arange(40)), np.random.default_rng(0)), 0)
+    files = csv_of(tmp_path / "hard.csv", hard, np.arange(120)), csv_of(tmp_path / "apart.csv", moved, np.arange(40))
+    asked = {"data": "minimal", "train_puzzles": 50, "test_per_bucket": 30, "hard": files[0], "apart": files[1]}
+    data = sources.load(config(**asked))
+    assert data.edges == (0, 1, 2, 3)
+    found = [store.fingerprints(part.subset(np.flatnonzero(part.rating == rating))) for part, rating in
+             ((data.train, 1), (data.test, 2))]  # fmt: skip
+    assert set(store.fingerprints(hard)[40:].tolist()) == {*found[0].tolist(), *found[1].tolist()}
+    assert not {*found[0].tolist()} & {*found[1].tolist()} and 1 <= len(found[1]) <= 20
+    assert (found[1] % np.uint64(10) == 0).all() and sizes(data, data.train)[:2] == [50, len(found[0])]
+    generated = sources.load(config(**asked | {"hard": "generated", "apart": "", "train_puzzles": 100}))
+    assert sizes(generated, generated.train)[1] > 30
 
 
 def test_minimal_tests_on_other_puzzles_than_it_trains_on():
