@@ -26,6 +26,7 @@ from plumbing import candidates, disk
 MEMBERS = np.stack([[np.flatnonzero(kind == g) for g in range(81)] for kind in candidates.GROUP])  # [4, 81, 9]
 FIRST, MORE = 8, 1  # iterations of the network at the start, and for each supposition; more were not worth it
 SHARD = 16  # puzzles that a thread works on at a time
+OPEN = 128  # searches under way at a time; each keeps the network's states to which it may go back
 
 
 @dataclass
@@ -86,6 +87,7 @@ def go_on(search):
         search.alive[wrong] = False
     if search.alive.sum() == 81:
         search.board = (search.alive.reshape(81, 9).argmax(1) + 1).astype(np.uint8)
+        search.memory, search.stack = None, [candidate for *_, candidate in search.stack]  # the states are large
         return False
     return True
 
@@ -132,9 +134,11 @@ def solve(model, puzzles, workers, choose=likeliest_of_most_doubtful):
             return think(model, part, choose)
 
     searches = [start(puzzle) for puzzle in puzzles]
-    todo = [search for search in searches if go_on(search)]
-    while todo:
-        parts = [todo[i : i + SHARD] for i in range(0, len(todo), SHARD)]
+    pending, todo = [search for search in searches if go_on(search)], []
+    while todo or pending:
+        room = OPEN - len(todo)
+        fresh, pending = pending[:room], pending[room:]
+        parts = [part[i : i + SHARD] for part in (todo, fresh) for i in range(0, len(part), SHARD)]
         todo = [search for part in workers.map(work, parts) for search in part]
     return searches
 
