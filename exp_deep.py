@@ -43,12 +43,12 @@ class Config(common.RunConfig):
     warmup: int = 50  # steps to the full rate, which then falls to 0 on a straight line
     iterations: int = 64  # in tests; more than training ever sees at once
     test_iterations: tuple[int, ...] = (16, 32, 128, 256, 512, 1024)  # hard puzzles take longer (exp_hard)
-    data: str = "minimal"  # generated minimal puzzles; the only kind that this experiment trains on
+    data: str = "minimal"  # generated minimal puzzles, (exp_hard)
     hard: str = "extreme"  # and hard ones: sudoku-extreme's, or those of a .csv file (exp_hard)
     apart: str = ""  # a .csv file of puzzles that training must not see, in any symmetric form (exp_hard)
     hard_share: float = 0.7  # of the puzzles, after the first third of the steps (exp_hard)
     train_puzzles: int = 20_000  # renamed digits and swapped lines look the same to the network, so few suffice
-    test_per_bucket: int = 1_000  # never seen in training: 45 clues, then minimal
+    test_per_bucket: int = 1_000  # never seen in training: 45 clues, minimal, hard (exp_hard)
     evaluate_every: int = 100_000  # only at the end: a test costs as much as many steps
 
 
@@ -94,10 +94,11 @@ class Model(nn.Module):
     def iterate_shard(self, shard):
         """Max-pool messages over each candidate's groups, then an MLP, a residual and a norm."""
         puzzle, board, h, share = shard
-        once = candidates.Iterate.apply if h.device.type == "cpu" else candidates.iterate
         x, state = torch.cat([h, board.sizes, share], 1), torch.cat([self.state, self.seen])
         last = self.norm.weight, self.norm.bias, self.head.weight, self.head.bias
-        h, share, logit = once(x, self.message, self.heard, state, self.bias, self.out, *last, board)
+        h, share, logit = candidates.Iterate.apply(
+            x, self.message, self.heard, state, self.bias, self.out, *last, board
+        )
         return logit, (puzzle, board, h, share)
 
     def forward(self, puzzle, iterations):
@@ -116,7 +117,7 @@ class Model(nn.Module):
     def keep(self, state, wanted):
         """These puzzles of a state, again in full shards."""
         puzzle = torch.cat([shard[0] for shard in state])[wanted]
-        memory = torch.cat([dense(shard[1], torch.cat(shard[2:], 1)) for shard in state])[wanted]
+        memory = torch.cat([shard[1].dense(torch.cat(shard[2:], 1)) for shard in state])[wanted]
         return [self.resume_shard(*part) for part in zip(puzzle.split(SHARD), memory.split(SHARD))]
 
     def resume_shard(self, puzzle, memory):
@@ -124,13 +125,6 @@ class Model(nn.Module):
         board = candidates.Board(puzzle.numpy())
         h, share = memory[board.place].split([memory.shape[2] - KINDS, KINDS], 1)
         return puzzle, board, h, share
-
-
-def dense(board, numbers):
-    """[puzzles, 729, width] from [candidates, width]."""
-    out = numbers.new_zeros(board.puzzles, 729, numbers.shape[1])
-    out[board.place] = numbers
-    return out
 
 
 def obeys_rules(puzzle, logits):

@@ -90,10 +90,11 @@ class Model(nn.Module):
     def iterate_shard(self, shard):
         """Max-pool messages over each candidate's groups, then an MLP, a residual and a norm."""
         puzzle, board, h, share = shard
-        once = candidates.Iterate.apply if h.device.type == "cpu" else candidates.iterate
         x, state = torch.cat([h, board.sizes, share], 1), torch.cat([self.state, self.seen])
         last = self.norm.weight, self.norm.bias, self.head.weight, self.head.bias
-        h, share, logit = once(x, self.message, self.heard, state, self.bias, self.out, *last, board)
+        h, share, logit = candidates.Iterate.apply(
+            x, self.message, self.heard, state, self.bias, self.out, *last, board
+        )
         return logit, (puzzle, board, h, share)
 
     def forward(self, puzzle, iterations):
@@ -112,7 +113,7 @@ class Model(nn.Module):
     def keep(self, state, wanted):
         """These puzzles of a state, again in full shards."""
         puzzle = torch.cat([shard[0] for shard in state])[wanted]
-        memory = torch.cat([dense(shard[1], torch.cat(shard[2:], 1)) for shard in state])[wanted]
+        memory = torch.cat([shard[1].dense(torch.cat(shard[2:], 1)) for shard in state])[wanted]
         return [self.resume_shard(*part) for part in zip(puzzle.split(SHARD), memory.split(SHARD))]
 
     def resume_shard(self, puzzle, memory):
@@ -120,13 +121,6 @@ class Model(nn.Module):
         board = candidates.Board(puzzle.numpy())
         h, share = memory[board.place].split([memory.shape[2] - KINDS, KINDS], 1)
         return puzzle, board, h, share
-
-
-def dense(board, numbers):
-    """[puzzles, 729, width] from [candidates, width]."""
-    out = numbers.new_zeros(board.puzzles, 729, numbers.shape[1])
-    out[board.place] = numbers
-    return out
 
 
 def obeys_rules(puzzle, logits):

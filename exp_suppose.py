@@ -57,12 +57,12 @@ class Config(common.RunConfig):
     warmup: int = 50  # steps to the full rate, which then falls to 0 on a straight line
     iterations: int = 64  # in tests; more than training ever sees at once
     test_iterations: tuple[int, ...] = (16, 32, 128, 256, 512, 1024)  # hard puzzles take longer
-    data: str = "minimal"  # generated minimal puzzles; the only kind that this experiment trains on
+    data: str = "minimal"  # generated minimal puzzles,
     hard: str = "extreme"  # and hard ones: sudoku-extreme's, or those of a .csv file
     apart: str = ""  # a .csv file of puzzles that training must not see, in any symmetric form
     hard_share: float = 0.7  # of the puzzles, after the first third of the steps
     train_puzzles: int = 20_000  # renamed digits and swapped lines look the same to the network, so few suffice
-    test_per_bucket: int = 1_000  # never seen in training: 45 clues, then minimal
+    test_per_bucket: int = 1_000  # never seen in training: 45 clues, minimal, hard
     evaluate_every: int = 100_000  # only at the end: a test costs as much as many steps
 
 
@@ -111,11 +111,12 @@ class Model(nn.Module):
     def iterate_shard(self, shard, choose=None):  # who chooses what to suppose, in training
         """Max-pool messages over each candidate's groups, then an MLP, a residual and a norm."""
         puzzle, board, h, share, mind, clock = self.turn(shard, choose or most_doubtful)
-        once = candidates.Iterate.apply if h.device.type == "cpu" else candidates.iterate
         x = torch.cat([h, board.sizes, share, mind[:, : BITS + len(self.first)]], 1)  # sees more
         state = torch.cat([self.state, self.seen, self.supposed])
         last = self.norm.weight, self.norm.bias, self.head.weight, self.head.bias
-        h, share, logit = once(x, self.message, self.heard, state, self.bias, self.out, *last, board)
+        h, share, logit = candidates.Iterate.apply(
+            x, self.message, self.heard, state, self.bias, self.out, *last, board
+        )
         return logit, (puzzle, board, h, share, mind, clock + torch.tensor([1, 0]))
 
     # what the network supposes, and what it remembers meanwhile
@@ -164,7 +165,7 @@ class Model(nn.Module):
     def keep(self, state, wanted):
         """These puzzles of a state, again in full shards."""
         puzzle, clock = (torch.cat([shard[i] for shard in state])[wanted] for i in (0, -1))  # with the clock
-        memory = torch.cat([dense(shard[1], torch.cat(shard[2:-1], 1)) for shard in state])[wanted]
+        memory = torch.cat([shard[1].dense(torch.cat(shard[2:-1], 1)) for shard in state])[wanted]
         return [self.resume_shard(*part) for part in zip(*(whole.split(SHARD) for whole in (puzzle, memory, clock)))]
 
     def resume_shard(self, puzzle, memory, clock, board=None):
@@ -183,13 +184,6 @@ def numbers(width):
 def most_doubtful(share, tried, puzzle, rows):
     """The candidate to suppose next; one that was tried before counts half each time."""
     return int((share * (1 - share) * 0.5**tried).argmax())
-
-
-def dense(board, numbers):
-    """[puzzles, 729, width] from [candidates, width]."""
-    out = numbers.new_zeros(board.puzzles, 729, numbers.shape[1])
-    out[board.place] = numbers
-    return out
 
 
 def obeys_rules(puzzle, logits):
@@ -298,11 +292,11 @@ def shard_gradients(model, config, slots, blanks, step, part):  # suppositions, 
         logit, shard = model.iterate_shard(shard, choose)
         # which puzzles explore, and whether what they suppose is true
         phase, chosen = model.phases(shard[-1][:, 0] - 1)[0], shard[-1][:, 1]
-        supposes = (phase == EXPLORE) & (shard[-1][:, 0] > model.plain)
+        supposes = phase == EXPLORE
         row = np.searchsorted(mine * 729 + board.place[1], (torch.arange(len(fresh)) * 729 + chosen).numpy()[supposes])
         true = right[row]
         wrong = supposes.clone()
-        wrong[supposes.clone()] = ~true
+        wrong[supposes] = ~true
         counted = right & ~wrong[mine]  # no loss where what is supposed is false
         loss = loss - shard[3][counted, 0].log().sum() / (blanks * config.depth)
         if len(row):  # but there, too, it says whether to believe in it

@@ -23,7 +23,6 @@ from rich.console import Console
 import lineage
 from plumbing import candidates, disk
 
-MEMBERS = np.stack([[np.flatnonzero(kind == g) for g in range(81)] for kind in candidates.GROUP])  # [4, 81, 9]
 FIRST, MORE = 8, 1  # iterations of the network at the start, and for each supposition; more were not worth it
 SHARD = 16  # puzzles that a thread works on at a time
 OPEN = 128  # searches under way at a time; each keeps the network's states to which it may go back
@@ -63,8 +62,7 @@ def settle(alive, members, group):
                     for other in range(4):  # what shares a group with it is false
                         for c in members[other, group[other, last]]:
                             if alive[c] and c != last:
-                                alive[c] = changed = True
-                                alive[c] = False
+                                alive[c], changed = False, True
                                 for k in range(4):
                                     todo[k * 81 + group[k, c]] = True
     return True
@@ -79,7 +77,7 @@ def start(puzzle):
 
 def go_on(search):
     """Settle the cells; take suppositions back while the rules are broken. -> whether the network is needed"""
-    while not settle(search.alive, MEMBERS, candidates.GROUP):
+    while not settle(search.alive, candidates.MEMBERS, candidates.GROUP):
         if not search.stack:
             search.impossible = True
             return False
@@ -108,8 +106,7 @@ def suppose(search, candidate):
 
 def think(model, searches, choose):
     """Some iterations of the network on these searches, and a supposition in each. -> those that are not at an end"""
-    alive = np.stack([s.alive for s in searches])
-    board = candidates.Board.of(alive)
+    board = candidates.Board.of(np.stack([s.alive for s in searches]))
     shard = model.start_shard(torch.from_numpy(np.stack([s.puzzle for s in searches])), board)
     count = FIRST if searches[0].memory is None else MORE
     if searches[0].memory is not None:
@@ -117,13 +114,15 @@ def think(model, searches, choose):
         shard = *shard[:2], *memory.split([shard[2].shape[1], candidates.KINDS], 1), *shard[4:]
     for _ in range(count):
         _, shard = model.iterate_shard(shard)
-    numbers = torch.cat(shard[2:4], 1)
-    memory = numbers.new_zeros(len(searches), 729, numbers.shape[1])
-    memory[board.place] = numbers
-    for search, mine in zip(searches, memory):
+    for search, mine in zip(searches, board.dense(torch.cat(shard[2:4], 1))):
         search.memory, search.iterations = mine, search.iterations + count
         suppose(search, choose(mine[:, -candidates.KINDS].numpy(), search.alive))
     return [search for search in searches if go_on(search)]
+
+
+def workers_of(model):
+    """The threads of the model's experiment."""
+    return sys.modules[type(model).__module__].workers()
 
 
 def solve(model, puzzles, workers, choose=likeliest_of_most_doubtful):
@@ -162,9 +161,9 @@ class Arguments:
 
 
 def measure(model, puzzle, solution, workers, choose):
-    start_ = time.perf_counter()
+    begun = time.perf_counter()
     found = solve(model, puzzle, workers, choose)
-    seconds = time.perf_counter() - start_
+    seconds = time.perf_counter() - begun
     guesses, iterations = (np.array([getattr(s, name) for s in found]) for name in ("guesses", "iterations"))
     solved = sum(bool((s.board == right).all()) for s, right in zip(found, solution) if s.board is not None)
     spread = lambda x: {"median": float(np.median(x)), "mean": float(x.mean()), "most": int(x.max())}  # noqa: E731
@@ -188,7 +187,7 @@ def main(argv=None):
         raise SystemExit(str(error)) from None
     puzzles = puzzles.subset(sources.held_out(puzzles)) if asked.held_out else puzzles
     puzzle, solution = puzzles.rows(np.arange(len(puzzles)))
-    workers = sys.modules[type(model).__module__].workers()
+    workers = workers_of(model)
     solve(model, puzzle[:32], workers)  # compiles, and warms the caches
     result = {"network": measure(model, puzzle, solution, workers, likeliest_of_most_doubtful)}
     result["first candidate"] = measure(model, puzzle, solution, workers, first_of_fewest)

@@ -277,17 +277,8 @@ def thinking():
 
 def guessing():
     """What guess.py wrote to results/guess/: every way to search, on every set of puzzles."""
-    head = [
-        "weights",
-        "puzzles",
-        "way",
-        "solved",
-        "guesses, median",
-        "mean",
-        "iterations, median",
-        "mean",
-        "ms a puzzle",
-    ]
+    head = ["weights", "puzzles", "way", "solved", "guesses, median", "mean", "iterations, median", "mean",
+            "ms a puzzle"]  # fmt: skip
     rows = []
     for path in sorted((ROOT / "results/guess").glob("*.json")):
         report = json.loads(path.read_text())

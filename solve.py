@@ -228,9 +228,9 @@ def search(model, puzzles):
     import guess  # imported only here, because its first compilation takes seconds
 
     if not hasattr(model, "iterate_shard"):
-        raise SystemExit("--guess needs weights of exp_speedrun.py or of one of its descendants")
-    workers = sys.modules[type(model).__module__].workers()
-    for p, found in zip(puzzles, guess.solve(model, np.stack([p.cells for p in puzzles]), workers)):
+        raise SystemExit("--guess needs weights of a network on candidates, such as exp_speedrun.py")
+    cells = np.stack([p.cells for p in puzzles])
+    for p, found in zip(puzzles, guess.solve(model, cells, guess.workers_of(model))):
         p.iterations, p.guesses = found.iterations, found.guesses
         if found.impossible:
             p.problem = "it has no solution"

@@ -18,6 +18,7 @@ GROUP = np.stack(  # the four groups, of 81 a kind, that a candidate is in
     [CELL, CELL // 9 * 9 + DIGIT, CELL % 9 * 9 + DIGIT, (CELL // 27 * 3 + CELL % 9 // 3) * 9 + DIGIT]
 )
 KINDS = len(GROUP)  # what may stand in a cell; where a row, a column, a box may have a digit
+MEMBERS = GROUP.argsort(1, kind="stable").reshape(KINDS, 81, 9)  # the candidates of each group
 LIMIT = np.float32(30)  # of a logit: its exp() stays finite
 compiled = numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract", "reassoc", "nsz", "arcp"})
 
@@ -239,7 +240,7 @@ def iterate(x, message, heard, state, bias, out, gain, shift, head, head_bias, b
     h = F.layer_norm(torch.addmm(x[:, :width], hidden.relu(), out), (width,), gain, shift)
     logit = LIMIT * torch.tanh(F.linear(h, head, head_bias).squeeze(1) / LIMIT)
     exp = logit.exp()
-    totals = [exp.new_zeros(board.groups).index_add(0, at, exp)[at] for at in index[:KINDS]]
+    totals = [exp.new_zeros(board.groups).index_add(0, at, exp)[at] for at in index]
     return h, exp[:, None] / torch.stack(totals, 1), logit
 
 
@@ -365,36 +366,40 @@ class Weighted(torch.autograd.Function):
 class Board:
     """The candidates of a few puzzles that no clue rules out, and who shares a group with whom."""
 
-    def __init__(self, puzzle, whole=False):
-        """whole: with a fifth kind of group, all the candidates of a puzzle."""
+    def __init__(self, puzzle):
         clue = (puzzle[:, :, None] == np.arange(1, 10)).reshape(len(puzzle), 729)
         alive = np.ones_like(clue)
-        for group in GROUP:
-            alive &= ~clue[:, group.argsort(kind="stable").reshape(81, 9)].any(2)[:, group]
-        self.arrange(alive, whole)
+        for group, members in zip(GROUP, MEMBERS):
+            alive &= ~clue[:, members].any(2)[:, group]
+        self.arrange(alive)
 
     @classmethod
     def of(cls, alive):
         """The board of these candidates, bool [n, 729]; a cell with one candidate left counts as filled."""
         board = cls.__new__(cls)
         open_ = alive.reshape(-1, 81, 9).sum(2) > 1
-        board.arrange(alive & open_.repeat(9, 1), False)
+        board.arrange(alive & open_.repeat(9, 1))
         return board
 
-    def arrange(self, alive, whole):
+    def arrange(self, alive):
         self.puzzles, self.place = len(alive), np.nonzero(alive)  # puzzle, candidate
         keys = self.place[0] * 81 + GROUP[:, self.place[1]]
-        keys = np.concatenate([keys, self.place[:1]]) if whole else keys
         found = [np.unique(key, return_inverse=True, return_counts=True) for key in keys]
         self.groups = max(len(key) for key, _, _ in found)  # as many of each kind, unless the clues contradict
         self.group = np.stack([inverse for _, inverse, _ in found])
         self.members = keys.argsort(1, kind="stable")
-        self.first = np.full((len(keys), self.groups + 1), len(self.place[0]))
+        self.first = np.full((KINDS, self.groups + 1), len(self.place[0]))
         for first, (_, _, counts) in zip(self.first, found):
             first[0], first[1 : len(counts) + 1] = 0, counts.cumsum()
-        sizes = [counts[inverse] for _, inverse, counts in found[:KINDS]]
+        sizes = [counts[inverse] for _, inverse, counts in found]
         self.sizes = torch.from_numpy(np.stack(sizes, 1).astype(np.float32) / 9)
         self.index = torch.from_numpy(self.group)
+
+    def dense(self, numbers):
+        """[puzzles, 729, width] from [candidates, width]."""
+        out = numbers.new_zeros(self.puzzles, 729, numbers.shape[1])
+        out[self.place] = numbers
+        return out
 
     def logits(self, x, puzzle):
         """[n, 81, 9] from one number a candidate; what is ruled out gets a probability of 0."""

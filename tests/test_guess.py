@@ -53,7 +53,7 @@ def test_settling_sets_what_has_one_place_left(puzzles):
         expected = search.alive.reshape(81, 9).copy()
         while True:
             before = expected.copy()
-            for kind in guess.MEMBERS:
+            for kind in candidates.MEMBERS:
                 for group in kind:
                     left = [c for c in group if expected.flat[c]]
                     if len(left) == 1:
@@ -61,7 +61,7 @@ def test_settling_sets_what_has_one_place_left(puzzles):
                         expected.ravel()[shared & (np.arange(729) != left[0])] = False
             if (before == expected).all():
                 break
-        assert guess.settle(search.alive, guess.MEMBERS, candidates.GROUP)
+        assert guess.settle(search.alive, candidates.MEMBERS, candidates.GROUP)
         assert (search.alive.reshape(81, 9) == expected).all()
 
 
