@@ -17,13 +17,14 @@ from typing import Literal
 
 import torch
 import torch.nn as nn
+import torch.nn.functional as F
 
 import common
 from common import candidates
 from data.rows import missing
 
 SHARD = 8  # puzzles that one thread works on at a time: what they need stays in its core's cache
-REGROUP = 8  # iterations of a test after which the puzzles not yet solved are put together in new shards
+REGROUP = 8  # iterations of a test at a time; then the puzzles not yet solved are put together in new shards
 KINDS = candidates.KINDS  # kinds of groups: a cell; a digit in a row, in a column, in a box
 
 
@@ -64,63 +65,68 @@ class Model(nn.Module):
         self.head = nn.Linear(width, 1)
 
     def start(self, puzzle):
-        """The state before the first iteration, in shards: puzzles, their candidates, hidden state, probabilities."""
+        """The state before the first iteration, in shards: puzzles, their candidates, what each of these has reached."""
         return [self.start_shard(part) for part in puzzle.split(SHARD)]
 
     def start_shard(self, puzzle, board=None):
         board = board or candidates.Board(puzzle.numpy())
-        count = len(board.place[0])
-        return puzzle, board, self.first_state().expand(count, -1), torch.zeros(count, KINDS)
+        return puzzle, board, self.first_state().expand(len(board.place[0]), -1)
 
     def first_state(self):
-        return self.norm(self.first)
+        return F.pad(self.norm(self.first), (0, KINDS))  # it gives no candidate a probability
 
     def iterate(self, state):
-        """One iteration of all shards, each in a thread: the logits [batch, 81, 9], the next state."""
+        """One iteration of all shards: the logits [batch, 81, 9], the next state."""
+        logits, state = self.think(state, 1)
+        return logits[0], state
+
+    def think(self, state, count):
+        """Iterations of all shards, each in a thread: the logits [count, batch, 81, 9], the next state."""
         gradient = torch.is_grad_enabled()
 
         def one(shard):
             with torch.set_grad_enabled(gradient):  # each thread has a setting of its own
-                logit, shard = self.iterate_shard(shard)
-                return shard[1].logits(logit, shard[0].numpy()), shard
+                _, logits, shard = self.think_shard(shard, count)
+                return shard[1].logits(logits, shard[0].numpy()), shard
 
         logits, state = zip(*workers().map(one, state))
-        return torch.cat(logits), state
+        return torch.cat(logits, 1), state
 
-    def iterate_shard(self, shard):
-        """Max-pool messages over each candidate's groups, then an MLP, a residual and a norm."""
-        puzzle, board, h, share = shard
-        x, state = torch.cat([h, board.sizes, share], 1), torch.cat([self.state, self.seen])
+    def think_shard(self, shard, count):
+        """Max-pool messages over each candidate's groups, then an MLP, a residual and a norm: `count` times."""
+        puzzle, board, x = shard
+        given = torch.addmm(self.bias, board.sizes, self.seen[:KINDS])
+        weights = self.message, torch.cat([self.state, self.seen[KINDS:]]), self.heard, self.out
         last = self.norm.weight, self.norm.bias, self.head.weight, self.head.bias
-        h, share, logit = candidates.Iterate.apply(
-            x, self.message, self.heard, state, self.bias, self.out, *last, board
-        )
-        return logit, (puzzle, board, h, share)
+        states, logits = candidates.think(count, board, x, given, *weights, *last)
+        return states, logits, (puzzle, board, states[-1])
 
     def forward(self, puzzle, iterations):
         """Yield the logits of each iteration; a puzzle whose board obeys the rules is done, and costs nothing more."""
         state, left = self.start(puzzle), torch.arange(len(puzzle))
         found, done = torch.zeros(len(puzzle), 81, 9), torch.zeros(len(puzzle), dtype=torch.bool)
-        for i in range(1, iterations + 1):
-            if not done.all():
-                logits, state = self.iterate(state)
-                found = found.index_copy(0, left[~done[left]], logits[~done[left]])
+        for begin in range(0, iterations, REGROUP):
+            logits, count = (), min(REGROUP, iterations - begin)
+            if len(left):
+                logits, state = self.think(state, count)
+            for step in logits:
+                found = found.index_copy(0, left[~done[left]], step[~done[left]])
                 done[left] |= obeys_rules(puzzle[left], found[left])
-                if i % REGROUP == 0 and done[left].any():
-                    state, left = self.keep(state, ~done[left]), left[~done[left]]
-            yield found
+                yield found
+            yield from [found] * (count - len(logits))
+            if done[left].any():
+                state, left = self.keep(state, ~done[left]), left[~done[left]]
 
     def keep(self, state, wanted):
         """These puzzles of a state, again in full shards."""
         puzzle = torch.cat([shard[0] for shard in state])[wanted]
-        memory = torch.cat([shard[1].dense(torch.cat(shard[2:], 1)) for shard in state])[wanted]
+        memory = torch.cat([shard[1].dense(shard[2]) for shard in state])[wanted]
         return [self.resume_shard(*part) for part in zip(puzzle.split(SHARD), memory.split(SHARD))]
 
     def resume_shard(self, puzzle, memory):
         """The shard of puzzles that had this state [n, 729, numbers of a candidate]."""
         board = candidates.Board(puzzle.numpy())
-        h, share = memory[board.place].split([memory.shape[2] - KINDS, KINDS], 1)
-        return puzzle, board, h, share
+        return puzzle, board, memory[board.place]
 
 
 def obeys_rules(puzzle, logits):
@@ -195,21 +201,19 @@ class Slots:
 def shard_gradients(model, config, slots, part, blanks):
     """A step's loss on a few slots, its gradients, the last logits; the states reached go back to the slots."""
     solution, memory = slots.solution[part].numpy(), slots.memory[part]
-    puzzle, board, h, share = model.resume_shard(slots.puzzle[part], memory)
+    puzzle, board, x = model.resume_shard(slots.puzzle[part], memory)
     fresh = slots.free[part][board.place[0]][:, None]
-    h = torch.where(fresh, model.first_state(), h)
-    shard = puzzle, board, h, share.masked_fill(fresh, 0)
+    shard = puzzle, board, torch.where(fresh, model.first_state(), x)
     cell, digit = candidates.CELL[board.place[1]], candidates.DIGIT[board.place[1]]
     right = torch.from_numpy(digit + 1 == solution[board.place[0], cell])
-    loss = 0.0
-    for _ in range(config.depth):
-        logit, shard = model.iterate_shard(shard)
-        loss = loss - shard[3][right, 0].log().sum() / (blanks * config.depth)
-    memory[board.place] = torch.cat(shard[2:], 1).detach()
+    states, logits, _ = model.think_shard(shard, config.depth)
+    probability = states[:, :, -KINDS][:, right]  # of the right digit in each cell
+    loss = -probability.log().sum() / (blanks * config.depth)
+    memory[board.place] = states[-1].detach()
     return (
         loss.detach(),
         torch.autograd.grad(loss, list(model.parameters())),
-        board.logits(logit.detach(), puzzle.numpy()),
+        board.logits(logits[-1].detach(), puzzle.numpy()),
     )
 
 

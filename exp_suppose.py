@@ -27,7 +27,7 @@ from common import candidates
 from data.rows import missing
 
 SHARD = 16  # puzzles that one thread works on at a time
-REGROUP = 8  # iterations of a test after which the puzzles not yet solved are put together in new shards
+REGROUP = 8  # iterations of a test at a time; then the puzzles not yet solved are put together in new shards
 KINDS = candidates.KINDS  # kinds of groups: a cell; a digit in a row, in a column, in a box
 BITS = 4  # it is supposed; it would then be false; exploring; merging
 PLAIN, EXPLORE, MERGE = range(3)  # phases of the iterations
@@ -85,39 +85,50 @@ class Model(nn.Module):
         self.head = nn.Linear(width, 1)
 
     def start(self, puzzle):
-        """The state before the first iteration, in shards: puzzles, their candidates, hidden state, probabilities."""
+        """The state before the first iteration, in shards: puzzles, their candidates, what each of these has reached."""
         return [self.start_shard(part) for part in puzzle.split(SHARD)]
 
     def start_shard(self, puzzle, board=None):
         memory = torch.zeros(len(puzzle), 729, numbers(len(self.first)))  # more to start with
-        memory[:, :, : len(self.first)] = self.first_state().detach()
+        memory[:, :, : len(self.first)] = self.first_state()[:-KINDS].detach()
         return self.resume_shard(puzzle, memory, torch.zeros(len(puzzle), 2, dtype=torch.long), board)
 
     def first_state(self):
-        return self.norm(self.first)
+        return F.pad(self.norm(self.first), (0, KINDS))  # it gives no candidate a probability
 
     def iterate(self, state):
-        """One iteration of all shards, each in a thread: the logits [batch, 81, 9], the next state."""
+        """One iteration of all shards: the logits [batch, 81, 9], the next state."""
+        logits, state = self.think(state, 1)
+        return logits[0], state
+
+    def think(self, state, count):
+        """Iterations of all shards, each in a thread: the logits [count, batch, 81, 9], the next state."""
         gradient = torch.is_grad_enabled()
 
         def one(shard):
             with torch.set_grad_enabled(gradient):  # each thread has a setting of its own
-                logit, shard = self.iterate_shard(shard)
-                return shard[1].logits(logit, shard[0].numpy()), shard
+                parts = []
+                while (left := count - sum(map(len, parts))) > 0:  # a supposition may begin on the way
+                    _, logits, shard = self.think_shard(shard, left)
+                    parts.append(logits)
+                return shard[1].logits(torch.cat(parts), shard[0].numpy()), shard
 
         logits, state = zip(*workers().map(one, state))
-        return torch.cat(logits), state
+        return torch.cat(logits, 1), state
 
-    def iterate_shard(self, shard, choose=None):  # who chooses what to suppose, in training
-        """Max-pool messages over each candidate's groups, then an MLP, a residual and a norm."""
-        puzzle, board, h, share, mind, clock = self.turn(shard, choose or most_doubtful)
-        x = torch.cat([h, board.sizes, share, mind[:, : BITS + len(self.first)]], 1)  # sees more
-        state = torch.cat([self.state, self.seen, self.supposed])
+    def think_shard(self, shard, count, choose=None):  # who chooses what to suppose, in training
+        """Max-pool messages over each candidate's groups, then an MLP, a residual and a norm: `count` times.
+
+        Fewer times where a puzzle begins or ends a supposition before.
+        """
+        puzzle, board, x, mind, clock = self.turn(shard, choose or most_doubtful)
+        count = min(count, self.until_turn(clock[:, 0]))
+        seen = torch.cat([board.sizes, mind[:, : BITS + len(self.first)]], 1)  # sees more
+        given = torch.addmm(self.bias, seen, torch.cat([self.seen[:KINDS], self.supposed]))
+        weights = self.message, torch.cat([self.state, self.seen[KINDS:]]), self.heard, self.out
         last = self.norm.weight, self.norm.bias, self.head.weight, self.head.bias
-        h, share, logit = candidates.Iterate.apply(
-            x, self.message, self.heard, state, self.bias, self.out, *last, board
-        )
-        return logit, (puzzle, board, h, share, mind, clock + torch.tensor([1, 0]))
+        states, logits = candidates.think(count, board, x, given, *weights, *last)
+        return states, logits, (puzzle, board, states[-1], mind, clock + torch.tensor([count, 0]))
 
     # what the network supposes, and what it remembers meanwhile
     def phases(self, clock):
@@ -126,41 +137,52 @@ class Model(nn.Module):
         phase = torch.where(at < self.explore, EXPLORE, MERGE)
         return torch.where(clock < self.plain, PLAIN, phase), (clock >= self.plain) & ((at == 0) | (at == self.explore))
 
+    def until_turn(self, clock):
+        """The iterations until the first of these puzzles begins another phase."""
+        cycle = self.explore + self.merge
+        at = (clock - self.plain) % cycle
+        left = torch.where(at < self.explore, self.explore, cycle) - at
+        return int(torch.where(clock < self.plain, self.plain - clock, left).min())
+
     def turn(self, shard, choose):
         """Where a phase begins: choose a supposition, or go back to the state before it. No gradient goes through."""
-        puzzle, board, h, share, mind, clock = shard
+        puzzle, board, x, mind, clock = shard
         phase, begins = self.phases(clock[:, 0])
         if not begins.any():
             return shard
         width, mine = len(self.first), torch.from_numpy(board.place[0])
         bits, other, saved, tried = mind.split([BITS, width, width + KINDS, 1], 1)
-        now, clock, tried = torch.cat([h, share], 1).detach(), clock.clone(), tried.clone()
+        now, clock, tried = x.detach(), clock.clone(), tried.clone()
         for i in (begins & (phase == EXPLORE)).nonzero().ravel().tolist():
             rows = slice(*np.searchsorted(board.place[0], [i, i + 1]))
-            row = rows.start + choose(share[rows, 0].detach().numpy(), tried[rows, 0].numpy(), i, rows)
+            share = now[rows, -KINDS].numpy()  # of each candidate in its cell
+            row = rows.start + choose(share, tried[rows, 0].numpy(), i, rows)
             tried[row] += 1
             clock[i, 1] = int(board.place[1][row])
         chosen, number = clock[mine, 1], torch.from_numpy(board.place[1])
         bits = torch.stack([chosen == number, PEERS[chosen, number], phase[mine] == EXPLORE, phase[mine] == MERGE], 1)
         explores, merges = ((begins & (phase == which))[mine, None] for which in (EXPLORE, MERGE))
         other = torch.where(explores | merges, now[:, :width], other)
-        h, share = torch.where(merges, saved, torch.cat([h, share], 1)).split([width, KINDS], 1)
+        x = torch.where(merges, saved, x)
         saved = torch.where(explores, now, saved)
         bits = bits.float() * (phase != PLAIN)[mine, None]
-        return puzzle, board, h, share, torch.cat([bits, other, saved, tried], 1), clock
+        return puzzle, board, x, torch.cat([bits, other, saved, tried], 1), clock
 
     def forward(self, puzzle, iterations):
         """Yield the logits of each iteration; a puzzle whose board obeys the rules is done, and costs nothing more."""
         state, left = self.start(puzzle), torch.arange(len(puzzle))
         found, done = torch.zeros(len(puzzle), 81, 9), torch.zeros(len(puzzle), dtype=torch.bool)
-        for i in range(1, iterations + 1):
-            if not done.all():
-                logits, state = self.iterate(state)
-                found = found.index_copy(0, left[~done[left]], logits[~done[left]])
+        for begin in range(0, iterations, REGROUP):
+            logits, count = (), min(REGROUP, iterations - begin)
+            if len(left):
+                logits, state = self.think(state, count)
+            for step in logits:
+                found = found.index_copy(0, left[~done[left]], step[~done[left]])
                 done[left] |= obeys_rules(puzzle[left], found[left])
-                if i % REGROUP == 0 and done[left].any():
-                    state, left = self.keep(state, ~done[left]), left[~done[left]]
-            yield found
+                yield found
+            yield from [found] * (count - len(logits))
+            if done[left].any():
+                state, left = self.keep(state, ~done[left]), left[~done[left]]
 
     def keep(self, state, wanted):
         """These puzzles of a state, again in full shards."""
@@ -171,8 +193,8 @@ class Model(nn.Module):
     def resume_shard(self, puzzle, memory, clock, board=None):
         """The shard of puzzles that had this state: [n, 729, numbers of a candidate], [n, 2] clock and supposition."""
         board, width = board or candidates.Board(puzzle.numpy()), len(self.first)
-        h, share, mind = memory[board.place].split([width, KINDS, numbers(width) - width - KINDS], 1)
-        return puzzle, board, h, share, mind, clock
+        x, mind = memory[board.place].split([width + KINDS, numbers(width) - width - KINDS], 1)
+        return puzzle, board, x, mind, clock
 
 
 # what a candidate's state consists of
@@ -270,12 +292,11 @@ class Slots:
 def shard_gradients(model, config, slots, blanks, step, part):  # suppositions, drawn for this step
     """A step's loss on a few slots, its gradients, the last logits; the states reached go back to the slots."""
     solution, memory, clock = slots.solution[part].numpy(), slots.memory[part], slots.clock[part]
-    puzzle, board, h, share, mind, clock = model.resume_shard(slots.puzzle[part], memory, clock)
+    puzzle, board, x, mind, clock = model.resume_shard(slots.puzzle[part], memory, clock)
     fresh = slots.free[part]
     mine, fresh_row = board.place[0], fresh[board.place[0]][:, None]
-    h = torch.where(fresh_row, model.first_state(), h)
     clock = clock.masked_fill(fresh[:, None], 0)
-    shard = puzzle, board, h, share.masked_fill(fresh_row, 0), mind.masked_fill(fresh_row, 0), clock
+    shard = puzzle, board, torch.where(fresh_row, model.first_state(), x), mind.masked_fill(fresh_row, 0), clock
     cell, digit = candidates.CELL[board.place[1]], candidates.DIGIT[board.place[1]]
     right = torch.from_numpy(digit + 1 == solution[mine, cell])
     # a generator for each shard, because threads have no order
@@ -287,9 +308,10 @@ def shard_gradients(model, config, slots, blanks, step, part):  # suppositions, 
         weight = weight * right[rows].numpy() if random.random() < config.supposed_true else weight
         return int(random.choice(len(weight), p=weight / weight.sum()))
 
-    loss = 0.0
-    for _ in range(config.depth):
-        logit, shard = model.iterate_shard(shard, choose)
+    loss, left = 0.0, config.depth
+    while left:
+        states, logits, shard = model.think_shard(shard, left, choose)
+        left -= len(states)
         # which puzzles explore, and whether what they suppose is true
         phase, chosen = model.phases(shard[-1][:, 0] - 1)[0], shard[-1][:, 1]
         supposes = phase == EXPLORE
@@ -298,17 +320,17 @@ def shard_gradients(model, config, slots, blanks, step, part):  # suppositions, 
         wrong = supposes.clone()
         wrong[supposes] = ~true
         counted = right & ~wrong[mine]  # no loss where what is supposed is false
-        loss = loss - shard[3][counted, 0].log().sum() / (blanks * config.depth)
+        loss = loss - states[:, :, -KINDS][:, counted].log().sum() / (blanks * config.depth)
         if len(row):  # but there, too, it says whether to believe in it
-            verdict = model.verdict(shard[2][row]).squeeze(1)
-            entropy = F.binary_cross_entropy_with_logits(verdict, true.float(), reduction="sum")
+            verdict = model.verdict(states[:, row, :-KINDS]).squeeze(2)
+            entropy = F.binary_cross_entropy_with_logits(verdict, true.float().expand_as(verdict), reduction="sum")
             loss = loss + config.verdict * entropy / (config.batch * config.depth)
     memory[board.place] = torch.cat(shard[2:-1], 1).detach()
     slots.clock[part] = shard[-1]
     return (
         loss.detach(),
         torch.autograd.grad(loss, list(model.parameters()), materialize_grads=True),  # at first there is no supposition
-        board.logits(logit.detach(), puzzle.numpy()),
+        board.logits(logits[-1].detach(), puzzle.numpy()),
     )
 
 

@@ -110,11 +110,9 @@ def think(model, searches, choose):
     shard = model.start_shard(torch.from_numpy(np.stack([s.puzzle for s in searches])), board)
     count = FIRST if searches[0].memory is None else MORE
     if searches[0].memory is not None:
-        memory = torch.stack([s.memory for s in searches])[board.place]
-        shard = *shard[:2], *memory.split([shard[2].shape[1], candidates.KINDS], 1), *shard[4:]
-    for _ in range(count):
-        _, shard = model.iterate_shard(shard)
-    for search, mine in zip(searches, board.dense(torch.cat(shard[2:4], 1))):
+        shard = *shard[:2], torch.stack([s.memory for s in searches])[board.place], *shard[3:]
+    *_, shard = model.think_shard(shard, count)
+    for search, mine in zip(searches, board.dense(shard[2])):
         search.memory, search.iterations = mine, search.iterations + count
         suppose(search, choose(mine[:, -candidates.KINDS].numpy(), search.alive))
     return [search for search in searches if go_on(search)]

@@ -227,7 +227,7 @@ def search(model, puzzles):
     """Solve all of these puzzles, with suppositions that the rules can refute."""
     import guess  # imported only here, because its first compilation takes seconds
 
-    if not hasattr(model, "iterate_shard"):
+    if not hasattr(model, "think_shard"):
         raise SystemExit("--guess needs weights of a network on candidates, such as exp_speedrun.py")
     cells = np.stack([p.cells for p in puzzles])
     for p, found in zip(puzzles, guess.solve(model, cells, guess.workers_of(model))):

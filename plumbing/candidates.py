@@ -1,7 +1,7 @@
 """The candidates of a few puzzles (a cell and a digit that no clue rules out), and networks that think on them.
 
-`iterate` is one iteration of such a network in plain PyTorch, for any device; `Iterate` is the same with its gradient
-written out in numba kernels, which a CPU does several times as fast. Below them are the sums and smooth maxima over
+`think_anywhere` iterates such a network in plain PyTorch, for any device; `think` does the same on a CPU several times
+as fast, with its gradient written out in numba kernels. Below them are the sums and smooth maxima over
 groups that ebm/ours.py is made of.
 """
 
@@ -12,6 +12,8 @@ import numba
 import numpy as np
 import torch
 import torch.nn.functional as F
+
+from plumbing.product import add_product_transposed, product
 
 CELL, DIGIT = np.arange(81).repeat(9), np.tile(np.arange(9), 81)  # of each of the 729 candidates
 GROUP = np.stack(  # the four groups, of 81 a kind, that a candidate is in
@@ -25,6 +27,7 @@ compiled = numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"co
 
 @compiled
 def max_kernel(x, members, first, out, winner):
+    """out [4, groups, width]: the largest of x's first 4 x width columns in each group; winner: which candidate's."""
     width = out.shape[2]
     for kind in range(out.shape[0]):
         for g in range(out.shape[1]):
@@ -45,44 +48,46 @@ def max_kernel(x, members, first, out, winner):
 
 @compiled
 def max_gradient_kernel(gradient, winner, group, out):
+    """Into out's first 4 x width columns."""
     width = gradient.shape[2]
     for i in range(len(out)):
         for kind in range(len(group)):
             given, who = gradient[kind, group[kind, i]], winner[kind, group[kind, i]]
+            mine = out[i, kind * width : (kind + 1) * width]
             for j in range(width):
-                out[i, kind * width + j] = given[j] if who[j] == i else np.float32(0)
+                mine[j] = given[j] if who[j] == i else np.float32(0)
 
 
 @compiled
-def hear_kernel(x, groups, group):
-    """x [candidates, width] becomes relu(x + what the candidate's groups say)."""
-    for i in range(len(x)):
-        mine = x[i]
-        for kind in range(len(group)):
-            said = groups[kind, group[kind, i]]
-            for j in range(len(mine)):
-                mine[j] += said[j]
-        for j in range(len(mine)):
-            mine[j] = max(mine[j], np.float32(0))
+def hear_kernel(x, given, groups, group, out):
+    """out [candidates, mlp]: relu(x's last columns + what is given + what the candidate's groups say)."""
+    width = out.shape[1]
+    for i in range(len(out)):
+        mine, own, always = out[i], x[i, x.shape[1] - width :], given[i]
+        a, b, c, d = groups[0, group[0, i]], groups[1, group[1, i]], groups[2, group[2, i]], groups[3, group[3, i]]
+        for j in range(width):
+            mine[j] = max(own[j] + always[j] + a[j] + b[j] + c[j] + d[j], np.float32(0))
 
 
 @compiled
-def hear_gradient_kernel(gradient, hidden, group, out):
-    """gradient [candidates, width] becomes 0 where relu gave 0; out: its sum over the members of each group."""
+def hear_gradient_kernel(gradient, hidden, group, out, given):
+    """gradient's last columns become 0 where relu gave 0; out: their sum over each group's members; added to given."""
     out[:] = 0
+    width = hidden.shape[1]
     for i in range(len(gradient)):
-        mine, was = gradient[i], hidden[i]
-        for j in range(len(mine)):
+        mine, was, always = gradient[i, gradient.shape[1] - width :], hidden[i], given[i]
+        for j in range(width):
             mine[j] = mine[j] if was[j] > 0 else np.float32(0)
+            always[j] += mine[j]
         for kind in range(len(group)):
             total = out[kind, group[kind, i]]
-            for j in range(len(mine)):
+            for j in range(width):
                 total[j] += mine[j]
 
 
 @compiled
 def read_kernel(x, gain, shift, head, head_bias, state, normed, scale, logit):
-    """Layer norm, then one number for each candidate, softly limited to LIMIT either way."""
+    """Layer norm into state's first columns, then one number for each candidate, softly limited to LIMIT either way."""
     width = x.shape[1]
     for i in range(len(x)):
         total = np.float32(0)
@@ -102,7 +107,10 @@ def read_kernel(x, gain, shift, head, head_bias, state, normed, scale, logit):
 
 @compiled
 def read_gradient_kernel(d_state, d_logit, logit, normed, scale, gain, shift, head, out, sums):
-    """sums [4, width]: the gradients of gain, shift, head and, in [3, 0], of the head's bias."""
+    """out holds what the state's gradient has beside d_state, and becomes the gradient of x.
+
+    sums [4, width]: the gradients of gain, shift, head and, in [3, 0], of the head's bias.
+    """
     width = normed.shape[1]
     for i in range(len(normed)):
         limited = logit[i] / LIMIT
@@ -110,7 +118,7 @@ def read_gradient_kernel(d_state, d_logit, logit, normed, scale, gain, shift, he
         sums[3, 0] += d_total
         mean, along = np.float32(0), np.float32(0)
         for j in range(width):
-            d = d_state[i, j] + d_total * head[j]
+            d = d_state[i, j] + out[i, j] + d_total * head[j]
             sums[0, j] += d * normed[i, j]
             sums[1, j] += d
             sums[2, j] += d_total * (normed[i, j] * gain[j] + shift[j])
@@ -124,28 +132,122 @@ def read_gradient_kernel(d_state, d_logit, logit, normed, scale, gain, shift, he
 
 @compiled
 def share_kernel(logit, members, first, group, out):
-    """out [candidates, 4]: the softmax over each of a candidate's four groups."""
-    total, e = np.empty(first.shape[1], np.float32), np.exp(logit)
-    for kind in range(out.shape[1]):
+    """Out's last four columns: the softmax over each of a candidate's four groups."""
+    total, e, begin = np.empty(first.shape[1], np.float32), np.exp(logit), out.shape[1] - KINDS
+    for kind in range(KINDS):
         for g in range(first.shape[1] - 1):
             total[g] = 0
             for at in range(first[kind, g], first[kind, g + 1]):
                 total[g] += e[members[kind, at]]
         for i in range(len(e)):
-            out[i, kind] = e[i] / total[group[kind, i]]
+            out[i, begin + kind] = e[i] / total[group[kind, i]]
 
 
 @compiled
-def share_gradient_kernel(gradient, share, members, first, group, out):
-    """Adds to out [candidates], the logits' gradient."""
-    total = np.empty(first.shape[1], np.float32)
-    for kind in range(share.shape[1]):
+def share_gradient_kernel(gradient, state, members, first, group, out):
+    """The gradient of the last four columns, added to out [candidates], the logits'."""
+    total, begin = np.empty(first.shape[1], np.float32), state.shape[1] - KINDS
+    for kind in range(KINDS):
+        c = begin + kind
         for g in range(first.shape[1] - 1):
             total[g] = 0
             for at in range(first[kind, g], first[kind, g + 1]):
-                total[g] += share[members[kind, at], kind] * gradient[members[kind, at], kind]
-        for i in range(len(share)):
-            out[i] += share[i, kind] * (gradient[i, kind] - total[group[kind, i]])
+                total[g] += state[members[kind, at], c] * gradient[members[kind, at], c]
+        for i in range(len(state)):
+            out[i] += state[i, c] * (gradient[i, c] - total[group[kind, i]])
+
+
+@compiled
+def puzzle_of(layout, p):
+    """One puzzle's part of a board, counted from 0: members, first, group."""
+    members, first, group, rows, starts, _ = layout
+    begin, count = rows[p], rows[p + 1] - rows[p]
+    mine = np.full((KINDS, (starts[:, p + 1] - starts[:, p]).max() + 1), count)
+    own = np.empty((KINDS, count), np.int64)
+    for kind in range(KINDS):
+        for g in range(starts[kind, p], starts[kind, p + 1]):
+            mine[kind, g - starts[kind, p]] = first[kind, g] - begin
+        for i in range(count):
+            own[kind, i] = group[kind, begin + i] - starts[kind, p]
+    return members[:, begin : begin + count] - begin, mine, own
+
+
+@compiled
+def think_kernel(x, given, layout, weights, states, logit, kept):
+    """All iterations of a puzzle, then the next puzzle: what they need stays in the core's cache."""
+    both, heard, out, gain, shift, head, head_bias = weights
+    best, winner, hidden, normed, scale = kept
+    width, mlp, rows, places = len(gain), len(out), layout[3], layout[5]
+    for p in range(len(rows) - 1):
+        members, first, group = puzzle_of(layout, p)
+        begin, end = rows[p], rows[p + 1]
+        count, groups = end - begin, first.shape[1] - 1
+        told, total = np.empty((count, both.shape[1]), np.float32), np.empty((count, width), np.float32)
+        said, now = np.empty((KINDS, groups, mlp), np.float32), x[begin:end]
+        for t in range(len(states)):
+            at = min(t, len(hidden) - 1)
+            best_ = best[at, KINDS * places[p] : KINDS * places[p + 1]].reshape(KINDS, groups, width)
+            winner_ = winner[at, KINDS * places[p] : KINDS * places[p + 1]].reshape(KINDS, groups, width)
+            hidden_ = hidden[at, begin:end]
+            product(now, 0, both, told, 0, 0)
+            max_kernel(told, members, first, best_, winner_)
+            for kind in range(KINDS):
+                product(best_[kind], 0, heard[kind], said[kind], 0, 0)
+            hear_kernel(told, given[begin:end], said, group, hidden_)
+            total[:] = now[:, :width]
+            product(hidden_, 0, out, total, 0, 1)
+            now, mine = states[t, begin:end], logit[t, begin:end]
+            read_kernel(total, gain, shift, head, head_bias, now, normed[at, begin:end], scale[at, begin:end], mine)
+            share_kernel(mine, members, first, group, now)
+
+
+@compiled
+def think_gradient_kernel(x, layout, weights, states, logit, kept, d_states, d_logit, gradients):
+    best, winner, hidden, normed, scale = kept
+    both, heard, out, gain, shift, head, _ = weights
+    d_x, d_given, d_both, d_heard, d_out, sums = gradients
+    width, mlp, rows, places = len(gain), len(out), layout[3], layout[5]
+    out_back = out.T.copy()
+    state_back, share_back = both[:width].T.copy(), both[width:, KINDS * width :].T.copy()
+    heard_back = np.empty((KINDS, mlp, width), np.float32)
+    for kind in range(KINDS):
+        heard_back[kind] = heard[kind].T
+    for p in range(len(rows) - 1):
+        members, first, group = puzzle_of(layout, p)
+        begin, end = rows[p], rows[p + 1]
+        count, groups = end - begin, first.shape[1] - 1
+        d_told, d_total = np.empty((count, both.shape[1]), np.float32), np.zeros((count, width), np.float32)
+        d_said, d_best = np.empty((KINDS, groups, mlp), np.float32), np.empty((KINDS, groups, width), np.float32)
+        d_state, d_share = np.empty((count, width), np.float32), np.empty((count, KINDS), np.float32)
+        d_now = d_x[begin:end]
+        d_now[:] = d_states[-1, begin:end]
+        for t in range(len(states) - 1, -1, -1):
+            best_ = best[t, KINDS * places[p] : KINDS * places[p + 1]].reshape(KINDS, groups, width)
+            winner_ = winner[t, KINDS * places[p] : KINDS * places[p + 1]].reshape(KINDS, groups, width)
+            mine, hidden_ = d_logit[t, begin:end], hidden[t, begin:end]
+            share_gradient_kernel(d_now, states[t, begin:end], members, first, group, mine)
+            read_gradient_kernel(
+                d_now, mine, logit[t, begin:end], normed[t, begin:end], scale[t, begin:end],
+                gain, shift, head, d_total, sums,
+            )  # fmt: skip
+            product(d_total, 0, out_back, d_told, KINDS * width, 0)
+            add_product_transposed(hidden_, d_total, d_out)
+            hear_gradient_kernel(d_told, hidden_, group, d_said, d_given[begin:end])
+            for kind in range(KINDS):
+                product(d_said[kind], 0, heard_back[kind], d_best[kind], 0, 0)
+                add_product_transposed(best_[kind], d_said[kind], d_heard[kind])
+            max_gradient_kernel(d_best, winner_, group, d_told)
+            add_product_transposed(x[begin:end] if t == 0 else states[t - 1, begin:end], d_told, d_both)
+            product(d_told, 0, state_back, d_state, 0, 0)
+            product(d_told, KINDS * width, share_back, d_share, 0, 0)
+            for i in range(count):
+                for j in range(width):
+                    d_now[i, j] = d_state[i, j]
+                for j in range(KINDS):
+                    d_now[i, width + j] = d_share[i, j]
+            if t > 0:
+                d_now += d_states[t - 1, begin:end]
+        d_now[:, :width] += d_total
 
 
 @compiled
@@ -214,86 +316,90 @@ def weighted_gradient_kernel(gradient, weight, groups, members, first, total, ou
 buffers = threading.local()
 
 
-def room(name, *shape):
-    """Memory for numbers that nobody keeps, the same again and again in each thread: it stays in the core's cache."""
-    size = math.prod(shape)
-    if len(getattr(buffers, name, ())) < size:
-        setattr(buffers, name, torch.empty(size + size // 4))
-    return getattr(buffers, name)[:size].view(shape)
+def room(*shapes):
+    """Memory for what a gradient will need, used again by the thread's next one: new memory costs more than its use."""
+    free = vars(buffers).setdefault("free", [])
+    found = free.pop() if free else [torch.empty(0) for _ in shapes]
+    sizes = [math.prod(shape) for shape in shapes]
+    found = [part if len(part) >= size else torch.empty(size + size // 4) for part, size in zip(found, sizes)]
+    return found, [part[:size].view(shape) for part, size, shape in zip(found, sizes, shapes)]
 
 
-def iterate(x, message, heard, state, bias, out, gain, shift, head, head_bias, board):
-    """One iteration: messages to the groups, the largest of each group, an MLP, a residual and a norm.
+def think(count, board, x, *weights):
+    """As `think_anywhere`, on a CPU by the kernels above."""
+    if x.device.type == "cpu" and x.dtype == torch.float32:
+        return Think.apply(torch.is_grad_enabled(), count, board, x, *weights)
+    return think_anywhere(count, board, x, *weights)
 
-    x [candidates, inputs] holds the state and, after it, whatever else a candidate sees.
-    -> the next state, [candidates, 4] its share in each group (a softmax of the members' logits), and its logit.
+
+def think_anywhere(count, board, x, given, message, state, heard, out, gain, shift, head, head_bias):
+    """`count` iterations: messages to the groups, the largest of each group, an MLP, a residual and a norm.
+
+    x [candidates, width + 4]: the state, and after it the share in each group (a softmax of the members' logits).
+    given [candidates, mlp]: what else a candidate sees, the same all the time, already multiplied by its matrix.
+    -> x after each iteration, and the logits
     """
-    width, index = len(message), board.index.to(x.device)
-    said = (x[:, :width] @ message).view(len(x), len(index), width)
-    none = x.new_zeros(board.groups, width)  # for a kind that has fewer groups than another
-    best = [
-        none.scatter_reduce(0, at[:, None].expand(-1, width), said[:, kind], "amax", include_self=False)
-        for kind, at in enumerate(index)
-    ]
-    groups = torch.stack(best) @ heard.view(len(index), width, -1)
-    hidden = torch.addmm(bias, x, state) + sum(group[at] for group, at in zip(groups, index))
-    h = F.layer_norm(torch.addmm(x[:, :width], hidden.relu(), out), (width,), gain, shift)
-    logit = LIMIT * torch.tanh(F.linear(h, head, head_bias).squeeze(1) / LIMIT)
-    exp = logit.exp()
-    totals = [exp.new_zeros(board.groups).index_add(0, at, exp)[at] for at in index]
-    return h, exp[:, None] / torch.stack(totals, 1), logit
+    width, index, found = len(message), board.index.to(x.device), []
+    for _ in range(count):
+        said = (x[:, :width] @ message).view(len(x), len(index), width)
+        none = x.new_zeros(board.groups, width)  # for a kind that has fewer groups than another
+        best = [
+            none.scatter_reduce(0, at[:, None].expand(-1, width), said[:, kind], "amax", include_self=False)
+            for kind, at in enumerate(index)
+        ]
+        groups = torch.stack(best) @ heard.view(len(index), width, -1)
+        hidden = torch.addmm(given, x, state) + sum(group[at] for group, at in zip(groups, index))
+        h = F.layer_norm(torch.addmm(x[:, :width], hidden.relu(), out), (width,), gain, shift)
+        logit = LIMIT * torch.tanh(F.linear(h, head, head_bias).squeeze(1) / LIMIT)
+        exp = logit.exp()
+        totals = [exp.new_zeros(board.groups).index_add(0, at, exp)[at] for at in index]
+        x = torch.cat([h, exp[:, None] / torch.stack(totals, 1)], 1)
+        found.append((x, logit))
+    return tuple(torch.stack(part) for part in zip(*found))
 
 
-class Iterate(torch.autograd.Function):
-    """The same on a CPU, faster: `Iterate.apply(...)` for `iterate(...)`."""
+class Think(torch.autograd.Function):
+    """The same by kernels; `keep`: whether there will be a gradient."""
 
     @staticmethod
-    def forward(context, x, message, heard, state, bias, out, gain, shift, head, head_bias, board):
-        count, width, kinds = len(x), len(message), len(board.group)
-        new = x.new_empty
-        said = torch.mm(x[:, :width], message, out=room("said", count, kinds * width))
-        best, winner = new(kinds, board.groups, width), torch.empty(kinds, board.groups, width, dtype=torch.int32)
-        max_kernel(said.numpy(), board.members, board.first, best.numpy(), winner.numpy())
-        hidden = torch.addmm(bias, x, state)
-        groups = torch.bmm(best, heard.view(kinds, width, -1), out=room("groups", kinds, board.groups, len(out)))
-        hear_kernel(hidden.numpy(), groups.numpy(), board.group)
-        total = torch.addmm(x[:, :width], hidden, out, out=room("total", count, width))
-        h, normed, scale, logit, share = new(count, width), new(count, width), new(count), new(count), new(count, KINDS)
-        rows = gain.numpy(), shift.numpy(), head.numpy().ravel()
-        read_kernel(total.numpy(), *rows, np.float32(head_bias.item()), *(t.numpy() for t in (h, normed, scale, logit)))
-        share_kernel(logit.numpy(), board.members, board.first, board.group, share.numpy())
-        context.board = board
-        context.save_for_backward(
-            x, message, heard, state, out, gain, shift, head, best, winner, hidden, normed, scale, logit, share
-        )
-        return h, share, logit
+    def forward(context, keep, count, board, x, given, message, state, heard, out, gain, shift, head, head_bias):
+        width, (rows, groups) = len(message), (len(x), KINDS * int(board.layout[-1][-1]))
+        # one product for both; the messages do not see the shares
+        both, slots = torch.cat([F.pad(message, (0, 0, 0, KINDS)), state], 1), count if keep else 1
+        messages, states = (slots, groups, width), (slots, rows, width)
+        memory, kept = room(messages, messages, (slots, rows, len(out)), states, (slots, rows))
+        kept = tuple(part.view(torch.int32 if i == 1 else torch.float32).numpy() for i, part in enumerate(kept))
+        weights = both, heard.view(KINDS, width, -1), out, gain, shift, head.ravel()
+        weights = *(part.detach().contiguous().numpy() for part in weights), np.float32(head_bias.item())
+        states, logit = x.new_empty(count, rows, width + KINDS), x.new_empty(count, rows)
+        x, given = (part.detach().contiguous() for part in (x, given))
+        think_kernel(x.numpy(), given.numpy(), board.layout, weights, states.numpy(), logit.numpy(), kept)
+        if keep:
+            context.memory, context.kept, context.weights, context.board, context.x = memory, kept, weights, board, x
+            context.save_for_backward(states, logit)
+        else:
+            buffers.free.append(memory)
+        return states, logit
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(context, d_h, d_share, d_logit):
-        board, saved = context.board, context.saved_tensors
-        x, message, heard, state, out, gain, shift, head, best, winner, hidden, normed, scale, logit, share = saved
-        width, kinds = len(message), len(board.group)
-        d_logit = d_logit.clone().numpy()
-        layout = board.members, board.first, board.group
-        share_gradient_kernel(d_share.contiguous().numpy(), share.numpy(), *layout, d_logit)
-        sums, d_total = np.zeros((4, width), np.float32), room("total", len(x), width)
-        arrays = (t.numpy() for t in (logit, normed, scale, gain, shift, head.ravel(), d_total))
-        read_gradient_kernel(d_h.contiguous().numpy(), d_logit, *arrays, sums)
-        d_hidden = torch.mm(d_total, out.T, out=room("hidden", len(x), len(out)))
-        d_groups = room("groups", kinds, board.groups, len(out))
-        hear_gradient_kernel(d_hidden.numpy(), hidden.numpy(), board.group, d_groups.numpy())
-        d_x = d_hidden @ state.T
-        back = heard.view(kinds, width, -1).transpose(1, 2)
-        d_best = torch.bmm(d_groups, back, out=room("best", kinds, board.groups, width))
-        d_said = room("said", len(x), kinds * width)
-        max_gradient_kernel(d_best.numpy(), winner.numpy(), board.group, d_said.numpy())
-        d_x[:, :width] += d_total
-        d_x[:, :width].addmm_(d_said, message.T)
-        gain_, shift_, head_, bias_ = torch.from_numpy(sums)
-        d_heard = (best.transpose(1, 2) @ d_groups).view(kinds * width, -1)
-        return (d_x, x[:, :width].T @ d_said, d_heard, x.T @ d_hidden, d_groups[0].sum(0), hidden.T @ d_total,
-                gain_, shift_, head_.view_as(head), bias_[:1], None)  # fmt: skip
+    def backward(context, d_states, d_logit):
+        states, logit = (part.numpy() for part in context.saved_tensors)
+        both, heard, out, gain, *_ = context.weights
+        zero = lambda like: np.zeros_like(like)  # noqa: E731
+        given = np.zeros((states.shape[1], len(out)), np.float32)
+        gradients = np.empty(states.shape[1:], np.float32), given, zero(both), zero(heard), zero(out)
+        gradients += (np.zeros((4, len(gain)), np.float32),)
+        think_gradient_kernel(
+            context.x.numpy(), context.board.layout, context.weights, states, logit, context.kept,
+            d_states.contiguous().numpy(), d_logit.clone(memory_format=torch.contiguous_format).numpy(), gradients,
+        )  # fmt: skip
+        buffers.free.append(context.memory)
+        d_x, d_given, d_both, d_heard, d_out, sums = (torch.from_numpy(part) for part in gradients)
+        width = len(gain)
+        d_message, d_state = d_both[:width, : KINDS * width], d_both[:, KINDS * width :]
+        return (None, None, None, d_x, d_given, d_message, d_state, d_heard.view(KINDS * width, -1), d_out,
+                sums[0], sums[1], sums[2:3], sums[3, :1])  # fmt: skip
 
 
 class Collect(torch.autograd.Function):
@@ -363,14 +469,56 @@ class Weighted(torch.autograd.Function):
         return out, None, total, None
 
 
+@compiled
+def alive_kernel(puzzle, table, out):
+    """out [n, 729]: whether no clue rules the candidate out, and its cell is blank."""
+    for n in range(len(puzzle)):
+        taken = np.zeros((len(table), 81), np.bool_)
+        for cell in range(81):
+            if puzzle[n, cell] > 0:
+                for kind in range(len(table)):
+                    taken[kind, table[kind, cell * 9 + puzzle[n, cell] - 1]] = True
+        for c in range(729):
+            out[n, c] = True
+            for kind in range(len(table)):
+                out[n, c] &= not taken[kind, table[kind, c]]
+
+
+@compiled
+def arrange_kernel(puzzles, puzzle, candidate, table):
+    """Numbers the groups that have members. -> group, members, first, sizes, and where each puzzle's part begins"""
+    kinds, count = len(table), len(puzzle)
+    group, members = np.empty((kinds, count), np.int64), np.empty((kinds, count), np.int64)
+    first, sizes = np.full((kinds, 81 * puzzles + 1), count), np.empty((count, kinds), np.float32)
+    rows, starts = np.searchsorted(puzzle, np.arange(puzzles + 1)), np.zeros((kinds, puzzles + 1), np.int64)
+    for kind in range(kinds):
+        number = 0
+        for p in range(puzzles):
+            amount, name = np.zeros(81, np.int64), np.empty(81, np.int64)
+            for i in range(rows[p], rows[p + 1]):
+                amount[table[kind, candidate[i]]] += 1
+            at = rows[p]
+            for g in range(81):
+                name[g] = number
+                if amount[g]:
+                    first[kind, number] = at
+                    at, number = at + amount[g], number + 1
+            cursor = first[kind, name]
+            for i in range(rows[p], rows[p + 1]):
+                g = table[kind, candidate[i]]
+                group[kind, i], sizes[i, kind] = name[g], np.float32(amount[g]) / np.float32(9)
+                members[kind, cursor[g]] = i
+                cursor[g] += 1
+            starts[kind, p + 1] = number
+    return group, members, first[:, : starts[:, -1].max() + 1].copy(), sizes, rows, starts
+
+
 class Board:
     """The candidates of a few puzzles that no clue rules out, and who shares a group with whom."""
 
     def __init__(self, puzzle):
-        clue = (puzzle[:, :, None] == np.arange(1, 10)).reshape(len(puzzle), 729)
-        alive = np.ones_like(clue)
-        for group, members in zip(GROUP, MEMBERS):
-            alive &= ~clue[:, members].any(2)[:, group]
+        alive = np.empty((len(puzzle), 729), bool)
+        alive_kernel(puzzle, GROUP, alive)
         self.arrange(alive)
 
     @classmethod
@@ -383,17 +531,11 @@ class Board:
 
     def arrange(self, alive):
         self.puzzles, self.place = len(alive), np.nonzero(alive)  # puzzle, candidate
-        keys = self.place[0] * 81 + GROUP[:, self.place[1]]
-        found = [np.unique(key, return_inverse=True, return_counts=True) for key in keys]
-        self.groups = max(len(key) for key, _, _ in found)  # as many of each kind, unless the clues contradict
-        self.group = np.stack([inverse for _, inverse, _ in found])
-        self.members = keys.argsort(1, kind="stable")
-        self.first = np.full((KINDS, self.groups + 1), len(self.place[0]))
-        for first, (_, _, counts) in zip(self.first, found):
-            first[0], first[1 : len(counts) + 1] = 0, counts.cumsum()
-        sizes = [counts[inverse] for _, inverse, counts in found]
-        self.sizes = torch.from_numpy(np.stack(sizes, 1).astype(np.float32) / 9)
-        self.index = torch.from_numpy(self.group)
+        self.group, self.members, self.first, sizes, rows, starts = arrange_kernel(self.puzzles, *self.place, GROUP)
+        self.groups = self.first.shape[1] - 1  # as many of each kind, unless the clues contradict
+        self.sizes, self.index = torch.from_numpy(sizes), torch.from_numpy(self.group)
+        places = np.concatenate([[0], np.diff(starts).max(0, initial=0).cumsum()])  # of puzzles, in what Think keeps
+        self.layout = self.members, self.first, self.group, rows, starts, places
 
     def dense(self, numbers):
         """[puzzles, 729, width] from [candidates, width]."""
@@ -402,6 +544,8 @@ class Board:
         return out
 
     def logits(self, x, puzzle):
-        """[n, 81, 9] from one number a candidate; what is ruled out gets a probability of 0."""
+        """[..., n, 81, 9] from one number a candidate, [..., candidates]; what is ruled out gets a probability of 0."""
         out = torch.from_numpy(np.where(puzzle[:, CELL] == DIGIT + 1, 0.0, -1e4).astype(np.float32))
-        return out.index_put((torch.from_numpy(self.place[0]), torch.from_numpy(self.place[1])), x).view(-1, 81, 9)
+        out = out.expand(*x.shape[:-1], -1, -1).clone()
+        out[..., torch.from_numpy(self.place[0]), torch.from_numpy(self.place[1])] = x
+        return out.unflatten(-1, (81, 9))

@@ -10,7 +10,8 @@ import exp_suppose
 from data import generate
 from ebm import ours
 from plumbing import disk
-from plumbing.candidates import CELL, DIGIT, GROUP, KINDS, Board, Collect, Gather, Iterate, LogSumExp, iterate
+from plumbing.candidates import CELL, DIGIT, GROUP, KINDS, Board, Collect, Gather, LogSumExp, think, think_anywhere
+from plumbing.product import add_product_transposed, product
 
 
 @pytest.fixture(scope="module")
@@ -33,25 +34,47 @@ def same_as_plain(board, ours, plain, *shapes):
         assert torch.allclose(a, b, atol=1e-5)
 
 
-def test_the_fast_iteration_is_the_plain_one(puzzles):
-    board, width, hidden = Board(puzzles[0][:3]), 6, 10
-    kinds, inputs, count = len(board.group), 6 + 5, len(board.place[0])
-    shapes = (count, inputs), (width, kinds * width), (kinds * width, hidden), (inputs, hidden), (hidden,)
-    shapes += (hidden, width), (width,), (width,), (1, width), (1,)
+@pytest.mark.parametrize("width, hidden", [(6, 10), (32, 96), (37, 70)])
+def test_the_fast_iterations_are_the_plain_ones(puzzles, width, hidden):
+    board, count = Board(puzzles[0][:3]), 3
+    rows = len(board.place[0])
+    shapes = (rows, width + KINDS), (rows, hidden), (width, KINDS * width), (width + KINDS, hidden)
+    shapes += (KINDS * width, hidden), (hidden, width), (width,), (width,), (1, width), (1,)
     torch.manual_seed(0)
-    given = [torch.randn(*shape, requires_grad=True) for shape in shapes]
-    results = [once(*given, board) for once in (Iterate.apply, iterate)]
+    given = [torch.randn(*shape) / shape[-1] ** 0.5 for shape in shapes]
+    for part in given:
+        part.requires_grad_()
+    results = [way(count, board, *given) for way in (think, think_anywhere)]
     weights = [torch.randn_like(result) for result in results[0]]
-    assert [result.shape for result in results[0]] == [(count, width), (count, KINDS), (count,)]
+    assert [result.shape for result in results[0]] == [(count, rows, width + KINDS), (count, rows)]
     for fast, plain in zip(*results):
-        assert torch.allclose(fast, plain, atol=1e-5)
+        assert torch.allclose(fast, plain, atol=1e-4)
     gradients = [torch.autograd.grad(sum((w * r).sum() for w, r in zip(weights, result)), given) for result in results]
     for fast, plain in zip(*gradients):
         assert torch.allclose(fast, plain, atol=1e-4 * plain.abs().max())
-    for kind, share in enumerate(results[0][1].T):
+    for kind, share in enumerate(results[0][0][-1, :, -KINDS:].T):
         assert torch.allclose(
             share.new_zeros(board.groups).index_add(0, board.index[kind], share).max(), torch.ones(())
         )
+    with torch.no_grad():
+        for kept, forgotten in zip(results[0], think(count, board, *given)):
+            assert torch.equal(kept, forgotten)
+
+
+@pytest.mark.parametrize("rows, terms, columns", [(1, 1, 1), (9, 5, 3), (13, 36, 37), (31, 7, 224), (8, 20, 100)])
+def test_products(rows, terms, columns):
+    random = np.random.default_rng(0)
+    a, b = (random.normal(size=shape).astype(np.float32) for shape in ((rows, terms + 2), (terms, columns)))
+    out = np.ones((rows, columns + 5), np.float32)
+    for add in (0, 1):
+        before = out.copy()
+        product(a, 1, b, out, 3, add)
+        assert np.allclose(out[:, 3:-2], a[:, 1:-1] @ b + add * before[:, 3:-2], atol=1e-4)
+        assert (out[:, :3] == 1).all() and (out[:, -2:] == 1).all(), "the other columns stay"
+    total = np.ones((terms + 2, columns), np.float32)
+    right = random.normal(size=(rows, columns)).astype(np.float32)
+    add_product_transposed(a, right, total)
+    assert np.allclose(total, 1 + a.T @ right, atol=1e-4)
 
 
 def test_log_sum_exp(board):
