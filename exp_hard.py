@@ -69,7 +69,7 @@ class Model(nn.Module):
         self.head = nn.Linear(width, 1)
 
     def start(self, puzzle):
-        """The state before the first iteration, in shards: puzzles, their candidates, what each of these has reached."""
+        """The state before the first iteration, in shards: puzzles, their candidates, what each of these knows."""
         return [self.start_shard(part) for part in puzzle.split(SHARD)]
 
     def start_shard(self, puzzle, board=None):
