@@ -99,7 +99,7 @@ class Model(nn.Module):
     def think_shard(self, shard, count):
         """Max-pool messages over each candidate's groups, then an MLP, a residual and a norm: `count` times."""
         puzzle, board, x = shard
-        given = torch.addmm(self.bias, board.sizes, self.seen[:KINDS])
+        given = torch.addmm(self.bias, board.sizes.to(self.bias), self.seen[:KINDS])
         weights = self.message, torch.cat([self.state, self.seen[KINDS:]]), self.heard, self.out
         last = self.norm.weight, self.norm.bias, self.head.weight, self.head.bias
         states, logits = candidates.think(count, board, x, given, *weights, *last)

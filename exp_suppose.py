@@ -123,7 +123,7 @@ class Model(nn.Module):
         """
         puzzle, board, x, mind, clock = self.turn(shard, choose or most_doubtful)
         count = min(count, self.until_turn(clock[:, 0]))
-        seen = torch.cat([board.sizes, mind[:, : BITS + len(self.first)]], 1)  # sees more
+        seen = torch.cat([board.sizes, mind[:, : BITS + len(self.first)]], 1).to(self.bias)  # sees more
         given = torch.addmm(self.bias, seen, torch.cat([self.seen[:KINDS], self.supposed]))
         weights = self.message, torch.cat([self.state, self.seen[KINDS:]]), self.heard, self.out
         last = self.norm.weight, self.norm.bias, self.head.weight, self.head.bias

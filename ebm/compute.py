@@ -9,6 +9,7 @@ FLOPs are those of the matrix products, as torch counts them; milliseconds are o
 draws the picture from the .json file.
 """
 
+import copy
 import dataclasses
 import sys
 import time
@@ -54,7 +55,12 @@ class Iterating:
     def flops(self, puzzle, counts):
         """For one of these puzzles, for each number of steps."""
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            if hasattr(self.model, "iterate_shard"):  # torch counts this thread only
+            if hasattr(
+                self.model, "think_shard"
+            ):  # torch counts its own products, and those that kernels do have float32
+                model = copy.deepcopy(self.model).double()
+                model.think_shard(model.start_shard(puzzle), 1)
+            elif hasattr(self.model, "iterate_shard"):  # and this thread only
                 self.model.iterate_shard(self.model.start_shard(puzzle))
             else:
                 next(iter(self.model(puzzle, 1)))

@@ -28,22 +28,19 @@ compiled = numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"co
 @compiled
 def max_kernel(x, members, first, out, winner):
     """out [4, groups, width]: the largest of x's first 4 x width columns in each group; winner: which candidate's."""
-    width = out.shape[2]
-    for kind in range(out.shape[0]):
+    width = out.shape[2]  # plain indices here: a slice of a row costs more than the row's numbers
+    for kind in range(len(out)):
+        c = kind * width
         for g in range(out.shape[1]):
             begin, end = first[kind, g], first[kind, g + 1]
-            best, who = out[kind, g], winner[kind, g]
-            best[:], who[:] = 0, -1
-            for at in range(begin, end):
+            for j in range(width):  # of a kind with fewer groups than another the last ones are empty
+                out[kind, g, j] = x[members[kind, begin], c + j] if begin < end else np.float32(0)
+                winner[kind, g, j] = members[kind, begin] if begin < end else -1
+            for at in range(begin + 1, end):
                 i = members[kind, at]
-                mine = x[i, kind * width : (kind + 1) * width]
-                if at == begin:
-                    best[:], who[:] = mine, i
-                    continue
                 for j in range(width):
-                    more = mine[j] > best[j]
-                    best[j] = mine[j] if more else best[j]
-                    who[j] = i if more else who[j]
+                    winner[kind, g, j] = i if x[i, c + j] > out[kind, g, j] else winner[kind, g, j]
+                    out[kind, g, j] = max(x[i, c + j], out[kind, g, j])
 
 
 @compiled
