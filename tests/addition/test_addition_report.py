@@ -2,8 +2,9 @@
 
 import pytest
 
-from addition import plots, report, train
+from addition import report, train
 from addition.fast import sweep
+from addition.plots import run_plots
 from plumbing import disk
 
 PNG = b"\x89PNG\r\n"
@@ -160,7 +161,7 @@ def test_runs_that_diverged_are_shown(root):
 def test_a_run_has_its_plots(tmp_path):
     rows = [{"step": s, "train_loss": 2.0, "val_loss": 1.0, "val_exact": 0.5, "stage": f"up to {s // 100} digits"}
             for s in (100, 200, 300)]  # fmt: skip
-    plots.run_plots(tmp_path, rows)
+    run_plots(tmp_path, rows)
     names = ["train_val_loss_per_step.png", "val_accuracy_per_step.png"]
     assert sorted(path.name for path in tmp_path.iterdir()) == names
     assert all((tmp_path / name).read_bytes().startswith(PNG) for name in names)
