@@ -9,6 +9,7 @@ parts of the largest stack's step are from a profile.
 
 import argparse
 import cProfile
+import functools
 import pstats
 import statistics
 import timeit
@@ -52,11 +53,6 @@ def plain_step(recipe):
     return step
 
 
-def stack_step(recipes):
-    stack = Stack({str(i): recipe for i, recipe in enumerate(recipes)}, torch.device("cpu"), "compiled")
-    return lambda: stack.step(0)
-
-
 def shares(step):
     """The share of each part in the time of a step; what is left is the rest."""
     profile = cProfile.Profile()
@@ -80,8 +76,9 @@ def main(argv=None):
     for module, settings in CASES:
         ways = {"plain": (1, plain_step(module.Recipe(settings)))}
         for models in STACKS:
-            recipes = [module.Recipe(replace(settings, seed=seed)) for seed in range(models)]
-            ways[f"stack_{models}"] = (models, stack_step(recipes))
+            recipes = {str(seed): module.Recipe(replace(settings, seed=seed)) for seed in range(models)}
+            stack = Stack(recipes, torch.device("cpu"), "compiled")
+            ways[f"stack_{models}"] = (models, functools.partial(stack.step, 0))
         for _, step in ways.values():  # compiles, and warms up
             step()
         turns = {way: [] for way in ways}
