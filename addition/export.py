@@ -162,9 +162,8 @@ def compare(path, model):
     differ = (found != module.generate(model, prompts, module.ANSWER)[:, len(module.PROMPT) :]).any(1).nonzero()
     if len(differ):
         a, b = pairs[int(differ[0])].tolist()
-        raise SystemExit(
-            f"{path} and the checkpoint answer {len(differ)} of {CHECKED} sums differently, {a} + {b} for one"
-        )
+        sums = f"{len(differ)} of {CHECKED} sums differently, {a} + {b} for one"
+        raise SystemExit(f"{path} and the checkpoint answer {sums}")
 
 
 def folded(checkpoint, model):

@@ -23,13 +23,10 @@ from addition import plots
 from plumbing import disk
 
 ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "results/addition"
 DOCUMENTS = ("addition/README.md", "addition/EXPERIMENTS.md")
 GUESSED = 0.25  # a digit with at most this accuracy counts as guessed
 GOOD = 1_000  # errors in 100,000: 99 %
-
-
-def results():
-    return ROOT / "results" / "addition"
 
 
 def wilson(successes, total, z=1.959964):
@@ -50,7 +47,7 @@ def load(folder):
 
 def groups(name):
     """{configuration: summaries} of a sweep: its members by their names without the seed; empty if it is not there."""
-    kept, found = load(results() / name), {}
+    kept, found = load(RESULTS / name), {}
     for member, summary in (kept or {"members": {}})["members"].items():
         configuration = re.sub(r"[ -]?seed\d+$", "", f"{name} {member}")
         found.setdefault(f"`{configuration}`", []).append(summary)
@@ -118,7 +115,7 @@ def command(*names):
     """The commands of these runs, with hardware and commit."""
     lines = ["```"]
     for name in names:
-        kept = load(results() / name)
+        kept = load(RESULTS / name)
         if kept is None:
             lines.append(f"# {name}: not run")
             continue
@@ -132,7 +129,7 @@ def command(*names):
 
 def speed(name):
     """Time of a step, from `python -m addition.fast.bench`."""
-    kept = disk.read_json(results() / name / "summary.json")
+    kept = disk.read_json(RESULTS / name / "summary.json")
     if kept is None or "cases" not in kept:
         return ["not run"]
     rows = []
@@ -152,7 +149,7 @@ def speed(name):
 
 def attention(*names):
     """Attention weights, from `python -m addition.attention`, apart for models at 99 % and below."""
-    summaries, found = [disk.read_json(results() / name / "summary.json") for name in names], {}
+    summaries, found = [disk.read_json(RESULTS / name / "summary.json") for name in names], {}
     if None in summaries:
         return ["not run"]
     for model in (model for kept in summaries for model in kept["checkpoints"]):
@@ -160,7 +157,7 @@ def attention(*names):
         folder, member = path.parts[-4:-2] if path.stem in ("best", "last") else (path.parts[-3], path.stem)
         if folder == "runs":  # a single run, kept with others as one sweep
             folder, member = re.fullmatch(r"(.+)-(seed\d+)", member).groups()
-        summary = load(results() / folder)["members"][member]
+        summary = load(RESULTS / folder)["members"][member]
         found.setdefault((folder, summary["errors_in_100000"] > GOOD), []).append(model)
     rows = []
     for (folder, failed), models in found.items():
@@ -177,7 +174,7 @@ def attention(*names):
 
 def verified(name):
     """The exported files in addition/weights/, from `python -m addition.verify`."""
-    paths = sorted((results() / name).glob("*.json"), key=lambda path: int(path.stem.removesuffix("p")))
+    paths = sorted((RESULTS / name).glob("*.json"), key=lambda path: int(path.stem.removesuffix("p")))
     if not paths:
         return ["not run"]
     rows = []
@@ -198,15 +195,15 @@ KINDS = {kind.__name__: kind for kind in (sweep, seeds, command, attention, spee
 
 def draw():
     """seeds.png of each sweep, and accuracy.png of the sweeps in the README's tables."""
-    for metrics in sorted(results().glob("*/metrics.csv")):
+    for metrics in sorted(RESULTS.glob("*/metrics.csv")):
         folder, rows = metrics.parent, pd.read_csv(metrics)
         both = {name: (s, rows[rows["member"] == name]) for name, s in load(folder)["members"].items()}
         plots.seeds_plot(folder / "seeds.png", folder.name, both)
     words = [block[2].split() for block in report.BLOCK.finditer((ROOT / DOCUMENTS[0]).read_text())]
     shown = dict.fromkeys(name for kind, *names in words if kind == "sweep" for name in names)
-    points = {name: list(kept["members"].values()) for name in shown if (kept := load(results() / name))}
+    points = {name: list(kept["members"].values()) for name in shown if (kept := load(RESULTS / name))}
     if points:
-        plots.accuracy_plot(results() / "accuracy.png", points)
+        plots.accuracy_plot(RESULTS / "accuracy.png", points)
 
 
 def keep(folders, name=""):
@@ -225,7 +222,7 @@ def keep(folders, name=""):
             before = f"{folder.name}-" if len(parts) > 1 and len(kept["members"]) > 1 else ""
             rows.append(metrics.assign(member=before + metrics["member"]))
             members |= {before + key: value for key, value in kept["members"].items()}
-        target = results() / (name or folder.name)
+        target = RESULTS / (name or folder.name)
         with disk.writing(target, "metrics.csv"):
             disk.replace(target / "metrics.csv", lambda file, rows=rows: pd.concat(rows).to_csv(file, index=False))
             disk.write_json(target / "summary.json", {**kept, "members": members})

@@ -281,11 +281,10 @@ class Recipe:
     def __init__(self, settings):
         self.s = settings
         self.random, self.losses = np.random.default_rng([settings.seed, 2]), []
-        pairs = uniform_pairs([settings.seed, 1], settings.val_size + settings.test_size)
+        sizes = [settings.val_size, settings.test_size]
+        pairs = uniform_pairs([settings.seed, 1], sum(sizes))
         self.held_out = np.sort(key(*pairs.T))
-        self.validation, self.test = encode_pairs(pairs, settings.model.layout).split(
-            [settings.val_size, settings.test_size]
-        )
+        self.validation, self.test = encode_pairs(pairs, settings.model.layout).split(sizes)
 
     def model(self):
         torch.manual_seed(self.s.seed + 10**9 * self.given_up)

@@ -169,9 +169,7 @@ class Code:
 
     def call(self, name, x):
         """One of LLVM's functions: sqrt, fabs."""
-        name = f"llvm.{name}.v{LANES}f32"
-        known = self.module.globals.get(name)
-        function = known or ir.Function(self.module, ir.FunctionType(VECTOR, [VECTOR]), name)
+        function = self.module.declare_intrinsic(f"llvm.{name}.v{LANES}f32", fnty=ir.FunctionType(VECTOR, [VECTOR]))
         return Value(self, self.at.call(function, [x.value], fastmath=FAST))
 
     def exp(self, x):
@@ -469,9 +467,8 @@ def machine():
     flags = ",".join(f"{'+' if on else '-'}{name}" for name, on in features.items())
     if features.get("avx512f"):
         flags += ",-prefer-256-bit"
-    target = llvm.Target.from_default_triple().create_target_machine(
-        cpu=llvm.get_host_cpu_name(), features=flags, opt=3, jit=True
-    )
+    target, cpu = llvm.Target.from_default_triple(), llvm.get_host_cpu_name()
+    target = target.create_target_machine(cpu=cpu, features=flags, opt=3, jit=True)
     return target, llvm.create_mcjit_compiler(llvm.parse_assembly(""), target)
 
 

@@ -29,6 +29,7 @@ def summary(seed, errors, at=None, **config):
 @pytest.fixture
 def root(tmp_path, monkeypatch):
     monkeypatch.setattr(report, "ROOT", tmp_path)
+    monkeypatch.setattr(report, "RESULTS", tmp_path / "results/addition")
     monkeypatch.setattr(report, "DOCUMENTS", ("addition/README.md",))
     (tmp_path / "addition").mkdir()
     (tmp_path / "addition/README.md").touch()
