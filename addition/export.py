@@ -157,9 +157,9 @@ def compare(path, model):
         if not torch.equal(found, value):
             raise SystemExit(f"{path}: the numbers of {name} are not the checkpoint's")
     pairs = carry_pairs(1, CHECKED)
-    found = module.generate(exported, module.prompts(*pairs.T.tolist()), module.ANSWER)[:, len(module.PROMPT) :]
     prompts = encode_pairs(pairs, model.config.layout)[:, : len(module.PROMPT)].long()
-    differ = (found != module.generate(model, prompts, module.ANSWER)[:, len(module.PROMPT) :]).any(1).nonzero()
+    found = module.generate(exported, module.prompts(*pairs.T.tolist()), module.ANSWER)
+    differ = (found != module.generate(model, prompts, module.ANSWER)).any(1).nonzero()
     if len(differ):
         a, b = pairs[int(differ[0])].tolist()
         sums = f"{len(differ)} of {CHECKED} sums differently, {a} + {b} for one"

@@ -119,9 +119,8 @@ def command(*names):
         if kept is None:
             lines.append(f"# {name}: not run")
             continue
-        wrapped = textwrap.wrap(
-            kept["command"], 110, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
-        )
+        whole_words = dict(break_long_words=False, break_on_hyphens=False)
+        wrapped = textwrap.wrap(kept["command"], 110, subsequent_indent="  ", **whole_words)
         hardware, commits = (dict.fromkeys(s[key] for s in kept["members"].values()) for key in ("hardware", "commit"))
         lines += [*" \\\n".join(wrapped).splitlines(), f"# {' and '.join(hardware)}; commit {', '.join(commits)}"]
     return [*lines, "```"]

@@ -22,7 +22,6 @@ from addition import reliable, tiny, train
 from addition.fast.sweep import Stack
 from plumbing import disk
 
-ROOT = Path(__file__).parents[2]
 LOW = train.ModelConfig(pos_rank=3, qkv_rank=3, attn_out_rank=2, ffn_rank=3, use_rmsnorm=True, tie_qkv="shareA_tieKV")
 CASES = (
     (train, train.Settings(model=LOW, val_size=64, test_size=64)),
@@ -68,7 +67,7 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--turns", type=int, default=7, help="timings of each way, of which the median counts")
     parser.add_argument("--steps", type=int, default=64, help="models' steps a turn")
-    parser.add_argument("--output", default=str(ROOT / "results/addition/bench"))
+    parser.add_argument("--output", default=str(Path(__file__).parents[2] / "results/addition/bench"))
     options = parser.parse_args(argv)
     if options.turns < 1 or options.steps < 1:
         parser.error(f"--turns {options.turns} --steps {options.steps}: both must be at least 1")
