@@ -34,12 +34,9 @@ def measure(model):
     predicted, target = answers(model, rows)
     right = (predicted.argmax(-1) == target).float().mean(0)[: len(layout.sum)].tolist()
     return {
-        "own": sum(own) / len(own),
-        "before": sum(before) / len(before),
-        "before_least": min(before),
-        "before_most": max(before),
-        "digits_right": [round(value, 4) for value in right],
-    }
+        "own": sum(own) / len(own), "before": sum(before) / len(before), "before_least": min(before),
+        "before_most": max(before), "digits_right": [round(value, 4) for value in right],
+    }  # fmt: skip
 
 
 def main(argv=None):

@@ -35,8 +35,7 @@ def from_published(named):
     for name, value in named.items():
         start = max((start for start in PUBLISHED if name.startswith(start)), key=len, default=None)
         ours = PUBLISHED[start] + name.removeprefix(start) if start else name
-        ours = ours.removesuffix(".A") + ".a" if ours.endswith(".A") else ours
-        ours = ours.removesuffix(".B") + ".b" if ours.endswith(".B") else ours
+        ours = ours.lower() if ours.endswith((".A", ".B")) else ours
         found[ours] = value.T.contiguous() if ours in LINEAR else value
     return found
 

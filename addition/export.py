@@ -28,13 +28,10 @@ from plumbing import disk
 
 LICENSE = Path(__file__).parents[1] / "LICENSE"
 CHECKED = 300  # pairs on which the file must give the checkpoint's answers
-SOURCES = {
-    "ModelConfig": ([train.Matrix, train.SharedQKV, train.TinyDecoderLM], "TinyDecoderLM(CONFIG, 1)"),
-    "TinyConfig": ([tiny.turn, tiny.on_arc, tiny.Adder, tiny.TinyAdder], "TinyAdder(CONFIG, weights)"),
-    "SmallestConfig": (
-        [tiny.on_arc, tiny.Adder, smallest.Pattern, smallest.SmallestAdder],
-        "SmallestAdder(CONFIG, weights)",
-    ),
+SOURCES = {  # of each model, and how it is built
+    train.TinyDecoderLM: ([train.Matrix, train.SharedQKV], "TinyDecoderLM(CONFIG, 1)"),
+    tiny.TinyAdder: ([tiny.turn, tiny.on_arc, tiny.Adder], "TinyAdder(CONFIG, weights)"),
+    smallest.SmallestAdder: ([tiny.on_arc, tiny.Adder, smallest.Pattern], "SmallestAdder(CONFIG, weights)"),
 }
 
 FILE = Template('''\
@@ -135,13 +132,14 @@ def numbers(value):
 def write(model, name, author):
     """The file's text."""
     config, layout, start = model.config, model.config.layout, model.config.layout.sum[0]
-    parts, build = SOURCES[type(config).__name__]
+    parts, build = SOURCES[type(model)]
+    sources = "\n\n".join(map(inspect.getsource, [*parts, type(model)])).rstrip()
     chosen = {f.name: getattr(config, f.name) for f in fields(config)}
     derived = {key: getattr(config, key) for key in ("eps", "read", "d_model") if hasattr(config, key)}
     weights = "".join(f'"{key}": {numbers(value.detach())},\n' for key, value in model.named_parameters())
     return FILE.substitute(
         digits=len(layout.a), params=train.count(model), prompt=layout.template[:start], a=layout.a, b=layout.b,
-        answer=len(layout.sum), sources="\n\n".join(map(inspect.getsource, parts)).rstrip(), build=build,
+        answer=len(layout.sum), sources=sources, build=build,
         config="\n".join(f"    {key}={value!r}," for key, value in (chosen | derived).items()),
         count=inspect.getsource(count), name=quote(name), author=quote(author),
         architecture=quote(f"{inspect.getdoc(type(model))} Width {config.d_model}, {config.d_ff} hidden."),
@@ -154,21 +152,18 @@ def write(model, name, author):
 def compare(path, model):
     """Exit with the first difference between the file at `path` and the checkpoint."""
     module = read(path)
-    exported, metadata, params = build(path, module)
-    if not params == metadata["params"] == train.count(model):
-        raise SystemExit(f"{path} has {params} parameters, but the checkpoint has {train.count(model)}")
+    exported, _, _ = build(path, module)
     for (name, found), value in zip(exported.named_parameters(), model.parameters(), strict=True):
         if not torch.equal(found, value):
             raise SystemExit(f"{path}: the numbers of {name} are not the checkpoint's")
     pairs = carry_pairs(1, CHECKED)
-    found = module.generate(exported, module.prompts(*pairs.T.tolist()), module.ANSWER)[:, len(module.PROMPT) :]
     prompts = encode_pairs(pairs, model.config.layout)[:, : len(module.PROMPT)].long()
-    differ = (found != module.generate(model, prompts, module.ANSWER)[:, len(module.PROMPT) :]).any(1).nonzero()
+    found = module.generate(exported, module.prompts(*pairs.T.tolist()), module.ANSWER)
+    differ = (found != module.generate(model, prompts, module.ANSWER)).any(1).nonzero()
     if len(differ):
         a, b = pairs[int(differ[0])].tolist()
-        raise SystemExit(
-            f"{path} and the checkpoint answer {len(differ)} of {CHECKED} sums differently, {a} + {b} for one"
-        )
+        sums = f"{len(differ)} of {CHECKED} sums differently, {a} + {b} for one"
+        raise SystemExit(f"{path} and the checkpoint answer {sums}")
 
 
 def folded(checkpoint, model):

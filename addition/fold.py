@@ -32,7 +32,7 @@ def fold(model):
     def note(text, **changes):
         nonlocal config
         config = replace(config, **changes)
-        done.append((text, sum(value.numel() for value in w.values())))
+        done.append((text, sum(w[name].numel() for name in config.shapes())))
 
     def untie():
         """The output matrix, where it is the values' transposed, as a matrix of its own."""
@@ -49,8 +49,6 @@ def fold(model):
             if name in w:
                 read = [0, 1, 1] if name == "query" and config.query == "zeros" else range(len(w[name]))
                 w[name] = weight[list(read), None] * w[name]
-        for name in ("norm1", "norm2", "norm"):
-            w.pop(name, None)
         w["final"] = last[: config.read]
         note("weights of the norms, into the matrices that follow", norms="final")
     if config.embedding == "arc" and config.norms == "final":
@@ -69,7 +67,6 @@ def fold(model):
         spared = sum(w[name].numel() for name in ("value", "out") if name in w)
         if joined.numel() < spared:
             w["joined"] = joined
-            w = {name: value for name, value in w.items() if name not in ("value", "out")}
             note("values and output, into one matrix", values="joined", out="free")
     if config.query == "free" and config.read == 2 and config.values != "query":
         pairs = config.head_dim // 2

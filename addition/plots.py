@@ -1,9 +1,7 @@
 """Plots: the curves of a run, the seeds of a sweep, exact match over parameters."""
 
 import math
-import re
 import statistics
-from pathlib import Path
 
 import pandas as pd
 
@@ -61,19 +59,14 @@ def run_plots(folder, rows):
     axis.yaxis.set_major_formatter("{x:g}")
     steps_axis(axis, rows)
     axis.legend(frameon=False, fontsize=9, loc="upper right")
-    save(figure, Path(folder) / "train_val_loss_per_step.png")
+    save(figure, folder / "train_val_loss_per_step.png")
 
     exact = 100 * rows["val_exact"]
     figure, axis = axes(8, 4.2, f"Validation exact match, best {max(exact):.2f} %")
     axis.plot(rows["step"], exact, color=BLUE, lw=1.8, marker=marker, clip_on=False)
     percent_axis(axis)
     steps_axis(axis, rows)
-    save(figure, Path(folder) / "val_accuracy_per_step.png")
-
-
-def configuration(member):
-    """A member's name without its seed: its combination of settings, empty where all have the same."""
-    return re.sub(r"-?seed\d+$", "", member)
+    save(figure, folder / "val_accuracy_per_step.png")
 
 
 def seeds_plot(path, name, members):

@@ -40,6 +40,8 @@ class Settings(train.Settings):
 class Recipe(train.Recipe):
     """A first stage, long carries, softened attention, weight decay that ends, and new weights for what is stuck."""
 
+    STATE = (*train.Recipe.STATE, "first", "smooth")
+
     def __init__(self, settings):
         super().__init__(settings)
         self.first, self.smooth = settings.first_stage > 0, None
@@ -84,13 +86,6 @@ class Recipe(train.Recipe):
 
     def stage(self, step):
         return "zeros and nines" if self.first else "all digits"
-
-    def state_dict(self):
-        return super().state_dict() | {"first": self.first, "smooth": self.smooth}
-
-    def load_state_dict(self, state):
-        super().load_state_dict(state)
-        self.first, self.smooth = state["first"], state["smooth"]
 
 
 if __name__ == "__main__":

@@ -20,23 +20,17 @@ import pandas as pd
 
 import report
 from addition import plots
-from addition.plots import configuration
 from plumbing import disk
 
 ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "results/addition"
 DOCUMENTS = ("addition/README.md", "addition/EXPERIMENTS.md")
 GUESSED = 0.25  # a digit with at most this accuracy counts as guessed
 GOOD = 1_000  # errors in 100,000: 99 %
 
 
-def results():
-    return ROOT / "results" / "addition"
-
-
 def wilson(successes, total, z=1.959964):
     """The 95 % interval of a success rate."""
-    if total == 0:
-        return 0.0, 1.0
     rate, scale = successes / total, 1 + z * z / total
     middle = (rate + z * z / (2 * total)) / scale
     half = z * math.sqrt(rate * (1 - rate) / total + z * z / (4 * total * total)) / scale
@@ -52,11 +46,18 @@ def load(folder):
 
 
 def groups(name):
-    """{configuration: summaries} of a sweep; empty if it is not there."""
-    kept, found = load(results() / name), {}
+    """{configuration: summaries} of a sweep: its members by their names without the seed; empty if it is not there."""
+    kept, found = load(RESULTS / name), {}
     for member, summary in (kept or {"members": {}})["members"].items():
-        found.setdefault(configuration(member), []).append(summary)
+        configuration = re.sub(r"[ -]?seed\d+$", "", f"{name} {member}")
+        found.setdefault(f"`{configuration}`", []).append(summary)
     return found
+
+
+def table(rows):
+    """Of rows {column: cell}; one may lack columns."""
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    return report.table(columns, [[row.get(column, "") for column in columns] for row in rows])
 
 
 def number(value):
@@ -68,64 +69,58 @@ def span(counts):
     return str(low) if low == high else f"{low} to {high}, {sum(counts)} in all"
 
 
-def rate(good, total):
-    low, high = wilson(good, total)
-    return f"{good} of {total} ({100 * good / total:.0f} %, {100 * low:.0f}-{100 * high:.0f} %)"
-
-
 def sweep(*names):
     """One row a configuration."""
     rows = []
     for name in names:
-        if not groups(name):
-            rows.append([f"`{name}`", "not run", *[""] * 8])
-        together = [s for runs in groups(name).values() for s in runs]
-        for label, runs in groups(name).items():
+        configurations = groups(name)
+        if not configurations:
+            rows.append({"configuration": f"`{name}`", "parameters": "not run"})
+        together = [s for runs in configurations.values() for s in runs]
+        for label, runs in configurations.items():
             errors = pd.Series([s["errors_in_100000"] for s in runs])
             good, diverged = int((errors <= GOOD).sum()), sum("diverged_at" in s for s in runs)
+            share, low, high = (f"{100 * x:.0f}" for x in (good / len(runs), *wilson(good, len(runs))))
             sums = sum(s["sums_seen"] for s in runs) / 1e6
             models = sum(s["starts"] for s in together)
-            rows.append([
-                f"`{' '.join(filter(None, (name, label)))}`", number(runs[0]["parameters"]),
-                number(runs[0]["config"]["train_steps"]), span([s["starts"] for s in runs]),
-                rate(good, len(runs)) + (f", {diverged} diverged" if diverged else ""), int((errors == 0).sum()),
-                number(sums / good) if good else "-",
-                number(pd.Series([s["step_at_99"] for s in runs], dtype=float).median()),
-                f"{number(errors.min())}, {number(errors.median())}",
-                number(max(s["seconds"] for s in together) / models),
-            ])  # fmt: skip
-    head = ["configuration", "parameters", "steps", "starts a run", "runs at 99 %", "with 0 errors",
-            "million sums a success", "median steps to 99 %", "errors in 100,000 (best, median)",
-            "seconds a start"]  # fmt: skip
-    return report.table(head, rows)
+            rows.append({
+                "configuration": label, "parameters": number(runs[0]["parameters"]),
+                "steps": number(runs[0]["config"]["train_steps"]), "starts a run": span([s["starts"] for s in runs]),
+                "runs at 99 %": f"{good} of {len(runs)} ({share} %, {low}-{high} %)"
+                + (f", {diverged} diverged" if diverged else ""),
+                "with 0 errors": int((errors == 0).sum()),
+                "million sums a success": number(sums / good) if good else "-",
+                "median steps to 99 %": number(pd.Series([s["step_at_99"] for s in runs], dtype=float).median()),
+                "errors in 100,000 (best, median)": f"{number(errors.min())}, {number(errors.median())}",
+                "seconds a start": number(max(s["seconds"] for s in together) / models),
+            })  # fmt: skip
+    return table(rows)
 
 
 def seeds(*names):
     """One row a seed."""
-    rows = [[f"`{name}`", "not run", *[""] * 3] for name in names if not groups(name)]
-    for entry, label, runs in ((name, label, runs) for name in names for label, runs in groups(name).items()):
+    rows = [{"configuration": f"`{name}`", "seed": "not run"} for name in names if not groups(name)]
+    for label, runs in (item for name in names for item in groups(name).items()):
         for s in sorted(runs, key=lambda s: s["seed"]):
-            ended = "".join(
-                f" ({word} at step {number(s[key])})"
-                for key, word in (("diverged_at", "diverged"), ("pruned_at", "not continued"))
-                if key in s
-            )
-            rows.append([f"`{' '.join(filter(None, (entry, label)))}`", s["seed"], number(s["best_step"]),
-                         number(s["step_at_99"]), number(s["errors_in_100000"]) + ended])  # fmt: skip
-    return report.table(["configuration", "seed", "best step", "step at 99 %", "errors in 100,000"], rows)
+            words = {"diverged_at": "diverged", "pruned_at": "not continued"}
+            ended = "".join(f" ({word} at step {number(s[key])})" for key, word in words.items() if key in s)
+            rows.append({
+                "configuration": label, "seed": s["seed"], "best step": number(s["best_step"]),
+                "step at 99 %": number(s["step_at_99"]), "errors in 100,000": number(s["errors_in_100000"]) + ended,
+            })  # fmt: skip
+    return table(rows)
 
 
 def command(*names):
     """The commands of these runs, with hardware and commit."""
     lines = ["```"]
     for name in names:
-        kept = load(results() / name)
+        kept = load(RESULTS / name)
         if kept is None:
             lines.append(f"# {name}: not run")
             continue
-        wrapped = textwrap.wrap(
-            kept["command"], 110, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
-        )
+        whole_words = dict(break_long_words=False, break_on_hyphens=False)
+        wrapped = textwrap.wrap(kept["command"], 110, subsequent_indent="  ", **whole_words)
         hardware, commits = (dict.fromkeys(s[key] for s in kept["members"].values()) for key in ("hardware", "commit"))
         lines += [*" \\\n".join(wrapped).splitlines(), f"# {' and '.join(hardware)}; commit {', '.join(commits)}"]
     return [*lines, "```"]
@@ -133,26 +128,27 @@ def command(*names):
 
 def speed(name):
     """Time of a step, from `python -m addition.fast.bench`."""
-    kept = disk.read_json(results() / name / "summary.json")
+    kept = disk.read_json(RESULTS / name / "summary.json")
     if kept is None or "cases" not in kept:
         return ["not run"]
     rows = []
     for case in kept["cases"]:
         ms = case["ms"]
         best = min(ms, key=ms.get)
-        rows.append([case["recipe"], case["parameters"], case["batch"], *(f"{value:.2f}" for value in ms.values()),
-                     f"{ms['plain'] / ms[best]:.1f} x", f"{ms['stack_1'] / ms[best]:.1f} x",
-                     *(f"{100 * share:.0f} %" for share in case["shares"].values())])  # fmt: skip
-    ways = [way.replace("stack_", "stack of ") for way in kept["cases"][0]["ms"]]
-    head = ["recipe", "parameters", "batch", *ways, "best against plain", "against a stack of 1",
-            *kept["cases"][0]["shares"]]  # fmt: skip
+        rows.append({
+            "recipe": case["recipe"], "parameters": case["parameters"], "batch": case["batch"],
+            **{way.replace("stack_", "stack of "): f"{value:.2f}" for way, value in ms.items()},
+            "best against plain": f"{ms['plain'] / ms[best]:.1f} x",
+            "against a stack of 1": f"{ms['stack_1'] / ms[best]:.1f} x",
+            **{part: f"{100 * share:.0f} %" for part, share in case["shares"].items()},
+        })  # fmt: skip
     note = f"Milliseconds a step and a model, median of turns; {kept['hardware']}; commit {kept['commit']}"
-    return [note, "", *report.table(head, rows)]
+    return [note, "", *table(rows)]
 
 
 def attention(*names):
     """Attention weights, from `python -m addition.attention`, apart for models at 99 % and below."""
-    summaries, found = [disk.read_json(results() / name / "summary.json") for name in names], {}
+    summaries, found = [disk.read_json(RESULTS / name / "summary.json") for name in names], {}
     if None in summaries:
         return ["not run"]
     for model in (model for kept in summaries for model in kept["checkpoints"]):
@@ -160,68 +156,53 @@ def attention(*names):
         folder, member = path.parts[-4:-2] if path.stem in ("best", "last") else (path.parts[-3], path.stem)
         if folder == "runs":  # a single run, kept with others as one sweep
             folder, member = re.fullmatch(r"(.+)-(seed\d+)", member).groups()
-        summary = load(results() / folder)["members"][member]
+        summary = load(RESULTS / folder)["members"][member]
         found.setdefault((folder, summary["errors_in_100000"] > GOOD), []).append(model)
     rows = []
     for (folder, failed), models in found.items():
         own, before = ([m[key] for m in models] for key in ("own", "before"))
         guessed = statistics.median(sum(value < GUESSED for value in m["digits_right"]) for m in models)
-        rows.append([
-            f"`{folder}`", f"{len(models)} {'below' if failed else 'at'} 99 %", f"{min(own):.2f}-{max(own):.2f}",
-            f"{min(before):.3f}-{max(before):.3f}", f"{guessed:g}",
-        ])  # fmt: skip
-    head = ["sweep", "seeds", "own two digits", "the two before", "digits guessed, median of the eleven"]
-    return report.table(head, rows)
+        rows.append({
+            "sweep": f"`{folder}`", "seeds": f"{len(models)} {'below' if failed else 'at'} 99 %",
+            "own two digits": f"{min(own):.2f}-{max(own):.2f}",
+            "the two before": f"{min(before):.3f}-{max(before):.3f}",
+            "digits guessed, median of the eleven": f"{guessed:g}",
+        })  # fmt: skip
+    return table(rows)
 
 
 def verified(name):
     """The exported files in addition/weights/, from `python -m addition.verify`."""
-    paths = sorted((results() / name).glob("*.json"), key=lambda path: int(path.stem.removesuffix("p")))
+    paths = sorted((RESULTS / name).glob("*.json"), key=lambda path: int(path.stem.removesuffix("p")))
     if not paths:
         return ["not run"]
     rows = []
     for v in map(disk.read_json, paths):
         passed = v["edge_cases"] - len(v["edge_cases_failed"])
-        public, carries = f"{100 * v['public_exact']:.2f} %", f"{v['carry_errors']} errors in {v['carry_pairs']:,}"
-        idle = sum(map(len, v["without_effect"].values()))
-        rows.append([f"`{v['path']}`", v["parameters"], v["strictly"], idle,
-                     f"{passed} of {v['edge_cases']}", public, carries])  # fmt: skip
-    head = ["file", "parameters", "with fixed numbers", "entries without effect", "edge cases",
-            "public protocol, 10,010 pairs", "long carries"]  # fmt: skip
-    return report.table(head, rows)
+        rows.append({
+            "file": f"`{v['path']}`", "parameters": v["parameters"], "with fixed numbers": v["strictly"],
+            "entries without effect": sum(map(len, v["without_effect"].values())),
+            "edge cases": f"{passed} of {v['edge_cases']}",
+            "public protocol, 10,010 pairs": f"{100 * v['public_exact']:.2f} %",
+            "long carries": f"{v['carry_errors']} errors in {v['carry_pairs']:,}",
+        })  # fmt: skip
+    return table(rows)
 
 
 KINDS = {kind.__name__: kind for kind in (sweep, seeds, command, attention, speed, verified)}
 
 
-def documents():
-    return [name for name in DOCUMENTS if (ROOT / name).exists()]
-
-
 def draw():
     """seeds.png of each sweep, and accuracy.png of the sweeps in the README's tables."""
-    for folder in sorted(results().glob("*")):
-        if (folder / "metrics.csv").exists():
-            rows, kept = pd.read_csv(folder / "metrics.csv"), load(folder)["members"]
-            both = {name: (summary, rows[rows["member"] == name]) for name, summary in kept.items()}
-            plots.seeds_plot(folder / "seeds.png", folder.name, both)
-    words = [m[2].split() for name in documents()[:1] for m in report.BLOCK.finditer((ROOT / name).read_text())]
+    for metrics in sorted(RESULTS.glob("*/metrics.csv")):
+        folder, rows = metrics.parent, pd.read_csv(metrics)
+        both = {name: (s, rows[rows["member"] == name]) for name, s in load(folder)["members"].items()}
+        plots.seeds_plot(folder / "seeds.png", folder.name, both)
+    words = [block[2].split() for block in report.BLOCK.finditer((ROOT / DOCUMENTS[0]).read_text())]
     shown = dict.fromkeys(name for kind, *names in words if kind == "sweep" for name in names)
-    points = {name: [s for runs in groups(name).values() for s in runs] for name in shown if groups(name)}
+    points = {name: list(kept["members"].values()) for name in shown if (kept := load(RESULTS / name))}
     if points:
-        plots.accuracy_plot(results() / "accuracy.png", points)
-
-
-def evidence(folder):
-    """(metrics with a column of members, summary) of a sweep or a single run."""
-    kept = load(folder)
-    if kept is None:
-        raise SystemExit(f"{folder} has no summary.json: has the run finished? (--resume goes on)")
-    if (folder / "members.csv").exists():
-        return pd.read_csv(folder / "members.csv", dtype=str), kept
-    rows = pd.read_csv(folder / "metrics.csv", dtype=str)
-    rows.insert(0, "member", next(iter(kept["members"])))
-    return rows, kept
+        plots.accuracy_plot(RESULTS / "accuracy.png", points)
 
 
 def keep(folders, name=""):
@@ -231,11 +212,16 @@ def keep(folders, name=""):
     for parts in [folders] if name else [[folder] for folder in folders]:
         rows, members = [], {}
         for folder in parts:
-            metrics, kept = evidence(folder)
+            kept, of_all = load(folder), folder / "members.csv"
+            if kept is None:
+                raise SystemExit(f"{folder} has no summary.json: has the run finished? (--resume goes on)")
+            metrics = pd.read_csv(of_all if of_all.exists() else folder / "metrics.csv", dtype=str)
+            if not of_all.exists():  # a single run
+                metrics.insert(0, "member", next(iter(kept["members"])))
             before = f"{folder.name}-" if len(parts) > 1 and len(kept["members"]) > 1 else ""
             rows.append(metrics.assign(member=before + metrics["member"]))
             members |= {before + key: value for key, value in kept["members"].items()}
-        target = results() / (name or folder.name)
+        target = RESULTS / (name or folder.name)
         with disk.writing(target, "metrics.csv"):
             disk.replace(target / "metrics.csv", lambda file, rows=rows: pd.concat(rows).to_csv(file, index=False))
             disk.write_json(target / "summary.json", {**kept, "members": members})
@@ -253,7 +239,7 @@ def main(argv=None):
         if not arguments.folders:
             parser.error("keep needs the folder of a run, such as results/runs/NAME")
         return keep(arguments.folders, arguments.name)
-    report.write_documents(ROOT, documents(), KINDS, arguments.check, "python -m addition.report")
+    report.write_documents(ROOT, DOCUMENTS, KINDS, arguments.check, "python -m addition.report")
     if not arguments.check:
         draw()
 

@@ -1,8 +1,7 @@
 """What stands behind a run of this folder: command line, checkpoints, metrics, the summary. Plumbing is the root's."""
 
 import shlex
-import sys
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -10,7 +9,6 @@ import tyro
 
 import common
 import plumbing.run
-from addition import plots
 from plumbing import disk
 
 RunName = Annotated[str, tyro.conf.arg(name="run-name", aliases=("--name",))]
@@ -44,11 +42,11 @@ class Flags:
 
 def wrong_value(options):
     """What is wrong with the value of a flag, or None."""
-    for f in fields(options):
-        value, flag = getattr(options, f.name), f"--{f.name.replace('_', '-')}"
-        if type(value) in (int, float) and value > LARGEST.get(f.name, float("inf")):
-            return f"{flag} {value}: expected at most {LARGEST[f.name]}"
-        if f.name in ABOVE_ZERO and value <= 0:
+    for name, value in vars(options).items():
+        flag = f"--{name.replace('_', '-')}"
+        if name in LARGEST and value > LARGEST[name]:
+            return f"{flag} {value}: expected at most {LARGEST[name]}"
+        if name in ABOVE_ZERO and value <= 0:
             return f"{flag} {value}: expected a number above 0"
     zero = {name: 1 for name in MAY_BE_ZERO if getattr(options, name, None) == 0}
     return common.wrong_value(replace(options, **zero))
@@ -56,11 +54,7 @@ def wrong_value(options):
 
 def parse(settings, argv):
     """The settings from the command line; a wrong value is one line that names its flag."""
-    try:
-        return common.from_flags(settings, argv, settings(), wrong_value)
-    except ValueError as error:  # of a model's config
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+    return common.from_flags(settings, argv, settings(), wrong_value)
 
 
 class Run(plumbing.run.Run):
@@ -111,21 +105,7 @@ def result(recipe, steps, rows, best, test, errors):
     }  # fmt: skip
 
 
-def start(argv, settings, file):
-    """-> the settings from the command line, and their run"""
-    argv = sys.argv[1:] if argv is None else list(argv)
-    options = parse(settings, argv)
-    return options, Run(options, Path(file).stem, argv)
-
-
 def progress(run, step, text):
     """One line of the log, with the share of the steps, the speed and the time left."""
     speed, left = run.pace(step, 1)
     run.log(f"step {step + 1:6d} {(step + 1) / run.config.steps:4.0%}  {1000 / speed:6.2f} ms  {text}  left {left}")
-
-
-def draw(folder, rows):
-    """The loss and the exact match of one run, beside its metrics."""
-    if rows:
-        with disk.writing(folder, "plots"):
-            plots.run_plots(folder, rows)

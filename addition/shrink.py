@@ -19,8 +19,6 @@ from addition import smallest, train
 from addition.evaluate_checkpoints import load
 from addition.smallest import Pattern, SmallestAdder
 
-FIXED = ("span", "scale")  # learned or fixed, apart from the patterns
-
 
 @dataclass(frozen=True)
 class Settings(smallest.Settings):
@@ -95,7 +93,7 @@ class Shrinking(SmallestAdder):
                     if hasattr(trained, name)}  # fmt: skip
         super().__init__(config, {name: learned[name] for name in config.shapes()})
         self.change = {name: value - super(Shrinking, self).matrix(name).detach() for name, value in matrices.items()}
-        self.moved = {name: getattr(trained, name).detach() for name in FIXED if getattr(config, name)}
+        self.moved = {name: getattr(trained, name).detach() for name in ("span", "scale") if getattr(config, name)}
         self.set(0.0)
 
     def set(self, left):

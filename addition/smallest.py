@@ -72,11 +72,9 @@ class SmallestConfig:
     scale: float = 0.0  # of the attention scores; 0: learned
 
     def __post_init__(self):
-        width, hidden = self.d_model, self.d_ff
-        wanted = dict(
-            joined=(2, width), up=(width, hidden), gate=(width, hidden), down=(hidden, width), final=(1, width)
-        )
-        for name, size in wanted.items():
+        w, h = self.d_model, self.d_ff
+        sizes = dict(joined=(2, w), up=(w, h), gate=(w, h), down=(h, w), final=(1, w))
+        for name, size in sizes.items():
             try:
                 fits = Pattern(getattr(self, name)).shape == size
             except ValueError as error:
@@ -146,14 +144,7 @@ class Settings(tiny.Settings):
 class Recipe(tiny.Recipe):
     def model(self):
         """Entries N(0, init_std). The arc begins as about a quarter circle, the scale of attention near 5."""
-        torch.manual_seed(self.s.seed)
-        starts = {
-            "span": (1.5, 0.1),
-            "start": (0.0, 3.0),
-            "scale": (5.0, 0.5),
-            "angle": (0.0, math.pi),
-            "final": (1.0, 0.0),
-        }
+        starts = dict(span=(1.5, 0.1), start=(0.0, 3.0), scale=(5.0, 0.5), angle=(0.0, math.pi), final=(1.0, 0.0))
         return SmallestAdder(self.s.model, self.drawn(starts))
 
 

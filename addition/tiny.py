@@ -196,17 +196,15 @@ class Recipe(reliable.Recipe):
 
     def model(self):
         """Matrices N(0, init_std). The arc begins as about a quarter circle, the scale of attention near 5."""
-        torch.manual_seed(self.s.seed)
-        starts = {
-            "arc": ([10.0, 0.0, 1.5], [1.0, 0.3, 0.1]), "scale": (5.0, 0.5), "angle": (0.0, math.pi),
-            **dict.fromkeys(("norm", "norm1", "norm2", "final"), (1.0, 0.0)),
-        }  # fmt: skip
+        starts = dict.fromkeys(("norm", "norm1", "norm2", "final"), (1.0, 0.0))
+        starts |= {"arc": ([10.0, 0.0, 1.5], [1.0, 0.3, 0.1]), "scale": (5.0, 0.5), "angle": (0.0, math.pi)}
         if self.s.model.embedding == "unit":
             starts["arc"] = ([0.0, 1.5], [0.3, 0.1])
         return TinyAdder(self.s.model, self.drawn(starts))
 
     def drawn(self, starts):
         """Initial values of every parameter, normal, with the mean and deviation of `starts`, else 0 and init_std."""
+        torch.manual_seed(self.s.seed)
         weights = {}
         for name, shape in self.s.model.shapes().items():
             mean, deviation = map(torch.tensor, starts.get(name, (0.0, self.s.init_std)))

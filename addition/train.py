@@ -8,7 +8,9 @@ reliable.py does; python -m addition.fast.sweep trains many seeds of any recipe 
 """
 
 import math
+import sys
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
@@ -17,7 +19,10 @@ import torch.nn as nn
 import torch.nn.functional as F
 import tyro
 
+from addition import plots
 from addition import run as outputs
+from common import cosine_rate
+from plumbing import disk
 
 # ---------------------------------------------------------------- data
 
@@ -113,9 +118,8 @@ class ModelConfig:
 
     def __post_init__(self):
         d, tied = self.d_model, self.tie_qkv == "shareA_tieKV"
-        for name, only in dict(
-            n_layer=1, n_head=1, max_seq_len=STANDARD.length, vocab_size=STANDARD.vocabulary
-        ).items():
+        fixed = dict(n_layer=1, n_head=1, max_seq_len=STANDARD.length, vocab_size=STANDARD.vocabulary)
+        for name, only in fixed.items():
             if getattr(self, name) != only:
                 raise ValueError(f"{name} is {getattr(self, name)}; this model is written for {name} = {only} only")
         for name in ("d_model", "d_ff"):
@@ -272,15 +276,15 @@ class Recipe:
 
     begun = given_up = 0  # step at which this start began, and how many were given up before it
     over = False  # whether the run ends before its last step
+    STATE = ("losses", "begun", "given_up", "over")  # what a resumed run needs, with the random numbers
 
     def __init__(self, settings):
         self.s = settings
         self.random, self.losses = np.random.default_rng([settings.seed, 2]), []
-        pairs = uniform_pairs([settings.seed, 1], settings.val_size + settings.test_size)
+        sizes = [settings.val_size, settings.test_size]
+        pairs = uniform_pairs([settings.seed, 1], sum(sizes))
         self.held_out = np.sort(key(*pairs.T))
-        self.validation, self.test = encode_pairs(pairs, settings.model.layout).split(
-            [settings.val_size, settings.test_size]
-        )
+        self.validation, self.test = encode_pairs(pairs, settings.model.layout).split(sizes)
 
     def model(self):
         torch.manual_seed(self.s.seed + 10**9 * self.given_up)
@@ -309,10 +313,7 @@ class Recipe:
 
     def learning_rate(self, step):
         """Linear warm-up, then a cosine to a tenth."""
-        if step < self.s.warmup:
-            return self.s.lr * (step + 1) / self.s.warmup
-        progress = (step - self.s.warmup) / max(1, self.s.train_steps - self.s.warmup)
-        return self.s.lr * (0.1 + 0.9 * (1 + math.cos(math.pi * progress)) / 2)
+        return cosine_rate(step, self.s.lr, self.s.warmup, self.s.train_steps, floor=0.1)
 
     def weight_decay(self, step):
         return self.s.weight_decay
@@ -345,12 +346,12 @@ class Recipe:
         return f"up to {self.longest(step)} digits"
 
     def state_dict(self):
-        kept = {"losses": self.losses, "begun": self.begun, "given_up": self.given_up, "over": self.over}
+        kept = {name: getattr(self, name) for name in self.STATE}
         return {"random": self.random.bit_generator.state} | kept
 
     def load_state_dict(self, state):
         self.random.bit_generator.state = state["random"]
-        for name in ("losses", "begun", "given_up", "over"):
+        for name in self.STATE:
             setattr(self, name, state[name])
 
 
@@ -361,10 +362,10 @@ class Best:
     """The weights with the most right sums in a validation."""
 
     def __init__(self, model):
-        self.exact, self.step = -1.0, 0  # the first validation is better
-        self.keep(model)
+        self.keep(model, -1.0, 0)  # the first validation is better
 
-    def keep(self, model):
+    def keep(self, model, exact, step):
+        self.exact, self.step = exact, step
         self.weights = {name: p.detach().cpu().clone() for name, p in model.state_dict().items()}
 
     def state_dict(self):
@@ -404,8 +405,7 @@ def train(recipe, run):
             text = "train {train_loss:.4f}  val {val_loss:.4f}  exact {val_exact:.4f}"
             outputs.progress(run, step, text.format(**run.row))
             if exact > best.exact:
-                best.exact, best.step = exact, step + 1
-                best.keep(model)
+                best.keep(model, exact, step + 1)
                 run.save(model, s, "best", step + 1, exact)
             verdict = recipe.verdict(at, exact)
             recipe.over = verdict == "over"
@@ -420,13 +420,17 @@ def train(recipe, run):
     model.load_state_dict(best.weights)
     right = test(model, recipe.test.to(run.device), s.eval_batch_size)[1]
     errors = score(model, run.device, s.eval_batch_size)
-    outputs.draw(run.folder, run.rows)
+    if run.rows:
+        with disk.writing(run.folder, "plots"):
+            plots.run_plots(run.folder, run.rows)
     found = outputs.result(recipe, step + 1, run.rows, (best.exact, best.step), right / len(recipe.test), errors)
     return run.end(found | diverged)
 
 
 def main(argv=None, settings=Settings, recipe=Recipe, file=__file__):
-    options, run = outputs.start(argv, settings, file)
+    argv = sys.argv[1:] if argv is None else list(argv)
+    options = outputs.parse(settings, argv)
+    run = outputs.Run(options, Path(file).stem, argv)
     summary = train(recipe(options), run)
     print(f"{summary['errors_in_100000']:,} errors in 100,000; results in {run.folder}")
     return summary

@@ -154,19 +154,12 @@ def tensors(value, depth=5):
 
 def fixed(module, model, source):
     """(entries other than 0 of tensors that are not parameters, {number in the source, but in no tensor: how often})"""
-    known = {t.untyped_storage().data_ptr() for t in model.parameters()}
-    loose = list(tensors([vars(module), *map(vars, model.modules())]))
-    frozen = {t.untyped_storage().data_ptr(): int(t.count_nonzero()) for t in (*model.buffers(), *loose)}
-    values = {
-        round(abs(x), 12)
-        for t in (*model.parameters(), *model.buffers(), *loose)
-        for x in t.detach().double().flatten().tolist()
-    }
-    literals = Counter(
-        node.value
-        for node in ast.walk(ast.parse(source))
-        if isinstance(node, ast.Constant) and type(node.value) is float
-    )
+    known = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    found = list(tensors([vars(module), *map(vars, model.modules())]))  # with the parameters and buffers of each module
+    frozen = {t.untyped_storage().data_ptr(): int(t.count_nonzero()) for t in found}
+    values = {round(abs(x), 12) for t in found for x in t.detach().double().flatten().tolist()}
+    constants = [node.value for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Constant)]
+    literals = Counter(value for value in constants if type(value) is float)
     outside = {x: n for x, n in literals.items() if round(float(np.float32(x)), 12) not in values}
     return sum(size for pointer, size in frozen.items() if pointer not in known), outside
 

@@ -9,6 +9,7 @@ parts of the largest stack's step are from a profile.
 
 import argparse
 import cProfile
+import functools
 import pstats
 import statistics
 import timeit
@@ -21,7 +22,6 @@ from addition import reliable, tiny, train
 from addition.fast.sweep import Stack
 from plumbing import disk
 
-ROOT = Path(__file__).parents[2]
 LOW = train.ModelConfig(pos_rank=3, qkv_rank=3, attn_out_rank=2, ffn_rank=3, use_rmsnorm=True, tie_qkv="shareA_tieKV")
 CASES = (
     (train, train.Settings(model=LOW, val_size=64, test_size=64)),
@@ -52,11 +52,6 @@ def plain_step(recipe):
     return step
 
 
-def stack_step(recipes):
-    stack = Stack({str(i): recipe for i, recipe in enumerate(recipes)}, torch.device("cpu"), "compiled")
-    return lambda: stack.step(0)
-
-
 def shares(step):
     """The share of each part in the time of a step; what is left is the rest."""
     profile = cProfile.Profile()
@@ -72,7 +67,7 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--turns", type=int, default=7, help="timings of each way, of which the median counts")
     parser.add_argument("--steps", type=int, default=64, help="models' steps a turn")
-    parser.add_argument("--output", default=str(ROOT / "results/addition/bench"))
+    parser.add_argument("--output", default=str(Path(__file__).parents[2] / "results/addition/bench"))
     options = parser.parse_args(argv)
     if options.turns < 1 or options.steps < 1:
         parser.error(f"--turns {options.turns} --steps {options.steps}: both must be at least 1")
@@ -80,8 +75,9 @@ def main(argv=None):
     for module, settings in CASES:
         ways = {"plain": (1, plain_step(module.Recipe(settings)))}
         for models in STACKS:
-            recipes = [module.Recipe(replace(settings, seed=seed)) for seed in range(models)]
-            ways[f"stack_{models}"] = (models, stack_step(recipes))
+            recipes = {str(seed): module.Recipe(replace(settings, seed=seed)) for seed in range(models)}
+            stack = Stack(recipes, torch.device("cpu"), "compiled")
+            ways[f"stack_{models}"] = (models, functools.partial(stack.step, 0))
         for _, step in ways.values():  # compiles, and warms up
             step()
         turns = {way: [] for way in ways}

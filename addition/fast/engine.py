@@ -24,12 +24,6 @@ class Kind(NamedTuple):
     gated: bool  # SwiGLU; else exact GELU
 
 
-def kind(model):
-    if isinstance(model, TinyDecoderLM):
-        return Kind(isinstance(model.norm1, nn.LayerNorm), model.config.eps, False)
-    return Kind(False, model.config.eps, model.config.gated)
-
-
 def tables(model, sharpness=1.0):
     layout = model.config.layout
     tokens = torch.arange(layout.vocabulary).expand(layout.length, -1)
@@ -40,9 +34,8 @@ def tables(model, sharpness=1.0):
         out, up, down, head = model.attn_out(), model.up(), model.down(), model.lm_head.weight
         gate = up[:, :0]
     else:
-        norm, final = (
-            torch.stack([w, torch.zeros_like(w)]) for w in (model.norm_weight("norm2"), model.norm_weight("final"))
-        )
+        weights = (model.norm_weight(name) for name in ("norm2", "final"))
+        norm, final = (torch.stack([w, torch.zeros_like(w)]) for w in weights)
         out, up, gate, down = model.matrices()
         gate, head = up[:, :0] if gate is None else gate, model.digits()
     first = layout.first
@@ -72,7 +65,9 @@ class Compiled:
     name = "compiled"
 
     def __init__(self, model):
-        self.layout, self.kind, self.tables = model.config.layout, kind(model), Call(model, tables)
+        self.layout, self.tables = model.config.layout, Call(model, tables)
+        centered = any(isinstance(part, nn.LayerNorm) for part in model.modules())
+        self.kind = Kind(centered, model.config.eps, getattr(model.config, "gated", False))
 
     def losses(self, parameters, rows, sharpness):
         """Mean losses [models] of rows [models, batch, tokens], with gradients for the parameters."""

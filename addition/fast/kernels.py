@@ -169,9 +169,7 @@ class Code:
 
     def call(self, name, x):
         """One of LLVM's functions: sqrt, fabs."""
-        name = f"llvm.{name}.v{LANES}f32"
-        known = self.module.globals.get(name)
-        function = known or ir.Function(self.module, ir.FunctionType(VECTOR, [VECTOR]), name)
+        function = self.module.declare_intrinsic(f"llvm.{name}.v{LANES}f32", fnty=ir.FunctionType(VECTOR, [VECTOR]))
         return Value(self, self.at.call(function, [x.value], fastmath=FAST))
 
     def exp(self, x):
@@ -250,13 +248,10 @@ class Norm:
     def __init__(self, matrix, kind):
         self.matrix, self.kind, self.width = matrix, kind, matrix.columns
 
-    def mean(self, x):
-        return total(x) * (1 / self.width)
-
     def __call__(self, x):
         code = self.matrix.code
         if self.kind.centered:
-            mean = self.mean(x)
+            mean = total(x) * (1 / self.width)
             x = [value - mean for value in x]
         self.scale = code.vector(1) / code.call("sqrt", dot(x, x) * (1 / self.width) + self.kind.eps)
         self.normal = [value * self.scale for value in x]
@@ -270,7 +265,7 @@ class Norm:
         dy = [d * weight for d, weight in zip(dy, self.matrix.row(0))]
         along = dot(dy, self.normal) * (1 / self.width)
         if self.kind.centered:
-            mean = self.mean(dy)
+            mean = total(dy) * (1 / self.width)
             dy = [d - mean for d in dy]
         return [(d - n * along) * self.scale for d, n in zip(dy, self.normal)]
 
@@ -413,9 +408,8 @@ def write(s):
             totals[row], shift[row] = [code.select(alive, partition, 1)], [code.select(alive, highest - wanted, 0)]
             if not s.training:
                 counted = at.icmp_signed("<", query, LONG(len(layout.sum)))
-                none_above = total(
-                    code.select(at.fcmp_ordered(">=", z.value, wanted.value), 1, 0) for z in logits
-                )  # 1 where the wanted token alone is as large as itself; a NaN is never
+                # 1 where the wanted token alone is as large as itself; a NaN is never
+                none_above = total(code.select(at.fcmp_ordered(">=", z.value, wanted.value), 1, 0) for z in logits)
                 wrong = at.fcmp_unordered("!=", none_above.value, code.vector(1).value)
                 wrong = at.and_(wrong, code.everywhere(counted, ir.VectorType(ir.IntType(1), LANES)))
                 right[number] = [code.select(wrong, 0, right[number][0])]
@@ -473,9 +467,8 @@ def machine():
     flags = ",".join(f"{'+' if on else '-'}{name}" for name, on in features.items())
     if features.get("avx512f"):
         flags += ",-prefer-256-bit"
-    target = llvm.Target.from_default_triple().create_target_machine(
-        cpu=llvm.get_host_cpu_name(), features=flags, opt=3, jit=True
-    )
+    target, cpu = llvm.Target.from_default_triple(), llvm.get_host_cpu_name()
+    target = target.create_target_machine(cpu=cpu, features=flags, opt=3, jit=True)
     return target, llvm.create_mcjit_compiler(llvm.parse_assembly(""), target)
 
 

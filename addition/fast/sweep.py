@@ -30,6 +30,11 @@ COLUMNS = ("member", "step", "train_loss", "val_loss", "val_exact", "lr", "stage
 LARGEST = 600  # d_model x d_ff of a model for the kernels: 15 seconds to compile
 
 
+def wrong(problem):
+    print(f"error: {problem}", file=sys.stderr)
+    raise SystemExit(2)
+
+
 def flags(recipe):
     """The recipe's settings, and those of a sweep."""
 
@@ -49,20 +54,20 @@ def numbers(words):
         low, high = (int(match[1]), int(match[2] or match[1])) if match else (0, -1)
         if not low <= high < min(low + MOST_SEEDS, outputs.LARGEST["seed"]):
             form = f"a number below {outputs.LARGEST['seed']:,} or a range of at most {MOST_SEEDS:,}, such as 0-7"
-            raise ValueError(f"--seeds {word}: expected {form}")
+            wrong(f"--seeds {word}: expected {form}")
         found += range(low, high + 1)
     if not found:
-        raise ValueError("--seeds is empty: expected numbers and ranges, such as 0-7 or 41 100")
+        wrong("--seeds is empty: expected numbers and ranges, such as 0-7 or 41 100")
     return list(dict.fromkeys(found))
 
 
 def parse_prune(text, interval):
     """'3000:20,6000:5' -> {3000: 20, 6000: 5}"""
     if not re.fullmatch(r"(\d+:[1-9]\d*(,|$))*", text):
-        raise ValueError(f"--prune {text}: expected STEP:LEFT,STEP:LEFT such as 3000:20,6000:5")
+        wrong(f"--prune {text}: expected STEP:LEFT,STEP:LEFT such as 3000:20,6000:5")
     found = {int(step): int(left) for step, left in re.findall(r"(\d+):(\d+)", text)}
     if any(step == 0 or step % interval for step in found):
-        raise ValueError(f"--prune {text}: expected multiples of --eval-interval, {interval}")
+        wrong(f"--prune {text}: expected multiples of --eval-interval, {interval}")
     return found
 
 
@@ -155,11 +160,6 @@ class Stack:
         """How many sums the model with these weights gets wrong."""
         return len(rows) - int(self.engine.test(self.named(weights[None]), rows[None].to(self.device))[1])
 
-    def set(self, weights):
-        """The model with these weights."""
-        torch.nn.utils.vector_to_parameters(weights.clone(), self.model.parameters())
-        return self.model
-
     def keep(self, indices):
         for name in self.ROWS:
             setattr(self, name, getattr(self, name)[indices])
@@ -202,7 +202,8 @@ def train(recipes, run, prune, engine="auto"):
                 "commit": disk.commit(), **({reason: step} if reason else {}),
             }  # fmt: skip
             stack.ended_rows[name] = stack.rows[i]
-            run.save(stack.set(weights), recipe.s, name, *reversed(stack.best_at[i]))
+            torch.nn.utils.vector_to_parameters(weights.clone(), stack.model.parameters())
+            run.save(stack.model, recipe.s, name, *reversed(stack.best_at[i]))
             if reason == "diverged_at":
                 run.log(f"# {name}: the loss or the weights are not finite at step {step}; this run ends here")
         if indices:
@@ -211,7 +212,6 @@ def train(recipes, run, prune, engine="auto"):
     for step in range(run.resume(stack), settings.steps):
         if not stack.names:
             break
-        ended = []
         end(stack.step(step), step + 1, "diverged_at")
         if stack.names and run.due(step, settings.eval_interval):
             ended = stack.validate(step, round(run.elapsed(), 1))
@@ -220,7 +220,7 @@ def train(recipes, run, prune, engine="auto"):
             run.row = {"at_99": good, "best": exact[0], "training": len(exact)}
             shown = " ".join(f"{value:.2f}" for value in exact[:8]) + " ..." * (len(exact) > 8)
             outputs.progress(run, step, f"{good} of {together} at 99 %  best {shown}")
-        end(ended, step + 1, None)
+            end(ended, step + 1, None)
         if (left := prune.get(step + 1, together)) < len(stack.names):
             ranked = sorted(range(len(stack.names)), key=lambda i: stack.rows[i][-1]["val_loss"])
             end(ranked[left:], step + 1, "pruned_at")
@@ -232,11 +232,6 @@ def train(recipes, run, prune, engine="auto"):
     run.end({"seed": sorted({s["seed"] for s in done.values()}), "members": done})
     run.checkpoint.unlink(missing_ok=True)
     return done
-
-
-def wrong(problem):
-    print(f"error: {problem}", file=sys.stderr)
-    raise SystemExit(2)
 
 
 def main(argv=None):
@@ -254,10 +249,7 @@ def main(argv=None):
     if "--seed" in argv:
         wrong("--seed is of a single run; here it is --seeds")
     options = outputs.parse(flags(recipe), argv[1:])
-    try:
-        seeds, prune = numbers(options.seeds), parse_prune(options.prune, options.eval_interval)
-    except ValueError as error:
-        wrong(error)
+    seeds, prune = numbers(options.seeds), parse_prune(options.prune, options.eval_interval)
     shared = recipe.Settings(**{f.name: getattr(options, f.name) for f in fields(recipe.Settings)})
     options = replace(options, name=options.name or f"{argv[0]}-sweep")
     run = outputs.Run(options, "fast.sweep", argv)

@@ -6,7 +6,7 @@ from collections import ChainMap
 import pytest
 
 import plumbing.run
-from addition import run, train
+from addition import plots, train
 
 
 @pytest.fixture(scope="package", autouse=True)
@@ -16,6 +16,6 @@ def quick():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train, "SCORE_SEEDS", (41,))
         patch.setattr(train, "SCORE_PAIRS", 2_000)
-        patch.setattr(run, "draw", lambda folder, rows: None)
+        patch.setattr(plots, "run_plots", lambda folder, rows: None)
         patch.setattr(plumbing.run, "checksums", lambda files: dict(ChainMap(*map(of_one, files))))
         yield

@@ -101,7 +101,7 @@ def test_torch_tests_in_parts():
 def test_the_bench_writes_its_table(tmp_path, monkeypatch):
     monkeypatch.setattr(bench, "CASES", [(tiny, tiny.Settings(batch_size=8, val_size=64, test_size=1))])
     monkeypatch.setattr(bench, "STACKS", (1, 2))
-    monkeypatch.setattr(report, "results", lambda: tmp_path)
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
     bench.main(["--turns", "1", "--steps", "2", "--output", str(tmp_path / "bench")])
     (line,) = [line for line in report.speed("bench") if line.startswith("| tiny")]
     cells = [cell.strip() for cell in line.split("|")]

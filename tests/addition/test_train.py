@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import plumbing.run
-from addition import evaluate_checkpoints, reliable, run, smallest, tiny, train
+from addition import evaluate_checkpoints, plots, reliable, run, smallest, tiny, train
 from addition.train import EOS, EQUALS, LIMIT, PLUS, STANDARD, ModelConfig, Recipe, Settings, TinyDecoderLM
 from plumbing import disk
 
@@ -310,13 +310,13 @@ def test_tiny_runs_may_end_on_full_lengths():
 # ---------------------------------------------------------------- runs
 
 
-DRAW = run.draw  # before the fixture of conftest.py
+RUN_PLOTS = plots.run_plots  # before the fixture of conftest.py
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_the_log_s_commands(name, clean, monkeypatch):
     if name == "E1":
-        monkeypatch.setattr(run, "draw", DRAW)
+        monkeypatch.setattr(plots, "run_plots", RUN_PLOTS)
     flags, parameters = COMMANDS[name]
     train.main(["--run-name", name, *SMALL, "--device", "cpu", *flags])
     folder = clean / "results/runs" / name
