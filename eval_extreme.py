@@ -148,7 +148,8 @@ def main(argv=None):
     print(f"{speed:,.0f} puzzles/s at {max(iterations)} iterations, batch {asked.batch}, {disk.describe(device)}")
     if asked.output:
         rows = {n: dict(zip(("solved", "puzzles", "cells", "blanks"), counts.tolist())) for n, counts in total.items()}
-        result = {"weights": str(path), "data": asked.data, "edges": [str(e) for e in edges]}
+        trained = {name: disk.load_checkpoint(path).get(name) for name in ("experiment", "step", "seconds")}
+        result = {"weights": str(path), **trained, "data": asked.data, "edges": [str(e) for e in edges]}
         result["shares"] = None if shares is None else list(shares)
         command = " ".join(["python eval_extreme.py", *(sys.argv[1:] if argv is None else argv)])
         disk.write_json(asked.output, result | {"command": command, "hardware": disk.describe(device), "test": rows})

@@ -395,7 +395,17 @@ def plot():
     disk.replace(ROOT / "results.png", lambda file: figure.savefig(file, dpi=120))
 
 
-FREE = {"name", "seed", "resume", "device", "compile", "wandb", "runs", "test_iterations"}  # change no experiment
+FREE = {
+    "name",
+    "seed",
+    "resume",
+    "keep_every",
+    "device",
+    "compile",
+    "wandb",
+    "runs",
+    "test_iterations",
+}  # change no experiment
 
 
 def altered(folder, config_class=None):

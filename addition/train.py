@@ -3,7 +3,7 @@
 python -m addition.train --run-name repro_456_s43 --pos-rank 3 --qkv-rank 3 --attn-out-rank 2 --ffn-rank 3 \\
   --use-rmsnorm --tie-qkv shareA_tieKV --train-steps 54000 --seed 43
 
-Everything is in this file: data, model, recipe, loop. For a recipe of your own, override a method of Recipe, as
+Data, model, recipe and loop are in this file. For a recipe of your own, override a method of Recipe, as
 reliable.py does; python -m addition.fast.sweep trains many seeds of any recipe at once.
 """
 

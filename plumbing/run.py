@@ -32,7 +32,7 @@ from plumbing.tracking import limited, start_wandb
 
 ROOT = Path(__file__).resolve().parent.parent
 # Flags that may change when a run is resumed: they do not change what is computed.
-RESUMABLE = {"resume", "device", "compile", "test_iterations", "wandb", "wandb_mode", "runs", "name"}
+RESUMABLE = {"resume", "keep_every", "device", "compile", "test_iterations", "wandb", "wandb_mode", "runs", "name"}
 
 
 @dataclass
@@ -46,6 +46,7 @@ class RunConfig:
     compile: bool = True  # torch.compile one iteration; on CUDA only
     report_every: int = 100  # steps between two lines of log.txt and metrics.csv
     save_every: int = 1_000  # steps between two checkpoints: what a killed run loses at most
+    keep_every: int = 0  # steps between two checkpoints that stay, as checkpoint-STEP.pt; 0: none but the last
     wandb: Literal["off", "offline", "online"] = "off"  # also send the metrics to Weights & Biases
     runs: str = "runs"  # the folder that holds all runs
 
@@ -268,7 +269,8 @@ class Run:
         finite ends the run here."""
         stop = self.agreed(torch.tensor(float(self.interrupted or 0)), dist.ReduceOp.MAX) if self.world > 1 else 0
         stop = int(stop) or self.interrupted
-        save = self.due(step, self.config.save_every) or stop
+        keep = self.config.keep_every and self.due(step, self.config.keep_every)
+        save = self.due(step, self.config.save_every) or keep or stop
         if self.row or save:
             self.check_finite(step, model if save else None)
         if self.row and self.rank == 0:
@@ -295,6 +297,9 @@ class Run:
             if self.rank == 0:
                 with disk.writing(self.folder, "checkpoint.pt"):
                     disk.save_checkpoint(self.checkpoint, state)
+                if keep:  # to test it, not to go on from it
+                    with disk.writing(self.folder, name := f"checkpoint-{step + 1}.pt"):
+                        disk.save_checkpoint(self.folder / name, state | {"optimizers": []})
         if stop:
             self.log(f"# stopped after step {step + 1}; the same command with --resume goes on")
             self.close()

@@ -16,6 +16,7 @@ import torch
 
 import common
 import exp_cosine_no_sam as experiment
+import solve
 from data import generate
 from plumbing import disk
 from plumbing.run import checksums
@@ -465,3 +466,15 @@ def test_unknown_data_is_explained():
 
     with pytest.raises(SystemExit, match="kaggle, extreme"):
         sources.load(config)
+
+
+def test_checkpoints_that_stay_can_be_tested(clean):
+    command = ["--preset", "smoke", "--steps", "7", "--save-every", "4", "--keep-every", "3", "--name", "kept"]
+    experiment.main(command)
+    folder = clean / "runs/exp_cosine_no_sam/kept"
+    kept = {path.stem: disk.load_checkpoint(path) for path in folder.glob("checkpoint-*.pt")}
+    assert {name: saved["step"] for name, saved in kept.items()} == {f"checkpoint-{n}": n for n in (3, 6, 7)}
+    assert disk.load_checkpoint(folder / "checkpoint.pt")["step"] == 7
+    last = kept["checkpoint-7"]["model"]
+    assert any(not torch.equal(last[name], value) for name, value in kept["checkpoint-3"]["model"].items())
+    solve.load(folder / "checkpoint-3.pt", torch.device("cpu"), None)
