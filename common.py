@@ -42,7 +42,7 @@ class RunConfig(plumbing.run.RunConfig):
     test_iterations: tuple[int, ...] = ()  # further counts of iterations to test at the end; --resume adds them later
 
 
-MAY_BE_ZERO = {"seed", "warmup", "easy_steps", "train_puzzles", "train_per_bucket", "test_per_bucket"}
+MAY_BE_ZERO = {"keep_every", "seed", "warmup", "easy_steps", "train_puzzles", "train_per_bucket", "test_per_bucket"}
 
 
 def parse(config_class, argv=None):

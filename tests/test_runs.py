@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
 import common
 import exp_cosine_no_sam as experiment
@@ -477,4 +478,4 @@ def test_checkpoints_that_stay_can_be_tested(clean):
     assert disk.load_checkpoint(folder / "checkpoint.pt")["step"] == 7
     last = kept["checkpoint-7"]["model"]
     assert any(not torch.equal(last[name], value) for name, value in kept["checkpoint-3"]["model"].items())
-    solve.load(folder / "checkpoint-3.pt", torch.device("cpu"), None)
+    solve.load(folder / "checkpoint-3.pt", torch.device("cpu"), Console())
