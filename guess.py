@@ -1,9 +1,9 @@
 """Search with a network: suppose a digit, go on from there, take back what breaks the rules. Every puzzle is solved.
 
 `python solve.py --guess` uses it. The network does not decide that a puzzle is solved or that a supposition is wrong:
-the rules do, after every digit is set that has one place left in a cell, row, column or box. The network says what to
-suppose: the likeliest digit of the most doubtful of the cells with fewest candidates. Its state goes on with the
-candidates that are left, so that each supposition costs it one iteration.
+the rules do, as the exact solver of data/solver.py applies them between two guesses. The network says what to suppose:
+the likeliest digit of a cell with fewest candidates, the cell where it is nearest to being right four times in five.
+Its state goes on with the candidates that are left, so that each supposition costs it one iteration.
 
 python guess.py puzzles.csv                        how long the search takes, beside one without a network
 python guess.py puzzles.csv --held-out             only the tenth that training with --hard puzzles.csv leaves out
@@ -21,10 +21,12 @@ import tyro
 from rich.console import Console
 
 import lineage
+from data import solver
 from plumbing import candidates, disk
 
 FIRST, MORE = 8, 1  # iterations of the network at the start, and for each supposition; more were not worth it
 SHARD = 16  # puzzles that a thread works on at a time
+RISK = 0.8  # a surer digit teaches less, a less sure one is wrong more often; 0.7 and 0.9 took more guesses, or as many
 OPEN = 128  # searches under way at a time; each keeps the network's states to which it may go back
 
 
@@ -41,30 +43,17 @@ class Search:
 
 
 @numba.njit(cache=True, nogil=True)
-def settle(alive, members, group):
-    """Set every digit that has one place left, until nothing changes. -> False where the rules are broken"""
-    todo = np.ones(4 * 81, np.bool_)
-    changed = True
-    while changed:
-        changed = False
-        for kind in range(4):
-            for g in range(81):
-                if not todo[kind * 81 + g]:
-                    continue
-                todo[kind * 81 + g] = False
-                count, last = 0, -1
-                for c in members[kind, g]:
-                    if alive[c]:
-                        count, last = count + 1, c
-                if count == 0:
-                    return False
-                if count == 1:
-                    for other in range(4):  # what shares a group with it is false
-                        for c in members[other, group[other, last]]:
-                            if alive[c] and c != last:
-                                alive[c], changed = False, True
-                                for k in range(4):
-                                    todo[k * 81 + group[k, c]] = True
+def settle(alive):
+    """Apply the rules as the exact solver does between two guesses. -> False where they are broken"""
+    _, board, open_cells, seen, _, _, _ = solver.workspace()
+    board[:], open_cells[:], seen[:] = 0, solver.FULL, -1
+    for candidate in range(729):
+        if alive[candidate]:
+            board[candidate % 9 * 3 + candidate // 243] |= 1 << candidate // 9 % 27
+    if not solver.propagate(board, seen, open_cells):
+        return False
+    for candidate in range(729):
+        alive[candidate] = board[candidate % 9 * 3 + candidate // 243] >> candidate // 9 % 27 & 1
     return True
 
 
@@ -77,7 +66,7 @@ def start(puzzle):
 
 def go_on(search):
     """Settle the cells; take suppositions back while the rules are broken. -> whether the network is needed"""
-    while not settle(search.alive, candidates.MEMBERS, candidates.GROUP):
+    while not settle(search.alive):
         if not search.stack:
             search.impossible = True
             return False
@@ -90,10 +79,10 @@ def go_on(search):
     return True
 
 
-def likeliest_of_most_doubtful(share, alive):
+def likeliest_digit(share, alive):
     """The candidate to suppose, from the network's probabilities [729]."""
     p, count = np.where(alive, share, 0).reshape(81, 9), alive.reshape(81, 9).sum(1)
-    cell = np.lexsort((np.square(p).sum(1), np.where(count > 1, count, 10)))[0]
+    cell = np.lexsort((np.abs(p.max(1) - RISK), np.where(count > 1, count, 10)))[0]
     return cell * 9 + p[cell].argmax()
 
 
@@ -123,7 +112,7 @@ def workers_of(model):
     return sys.modules[type(model).__module__].workers()
 
 
-def solve(model, puzzles, workers, choose=likeliest_of_most_doubtful):
+def solve(model, puzzles, workers, choose=likeliest_digit):
     """The finished Search of each puzzle, uint8 [n, 81]; one without a solution is `impossible`."""
 
     def work(part):
@@ -170,7 +159,7 @@ def measure(model, puzzle, solution, workers, choose):
 
 def main(argv=None):
     import solve as program
-    from data import solver, sources
+    from data import sources
     from data.rows import read_csv
 
     asked = tyro.cli(Arguments, args=argv, description=__doc__.replace("\n", "\n "))
@@ -187,7 +176,7 @@ def main(argv=None):
     puzzle, solution = puzzles.rows(np.arange(len(puzzles)))
     workers = workers_of(model)
     solve(model, puzzle[:32], workers)  # compiles, and warms the caches
-    result = {"network": measure(model, puzzle, solution, workers, likeliest_of_most_doubtful)}
+    result = {"network": measure(model, puzzle, solution, workers, likeliest_digit)}
     result["first candidate"] = measure(model, puzzle, solution, workers, first_of_fewest)
     solver.solve(puzzle[:1], limit=2)
     begun = time.perf_counter()
