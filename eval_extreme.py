@@ -151,6 +151,7 @@ def main(argv=None):
         trained = {name: disk.load_checkpoint(path).get(name) for name in ("experiment", "step", "seconds")}
         result = {"weights": str(path), **trained, "data": asked.data, "edges": [str(e) for e in edges]}
         result["shares"] = None if shares is None else list(shares)
+        result["test_seconds"] = len(drawn) / speed  # for all iterations together
         command = " ".join(["python eval_extreme.py", *(sys.argv[1:] if argv is None else argv)])
         disk.write_json(asked.output, result | {"command": command, "hardware": disk.describe(device), "test": rows})
 

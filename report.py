@@ -271,8 +271,9 @@ def thinking():
         solved = {int(n): 100 * sum(row["solved"]) / sum(row["puzzles"]) for n, row in report["test"].items()}
         puzzles = sum(next(iter(report["test"].values()))["puzzles"])
         cells = [f"{solved[n]:.1f} %" if n in solved else "" for n in counts]
-        rows.append([name, Path(report["data"]).name, puzzles, *cells])
-    return table(["weights", "puzzles", "how many", *counts], rows) if rows else ["Not run."]
+        each = f"{1e3 * report['test_seconds'] / puzzles:.3g}" if "test_seconds" in report else ""
+        rows.append([name, Path(report["data"]).name, puzzles, *cells, each])
+    return table(["weights", "puzzles", "how many", *counts, "ms a puzzle"], rows) if rows else ["Not run."]
 
 
 def guessing():
