@@ -264,16 +264,25 @@ def speed():
 
 def thinking():
     """What eval_extreme.py wrote to results/thinking/: puzzles solved after more and more iterations."""
-    reports = {path.stem: json.loads(path.read_text()) for path in sorted((ROOT / "results/thinking").glob("*.json"))}
-    counts = sorted({int(n) for report in reports.values() for n in report["test"]})
+    groups = {}  # the seeds of a run, on the same puzzles
+    for path in sorted((ROOT / "results/thinking").glob("*.json")):
+        report = json.loads(path.read_text())
+        run, _, seed = path.stem.partition("-seed")
+        groups.setdefault((run, Path(report["data"]).name), []).append((seed.partition("-")[0], report))
+    counts = sorted({int(n) for reports in groups.values() for _, report in reports for n in report["test"]})
     rows = []
-    for name, report in reports.items():
-        solved = {int(n): 100 * sum(row["solved"]) / sum(row["puzzles"]) for n, row in report["test"].items()}
-        puzzles = sum(next(iter(report["test"].values()))["puzzles"])
-        cells = [f"{solved[n]:.1f} %" if n in solved else "" for n in counts]
-        each = f"{1e3 * report['test_seconds'] / puzzles:.3g}" if "test_seconds" in report else ""
-        rows.append([name, Path(report["data"]).name, puzzles, *cells, each])
-    return table(["weights", "puzzles", "how many", *counts, "ms a puzzle"], rows) if rows else ["Not run."]
+    for (run, data), reports in groups.items():
+        solved = {n: [] for n in counts}
+        for _, report in reports:
+            for n, row in report["test"].items():
+                solved[int(n)].append(sum(row["solved"]) / sum(row["puzzles"]))
+        puzzles = sum(next(iter(reports[0][1]["test"].values()))["puzzles"])
+        times = [1e3 * report["test_seconds"] / puzzles for _, report in reports if "test_seconds" in report]
+        each = f"{sum(times) / len(times):.3g}" if times else ""
+        cells = [spread(pd.Series(values)) if values else "" for values in solved.values()]
+        rows.append([run, ", ".join(seed for seed, _ in reports), data, puzzles, *cells, each])
+    head = ["weights", "seeds", "puzzles", "how many", *counts, "ms a puzzle"]
+    return table(head, rows) if rows else ["Not run."]
 
 
 def guessing():

@@ -219,9 +219,15 @@ def test_what_more_thinking_gives(root):
     assert report.thinking() == report.guessing() == ["Not run."]
     (root / "results/thinking").mkdir(parents=True)
     (root / "results/guess").mkdir()
-    test = {n: {"solved": [solved, 1], "puzzles": [6, 2]} for n, solved in ((16, 1), (64, 5))}
-    (root / "results/thinking/a.json").write_text(json.dumps({"data": "x/hard.csv", "test": test}))
-    assert report.thinking()[-1] == "| a | hard.csv | 8 | 25.0 % | 75.0 % |"
+    for seed, more in ((0, 0), (2, 2)):
+        test = {n: {"solved": [solved, 1], "puzzles": [6, 2]} for n, solved in ((16, 1), (64, 3 + more))}
+        kept = {"data": "x/hard.csv", "test": test, "test_seconds": 0.8}
+        (root / f"results/thinking/a-seed{seed}.json").write_text(json.dumps(kept))
+    (root / "results/thinking/a-seed2-easy.json").write_text(json.dumps(kept | {"data": "easy.csv"}))
+    assert report.thinking()[-2:] == [
+        "| a | 0, 2 | hard.csv | 8 | 25.0 % | 62.5 % (50.0-75.0) | 100 |",
+        "| a | 2 | easy.csv | 8 | 25.0 % | 75.0 % | 100 |",
+    ]
     spread = {"median": 3.0, "mean": 4.25, "most": 9}
     ways = {"network": {"solved": 8, "seconds": 0.08, "guesses": spread, "iterations": spread}}
     ways["exact solver"] = {"solved": 8, "seconds": 0.0008}
