@@ -177,14 +177,14 @@ def think_kernel(x, given, layout, weights, states, logit, kept):
     width, mlp, rows, places = len(gain), len(out), layout[3], layout[5]
     for p in range(len(rows) - 1):
         members, first, group = puzzle_of(layout, p)
-        begin, end = rows[p], rows[p + 1]
+        begin, end, place = rows[p], rows[p + 1], slice(KINDS * places[p], KINDS * places[p + 1])
         count, groups = end - begin, first.shape[1] - 1
         told, total = np.empty((count, both.shape[1]), np.float32), np.empty((count, width), np.float32)
         said, now = np.empty((KINDS, groups, mlp), np.float32), x[begin:end]
         for t in range(len(states)):
             at = min(t, len(hidden) - 1)
-            best_ = best[at, KINDS * places[p] : KINDS * places[p + 1]].reshape(KINDS, groups, width)
-            winner_ = winner[at, KINDS * places[p] : KINDS * places[p + 1]].reshape(KINDS, groups, width)
+            best_ = best[at, place].reshape(KINDS, groups, width)
+            winner_ = winner[at, place].reshape(KINDS, groups, width)
             hidden_ = hidden[at, begin:end]
             product(now, 0, both, told, 0, 0)
             max_kernel(told, members, first, best_, winner_)
@@ -211,7 +211,7 @@ def think_gradient_kernel(x, layout, weights, states, logit, kept, d_states, d_l
         heard_back[kind] = heard[kind].T
     for p in range(len(rows) - 1):
         members, first, group = puzzle_of(layout, p)
-        begin, end = rows[p], rows[p + 1]
+        begin, end, place = rows[p], rows[p + 1], slice(KINDS * places[p], KINDS * places[p + 1])
         count, groups = end - begin, first.shape[1] - 1
         d_told, d_total = np.empty((count, both.shape[1]), np.float32), np.zeros((count, width), np.float32)
         d_said, d_best = np.empty((KINDS, groups, mlp), np.float32), np.empty((KINDS, groups, width), np.float32)
@@ -219,8 +219,8 @@ def think_gradient_kernel(x, layout, weights, states, logit, kept, d_states, d_l
         d_now = d_x[begin:end]
         d_now[:] = d_states[-1, begin:end]
         for t in range(len(states) - 1, -1, -1):
-            best_ = best[t, KINDS * places[p] : KINDS * places[p + 1]].reshape(KINDS, groups, width)
-            winner_ = winner[t, KINDS * places[p] : KINDS * places[p + 1]].reshape(KINDS, groups, width)
+            best_ = best[t, place].reshape(KINDS, groups, width)
+            winner_ = winner[t, place].reshape(KINDS, groups, width)
             mine, hidden_ = d_logit[t, begin:end], hidden[t, begin:end]
             share_gradient_kernel(d_now, states[t, begin:end], members, first, group, mine)
             read_gradient_kernel(
@@ -382,6 +382,9 @@ class Think(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(context, d_states, d_logit):
         states, logit = (part.numpy() for part in context.saved_tensors)
+        memory, context.memory = context.memory, None
+        if memory is None:
+            raise RuntimeError("Think keeps what a gradient needs for one backward pass: call it again for another")
         both, heard, out, gain, *_ = context.weights
         zero = lambda like: np.zeros_like(like)  # noqa: E731
         given = np.zeros((states.shape[1], len(out)), np.float32)
@@ -391,7 +394,7 @@ class Think(torch.autograd.Function):
             context.x.numpy(), context.board.layout, context.weights, states, logit, context.kept,
             d_states.contiguous().numpy(), d_logit.clone(memory_format=torch.contiguous_format).numpy(), gradients,
         )  # fmt: skip
-        buffers.free.append(context.memory)
+        buffers.free.append(memory)
         d_x, d_given, d_both, d_heard, d_out, sums = (torch.from_numpy(part) for part in gradients)
         width = len(gain)
         d_message, d_state = d_both[:width, : KINDS * width], d_both[:, KINDS * width :]
