@@ -223,6 +223,15 @@ def test_a_random_number_of_iterations_is_trained(clean, monkeypatch, data):
     assert freed == [(chance < count / 32).tolist() for chance, count in drawn], "nothing is solved yet"
 
 
+def test_the_loss_of_a_random_number_of_iterations_is_their_mean(puzzles):
+    for count in (1, 5):
+        config, model = small(exp_deep_random)
+        slots = slots_with(exp_deep_random, config, puzzles)
+        loss = exp_deep_random.shard_gradients(model, slots, 1, count, PART)[0]
+        states = model.think_shard(model.start_shard(slots.puzzle), count)[0]
+        assert torch.allclose(loss, mean_loss(model, puzzles, states))
+
+
 # ---------------------------------------------------------------- identity
 
 
