@@ -48,7 +48,7 @@ FULL_REPORTS = 3  # up to this many puzzles are shown in full; of more, each uns
 class Arguments:
     puzzles: tyro.conf.Positional[tuple[str, ...]] = ()  # 81 characters, a file, or - for standard input; or several
     weights: str = ""  # a checkpoint.pt or a run's folder; empty: your newest full exp_speedrun, else the shipped
-    iterations: int = 256  # at most this many; may be more than in training
+    iterations: int = 1024  # at most this many; may be more than in training
     guess: bool = False  # search: suppose digits where the network is in doubt, until the puzzle is solved
     keep_going: bool = False  # go through all iterations and judge the last board, not the first legal one
     check: bool = False  # first prove that each puzzle has one solution; always done when a board is wrong
@@ -170,7 +170,7 @@ def choose_weights(given, console):
         if saved["config"].get("preset") == "full" and saved.get("step") == saved["config"].get("steps"):
             return path
         console.print(f"note: not a finished run of the full preset, so used only with --weights: {path}")
-    return ROOT / "weights/speedrun.pt"
+    return ROOT / "weights/suppose.pt"
 
 
 def load(path, device, console):
@@ -246,7 +246,8 @@ def solve(model, puzzles, arguments, history):
         if arguments.guess:
             search(model, left)
             continue
-        stages = (16, 64) if len(left) > 8 and not arguments.keep_going else ()
+        drops = hasattr(model, "think_shard")  # a network on candidates goes on with the unsolved ones by itself
+        stages = (16, 64) if len(left) > 8 and not arguments.keep_going and not drops else ()
         for iterations in [*(n for n in stages if n < arguments.iterations), arguments.iterations]:
             if left:
                 iterate(model, left, iterations, arguments.keep_going, history)

@@ -291,10 +291,10 @@ def test_default_weights(logician, clean, capsys):
         return line.removeprefix("weights: ").split(" (logician.py")[0]
 
     saved = torch.load("right.pt")
-    refused(capsys, [PUZZLE], "weights/speedrun.pt does not exist")
+    refused(capsys, [PUZZLE], "weights/suppose.pt does not exist")
     (clean / "weights").mkdir()
-    (clean / "right.pt").rename("weights/speedrun.pt")
-    assert chosen() == str(clean / "weights/speedrun.pt")
+    (clean / "right.pt").rename("weights/suppose.pt")
+    assert chosen() == str(clean / "weights/suppose.pt")
     runs = [("old", "full", 4), ("new", "full", 4), ("cut", "full", 3), ("mini", "mini", 4), ("smoke", "smoke", 4)]
     for age, (name, preset, step) in enumerate(runs):
         folder = clean / f"runs/exp_speedrun/{name}"
@@ -307,9 +307,9 @@ def test_default_weights(logician, clean, capsys):
     assert "weights: runs/exp_speedrun/smoke/checkpoint.pt" in capsys.readouterr().out
     for name in ("old", "new"):
         (clean / f"runs/exp_speedrun/{name}/checkpoint.pt").unlink()
-    assert chosen() == str(clean / "weights/speedrun.pt")
+    assert chosen() == str(clean / "weights/suppose.pt")
     torch.save({"model": 1}, "runs/exp_speedrun/smoke/checkpoint.pt")
-    assert chosen() == str(clean / "weights/speedrun.pt")
+    assert chosen() == str(clean / "weights/suppose.pt")
 
 
 @pytest.mark.parametrize("name", names())
