@@ -119,7 +119,7 @@ class Model(nn.Module):
                 done[left] |= obeys_rules(puzzle[left], found[left])
                 yield found
             yield from [found] * (count - len(logits))
-            if done[left].any():
+            if 8 * done[left].sum() >= len(left) > 0:  # fewer are not worth the move
                 state, left = self.keep(state, ~done[left]), left[~done[left]]
 
     def keep(self, state, wanted):
