@@ -1,7 +1,7 @@
-"""Writes demo/index.html: the page of demo/page.html with the weights of a checkpoint of exp_speedrun in it.
+"""Writes demo/index.html: the page of demo/page.html with the weights of a trained network in it.
 
 python -m demo.build                                  with the shipped weights
-python -m demo.build --weights runs/exp_speedrun/full-seed0
+python -m demo.build --weights runs/exp_suppose/full-seed0       or a run of exp_speedrun
 python -m demo.build --check                          writes nothing; fails where index.html is another
 """
 
@@ -15,25 +15,38 @@ from plumbing import disk
 
 FOLDER = Path(__file__).resolve().parent
 PAGE, BUILT = FOLDER / "page.html", FOLDER / "index.html"
-SHIPPED = FOLDER.parent / "weights/speedrun.pt"
+SHIPPED = FOLDER.parent / "weights/suppose.pt"
 MARK = "@WEIGHTS@"
-NAMES = {  # the weights that the page's network reads
+PLAIN = {  # the weights that the page's network reads
     *("first", "message", "state", "heard", "seen", "bias", "out"),
     *("norm.weight", "norm.bias", "head.weight", "head.bias"),
 }
+NAMES = {"exp_speedrun": PLAIN, "exp_suppose": PLAIN | {"supposed"}}
+UNUSED = {"verdict.weight", "verdict.bias"}  # of exp_suppose: only its training reads them
+PHASES = "plain", "explore", "merge"  # the fields of exp_suppose's config that say how many iterations each has
 
 
 def weights(path):
-    """The JSON that the page reads: names and shapes in order, then all numbers, little-endian float32 in base64."""
+    """The JSON that the page reads: names and shapes in order, then all numbers, little-endian float32 in base64.
+
+    With weights of exp_suppose also how many iterations its phases have.
+    """
     saved = disk.load_checkpoint(path)
-    if saved.get("experiment") != "exp_speedrun" or set(saved.get("model", ())) != NAMES:
-        raise SystemExit(f"{path} is no checkpoint of exp_speedrun's network, the only one that demo/page.html can run")
-    model = saved["model"]
+    experiment, model = saved.get("experiment"), saved.get("model", {})
+    model = {name: tensor for name, tensor in model.items() if experiment != "exp_suppose" or name not in UNUSED}
+    if set(model) != NAMES.get(experiment):
+        raise SystemExit(f"{path} is no checkpoint of {' or '.join(NAMES)}, the networks that demo/page.html can run")
+    phases = {}
+    if experiment == "exp_suppose":
+        phases = {name: saved.get("config", {}).get(name) for name in PHASES}
+        if not all(isinstance(count, int) and count > 0 for count in phases.values()):
+            raise SystemExit(f"{path} cannot be used: its config must give {', '.join(PHASES)} as numbers above 0")
     if not all(tensor.isfinite().all() for tensor in model.values()):
         raise SystemExit(f"{path} cannot be used: its weights are not finite")
     numbers = b"".join(tensor.float().contiguous().numpy().astype("<f4").tobytes() for tensor in model.values())
     shapes = {name: list(tensor.shape) for name, tensor in model.items()}
-    return json.dumps({"shapes": shapes, "float32": base64.b64encode(numbers).decode()})
+    phases = {"phases": phases} if phases else {}
+    return json.dumps({"shapes": shapes, **phases, "float32": base64.b64encode(numbers).decode()})
 
 
 def build(path):
