@@ -180,7 +180,7 @@ def test_a_missing_device_is_not_an_error_of_the_weights(device, untrained, caps
 
 def test_a_device_that_the_experiment_does_not_know(clean, capsys, monkeypatch):
     monkeypatch.setattr(solve, "pick_device", torch.device)
-    refused(capsys, [PUZZLE, "--device", "cuda"], "--device cuda: exp_speedrun.py runs on cpu only")
+    refused(capsys, [PUZZLE, "--device", "cuda"], "--device cuda: exp_suppose.py runs on cpu only")
 
 
 @pytest.mark.parametrize(
