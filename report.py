@@ -301,6 +301,44 @@ def guessing():
     return table(head, rows) if rows else ["Not run."]
 
 
+def easy(experiment, group):
+    """Shares of the puzzles with 45 clues that each seed solves, at most iterations."""
+    runs = frame(experiment)
+    tests = runs.loc[runs["group"] == group, "test"].dropna()
+    return [buckets(test[max(test, key=int)])[0] for test in tests]
+
+
+def extreme(experiment, group):
+    """Shares of sudoku_extreme_sample.csv that each seed solves, at most iterations."""
+    name = f"{experiment.removeprefix('exp_')}-{group}-seed*.json"
+    tests = [json.loads(path.read_text()) for path in sorted((ROOT / "results/thinking").glob(name))]
+    tests = [test["test"] for test in tests if Path(test["data"]).name == "sudoku_extreme_sample.csv"]
+    rows = [test[max(test, key=int)] for test in tests]
+    return [sum(row["solved"]) / sum(row["puzzles"]) for row in rows]
+
+
+RECORDS = (  # track, what is counted, experiment, group of runs, what is new
+    ("laptop minute: 97 % of puzzles with 45 clues", easy, "exp_speedrun", "minute", "the first: 1,000 steps"),
+    ("laptop minute", easy, "exp_speedrun", "seconds", "150 steps; a step's iterations in one kernel call"),
+    ("laptop hour: sudoku-extreme, no search", extreme, "exp_suppose", "forum", "a network that supposes"),
+)
+
+
+def records():
+    """Tracks as in a speedrun: what was reached in how much training, and where the evidence is."""
+    rows = []
+    for track, count, experiment, group, new in RECORDS:
+        runs = frame(experiment)
+        runs = runs[runs["group"] == group]
+        figures = ["not run"] * 4
+        if len(runs):
+            hardware = runs["hardware"].iloc[0].split(";")[0]
+            figures = [len(runs), f"{runs['seconds'].mean():.0f} s", spread(pd.Series(count(experiment, group))), hardware]
+        rows.append([track, new, *figures, f"[results/{experiment}](results/{experiment})"])
+    head = ["track", "what is new", "seeds", "training", "reached", "hardware", "evidence"]
+    return table(head, rows)
+
+
 def kill():
     """The last line of each kept run of tests/kill.py."""
     runs = [json.loads(path.read_text()) for path in sorted((ROOT / "results" / "kill").glob("*.json"))]
@@ -340,7 +378,7 @@ def ours(experiment, family):
 
 TABLES = {"kill": kill, "mini": mini, "contrast": contrast, "contrasts": contrasts, "verdicts": verdicts}
 TABLES |= {"cost": cost, "positions": positions, "trials": trials, "speedrun": speedrun, "speed": speed}
-TABLES |= {"thinking": thinking, "guessing": guessing}
+TABLES |= {"thinking": thinking, "guessing": guessing, "records": records}
 
 
 def fill(text, tables, document):
