@@ -41,7 +41,7 @@ class Config(common.RunConfig):
     batch: int = 16  # puzzles under way; small, because many steps matter more than smooth ones
     depth: int = 16  # iterations a step, with gradient; the next step goes on from there (exp_deep)
     lifetime: int = 96  # mean iterations until an unsolved puzzle is replaced (exp_deep)
-    steps: int = 4_000  # about five minutes on two cores, tests included; 34,000 solve more, see README.md
+    steps: int = 4_000  # two minutes on two cores; 34,000 solve more, see README.md
     easy_steps: int = 100  # at first with extra clues, up to 45, so that some puzzles are solved at all
     muon_lr: float = 0.01  # Muon's, for the matrices; 0.005 is slower, 0.02 unstable
     lr: float = 0.002  # AdamW's, for the rest

@@ -1,8 +1,8 @@
-"""The fastest way we know to a good solver: a network on the candidates, trained from the states it reaches itself.
+"""The fastest way we know to a good solver: the network that supposes, with phases half as long, in five minutes.
 
-Parent: none
-Change: none, a design of its own; what it shares with sudoku.py is the loop: guess, read the guess, guess again.
-Hypothesis: Rules built into the wiring need no learning, and a puzzle left half solved is the best next example.
+Parent: exp_suppose
+Change: only generated minimal puzzles, less than a third of the steps, batch 16, shorter phases: plain, explore, merge.
+Hypothesis: A minimal puzzle needs a short trial or none, so that a few hundred iterations have room for several.
 Log: not in the log.
 
 python exp_speedrun.py            minutes on two CPU cores: generates puzzles, trains, tests at 8 to 256 iterations
@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -23,9 +24,13 @@ import common
 from common import candidates
 from data.rows import missing
 
-SHARD = 8  # puzzles that one thread works on at a time: what they need stays in its core's cache
+SHARD = 8  # changed: puzzles that one thread works on at a time; a batch has two such parts
 REGROUP = 8  # iterations of a test at a time; then the puzzles not yet solved are put together in new shards
 KINDS = candidates.KINDS  # kinds of groups: a cell; a digit in a row, in a column, in a box
+BITS = 4  # it is supposed; it would then be false; exploring; merging
+PLAIN, EXPLORE, MERGE = range(3)  # phases of the iterations
+# [729, 729], whether two candidates exclude each other
+PEERS = torch.from_numpy((candidates.GROUP[:, :, None] == candidates.GROUP[:, None]).any(0) & ~np.eye(729, dtype=bool))
 
 
 @dataclass
@@ -33,19 +38,29 @@ class Config(common.RunConfig):
     device: Literal["cpu"] = "cpu"  # its kernels are numba's
     width: int = 32  # size of the state of one candidate; 16 were clearly too few
     mlp: int = 96  # hidden units of the one small network that all candidates share
-    batch: int = 16  # puzzles under way; small, because many steps matter more than smooth ones
-    depth: int = 6  # iterations a step, with gradient; the next step goes on from there
-    lifetime: int = 24  # mean iterations until an unsolved puzzle is replaced; with 64 such puzzles fill the batch
-    steps: int = 4_000  # about five minutes on two cores, tests included; 34,000 solve more, see README.md
+    batch: int = 16  # changed: puzzles under way
+    depth: int = 16  # iterations a step, with gradient; the next step goes on from there
+    lifetime: int = 96  # mean iterations until an unsolved puzzle is replaced
+    steps: int = 4_500  # changed: about five minutes on two cores, tests included
+    plain: int = 32  # changed: iterations before the first supposition
+    explore: int = 24  # changed: iterations under a supposition
+    merge: int = 8  # changed: iterations after it, from the state before it, with what it led to in view
+    plain_steps: int = 1_500  # changed: at first training supposes nothing
+    supposing_lifetime: int = 200  # changed: the lifetime after that: some six suppositions
+    supposed_true: float = 0.5  # share of the suppositions in training that are drawn among true candidates
+    verdict: float = 0.3  # weight of a loss beside: is the supposition true?
     easy_steps: int = 100  # at first with extra clues, up to 45, so that some puzzles are solved at all
     muon_lr: float = 0.01  # Muon's, for the matrices; 0.005 is slower, 0.02 unstable
     lr: float = 0.002  # AdamW's, for the rest
     warmup: int = 50  # steps to the full rate, which then falls to 0 on a straight line
     iterations: int = 64  # in tests; more than training ever sees at once
-    test_iterations: tuple[int, ...] = (8, 16, 32, 128, 256)  # what longer thinking gives
-    data: str = "minimal"  # generated minimal puzzles; the only kind that this experiment trains on
+    test_iterations: tuple[int, ...] = (8, 16, 32, 128, 256)  # changed: what longer thinking gives
+    data: str = "minimal"  # generated minimal puzzles,
+    hard: str = ""  # changed: and no hard ones
+    apart: str = ""  # a .csv file of puzzles that training must not see, in any symmetric form
+    hard_share: float = 0.0  # changed: of the puzzles, after the first third of the steps
     train_puzzles: int = 20_000  # renamed digits and swapped lines look the same to the network, so few suffice
-    test_per_bucket: int = 1_000  # never seen in training: 45 clues, then minimal
+    test_per_bucket: int = 1_000  # changed: never seen in training: 45 clues, minimal
     evaluate_every: int = 100_000  # only at the end: a test costs as much as many steps
 
 
@@ -59,6 +74,9 @@ class Model(nn.Module):
         self.state = matrix(width, mlp)
         self.heard = matrix(KINDS * width, mlp)  # the largest message in each group
         self.seen = matrix(2 * KINDS, mlp)  # the sizes of its groups, its probability in each
+        self.supposed = nn.Parameter(torch.zeros(BITS + width, mlp))  # what is supposed, and the other state
+        self.verdict = nn.Linear(width, 1)  # of the supposed candidate, in training
+        self.plain, self.explore, self.merge = config.plain, config.explore, config.merge  # iterations
         self.bias = nn.Parameter(torch.zeros(mlp))
         self.out = matrix(mlp, width, 0.5)
         self.norm = nn.LayerNorm(width)
@@ -69,8 +87,9 @@ class Model(nn.Module):
         return [self.start_shard(part) for part in puzzle.split(SHARD)]
 
     def start_shard(self, puzzle, board=None):
-        board = board or candidates.Board(puzzle.numpy())
-        return puzzle, board, self.first_state().expand(len(board.place[0]), -1)
+        memory = torch.zeros(len(puzzle), 729, numbers(len(self.first)))  # more to start with
+        memory[:, :, : len(self.first)] = self.first_state()[:-KINDS].detach()
+        return self.resume_shard(puzzle, memory, torch.zeros(len(puzzle), 2, dtype=torch.long), board)
 
     def first_state(self):
         return F.pad(self.norm(self.first), (0, KINDS))  # it gives no candidate a probability
@@ -86,20 +105,66 @@ class Model(nn.Module):
 
         def one(shard):
             with torch.set_grad_enabled(gradient):  # each thread has a setting of its own
-                _, logits, shard = self.think_shard(shard, count)
-                return shard[1].logits(logits, shard[0].numpy()), shard
+                parts = []
+                while (left := count - sum(map(len, parts))) > 0:  # a supposition may begin on the way
+                    _, logits, shard = self.think_shard(shard, left)
+                    parts.append(logits)
+                return shard[1].logits(torch.cat(parts), shard[0].numpy()), shard
 
         logits, state = zip(*workers().map(one, state))
         return torch.cat(logits, 1), state
 
-    def think_shard(self, shard, count):
-        """Max-pool messages over each candidate's groups, then an MLP, a residual and a norm: `count` times."""
-        puzzle, board, x = shard
-        given = torch.addmm(self.bias, board.sizes.to(self.bias), self.seen[:KINDS])
+    def think_shard(self, shard, count, choose=None):  # who chooses what to suppose, in training
+        """Max-pool messages over each candidate's groups, then an MLP, a residual and a norm: `count` times.
+
+        Fewer times where a puzzle begins or ends a supposition before.
+        """
+        puzzle, board, x, mind, clock = self.turn(shard, choose or most_doubtful)
+        count = min(count, self.until_turn(clock[:, 0]))
+        seen = torch.cat([board.sizes, mind[:, : BITS + len(self.first)]], 1).to(self.bias)  # sees more
+        given = torch.addmm(self.bias, seen, torch.cat([self.seen[:KINDS], self.supposed]))
         weights = self.message, torch.cat([self.state, self.seen[KINDS:]]), self.heard, self.out
         last = self.norm.weight, self.norm.bias, self.head.weight, self.head.bias
         states, logits = candidates.think(count, board, x, given, *weights, *last)
-        return states, logits, (puzzle, board, states[-1])
+        return states, logits, (puzzle, board, states[-1], mind, clock + torch.tensor([count, 0]))
+
+    # what the network supposes, and what it remembers meanwhile
+    def phases(self, clock):
+        """Of each puzzle, by its iterations so far: which phase it is in, and whether that begins now."""
+        at = (clock - self.plain) % (self.explore + self.merge)
+        phase = torch.where(at < self.explore, EXPLORE, MERGE)
+        return torch.where(clock < self.plain, PLAIN, phase), (clock >= self.plain) & ((at == 0) | (at == self.explore))
+
+    def until_turn(self, clock):
+        """The iterations until the first of these puzzles begins another phase."""
+        cycle = self.explore + self.merge
+        at = (clock - self.plain) % cycle
+        left = torch.where(at < self.explore, self.explore, cycle) - at
+        return int(torch.where(clock < self.plain, self.plain - clock, left).min())
+
+    def turn(self, shard, choose):
+        """Where a phase begins: choose a supposition, or go back to the state before it. No gradient goes through."""
+        puzzle, board, x, mind, clock = shard
+        phase, begins = self.phases(clock[:, 0])
+        if not begins.any():
+            return shard
+        width, mine = len(self.first), torch.from_numpy(board.place[0])
+        bits, other, saved, tried = mind.split([BITS, width, width + KINDS, 1], 1)
+        now, clock, tried = x.detach(), clock.clone(), tried.clone()
+        for i in (begins & (phase == EXPLORE)).nonzero().ravel().tolist():
+            rows = slice(*np.searchsorted(board.place[0], [i, i + 1]))
+            share = now[rows, -KINDS].numpy()  # of each candidate in its cell
+            row = rows.start + choose(share, tried[rows, 0].numpy(), i, rows)
+            tried[row] += 1
+            clock[i, 1] = int(board.place[1][row])
+        chosen, number = clock[mine, 1], torch.from_numpy(board.place[1])
+        bits = torch.stack([chosen == number, PEERS[chosen, number], phase[mine] == EXPLORE, phase[mine] == MERGE], 1)
+        explores, merges = ((begins & (phase == which))[mine, None] for which in (EXPLORE, MERGE))
+        other = torch.where(explores | merges, now[:, :width], other)
+        x = torch.where(merges, saved, x)
+        saved = torch.where(explores, now, saved)
+        bits = bits.float() * (phase != PLAIN)[mine, None]
+        return puzzle, board, x, torch.cat([bits, other, saved, tried], 1), clock
 
     def forward(self, puzzle, iterations):
         """Yield the logits of each iteration; a puzzle whose board obeys the rules is done, and costs nothing more."""
@@ -119,14 +184,26 @@ class Model(nn.Module):
 
     def keep(self, state, wanted):
         """These puzzles of a state, again in full shards."""
-        puzzle = torch.cat([shard[0] for shard in state])[wanted]
-        memory = torch.cat([shard[1].dense(shard[2]) for shard in state])[wanted]
-        return [self.resume_shard(*part) for part in zip(puzzle.split(SHARD), memory.split(SHARD))]
+        puzzle, clock = (torch.cat([shard[i] for shard in state])[wanted] for i in (0, -1))  # with the clock
+        memory = torch.cat([shard[1].dense(torch.cat(shard[2:-1], 1)) for shard in state])[wanted]
+        return [self.resume_shard(*part) for part in zip(*(whole.split(SHARD) for whole in (puzzle, memory, clock)))]
 
-    def resume_shard(self, puzzle, memory):
-        """The shard of puzzles that had this state [n, 729, numbers of a candidate]."""
-        board = candidates.Board(puzzle.numpy())
-        return puzzle, board, memory[board.place]
+    def resume_shard(self, puzzle, memory, clock, board=None):
+        """The shard of puzzles that had this state: [n, 729, numbers of a candidate], [n, 2] clock and supposition."""
+        board, width = board or candidates.Board(puzzle.numpy()), len(self.first)
+        x, mind = memory[board.place].split([width + KINDS, numbers(width) - width - KINDS], 1)
+        return puzzle, board, x, mind, clock
+
+
+# what a candidate's state consists of
+def numbers(width):
+    """State and share; what is supposed, the other state, the state and share from before, how often supposed."""
+    return (width + KINDS) + BITS + width + (width + KINDS) + 1
+
+
+def most_doubtful(share, tried, puzzle, rows):
+    """The candidate to suppose next; one that was tried before counts half each time."""
+    return int((share * (1 - share) * 0.5**tried).argmax())
 
 
 def obeys_rules(puzzle, logits):
@@ -174,6 +251,7 @@ class Slots:
         n = config.batch
         self.puzzle, self.solution = (torch.zeros(n, 81, dtype=torch.uint8) for _ in range(2))
         self.memory = torch.zeros(n, 729, width)
+        self.clock = torch.zeros(n, 2, dtype=torch.long)  # iterations, the supposed candidate
         self.free = torch.ones(n, dtype=torch.bool)
 
     def state_dict(self):
@@ -185,34 +263,71 @@ class Slots:
     def refill(self, config, data, step):
         """New puzzles for free slots. -> random numbers that decide after the step which unsolved slots are freed"""
         random = common.random_at(config, step)
-        puzzle, solution = data.train.rows(random.integers(len(data.train), size=config.batch))
-        self.ease(config, random, step, puzzle, solution)
+        first_hard = int(np.searchsorted(data.train.rating, 1))  # the rows from there on are hard
+        rows = random.integers(first_hard, size=config.batch)  # minimal ones
+        share = config.hard_share * min(1, 3 * step / config.steps)  # rising
+        hard = random.random(config.batch) < share  # which of the new puzzles are
+        rows[hard] = random.integers(first_hard, len(data.train), size=hard.sum())  # the others
+        puzzle, solution = data.train.rows(rows)  # both kinds
+        self.ease(config, random, step, puzzle, solution, hard)  # which are hard
         for mine, new in ((self.puzzle, puzzle), (self.solution, solution)):
             mine[self.free] = torch.from_numpy(new)[self.free]
         return torch.from_numpy(random.random(config.batch))
 
-    def ease(self, config, random, step, puzzle, solution):
+    def ease(self, config, random, step, puzzle, solution, hard):  # which are hard
         """Give some blanks, up to 45 clues, in the first steps."""
         if step < config.easy_steps:
             extra = random.random(puzzle.shape) < random.uniform(0, 0.37, (len(puzzle), 1))
             puzzle[extra] = solution[extra]
+        # with up to eight blanks given a hard puzzle is of medium difficulty
+        order = np.where(puzzle == 0, random.random(puzzle.shape), 2).argsort(1).argsort(1)  # of the blanks
+        eased = hard & (random.random(len(hard)) < 0.5)  # half of them
+        count = np.where(eased, random.integers(1, 9, len(hard)), 0)  # blanks to give
+        extra = order < count[:, None]  # those that come first
+        puzzle[extra] = solution[extra]  # given
 
 
-def shard_gradients(model, config, slots, part, blanks):
+def shard_gradients(model, config, slots, blanks, step, part):  # suppositions, drawn for this step
     """A step's loss on a few slots, its gradients, the last logits; the states reached go back to the slots."""
-    solution, memory = slots.solution[part].numpy(), slots.memory[part]
-    puzzle, board, x = model.resume_shard(slots.puzzle[part], memory)
-    fresh = slots.free[part][board.place[0]][:, None]
-    shard = puzzle, board, torch.where(fresh, model.first_state(), x)
+    solution, memory, clock = slots.solution[part].numpy(), slots.memory[part], slots.clock[part]
+    puzzle, board, x, mind, clock = model.resume_shard(slots.puzzle[part], memory, clock)
+    fresh = slots.free[part]
+    mine, fresh_row = board.place[0], fresh[board.place[0]][:, None]
+    clock = clock.masked_fill(fresh[:, None], 0)
+    shard = puzzle, board, torch.where(fresh_row, model.first_state(), x), mind.masked_fill(fresh_row, 0), clock
     cell, digit = candidates.CELL[board.place[1]], candidates.DIGIT[board.place[1]]
-    right = torch.from_numpy(digit + 1 == solution[board.place[0], cell])
-    states, logits, _ = model.think_shard(shard, config.depth)
-    probability = states[:, :, -KINDS][:, right]  # of the right digit in each cell
-    loss = -probability.log().sum() / (blanks * config.depth)
-    memory[board.place] = states[-1].detach()
+    right = torch.from_numpy(digit + 1 == solution[mine, cell])
+    # a generator for each shard, because threads have no order
+    random = np.random.default_rng([config.seed, step, part.start])
+
+    def choose(share, tried, puzzle, rows):
+        """A supposition for training, at random; half of them are true, so that it learns where these lead."""
+        weight = share.astype(float) * (1 - share) + 1e-6
+        weight = weight * right[rows].numpy() if random.random() < config.supposed_true else weight
+        return int(random.choice(len(weight), p=weight / weight.sum()))
+
+    loss, left = 0.0, config.depth
+    while left:
+        states, logits, shard = model.think_shard(shard, left, choose)
+        left -= len(states)
+        # which puzzles explore, and whether what they suppose is true
+        phase, chosen = model.phases(shard[-1][:, 0] - 1)[0], shard[-1][:, 1]
+        supposes = phase == EXPLORE
+        row = np.searchsorted(mine * 729 + board.place[1], (torch.arange(len(fresh)) * 729 + chosen).numpy()[supposes])
+        true = right[row]
+        wrong = supposes.clone()
+        wrong[supposes] = ~true
+        counted = right & ~wrong[mine]  # no loss where what is supposed is false
+        loss = loss - states[:, :, -KINDS][:, counted].log().sum() / (blanks * config.depth)
+        if len(row):  # but there, too, it says whether to believe in it
+            verdict = model.verdict(states[:, row, :-KINDS]).squeeze(2)
+            entropy = F.binary_cross_entropy_with_logits(verdict, true.float().expand_as(verdict), reduction="sum")
+            loss = loss + config.verdict * entropy / (config.batch * config.depth)
+    memory[board.place] = torch.cat(shard[2:-1], 1).detach()
+    slots.clock[part] = shard[-1]
     return (
         loss.detach(),
-        torch.autograd.grad(loss, list(model.parameters())),
+        torch.autograd.grad(loss, list(model.parameters()), materialize_grads=True),  # at first there is no supposition
         board.logits(logits[-1].detach(), puzzle.numpy()),
     )
 
@@ -222,7 +337,7 @@ def train(config):
     if run.world > 1:
         raise SystemExit(f"{run.experiment}.py runs in one process, on as many threads as OMP_NUM_THREADS says")
     data = common.load(config, run)
-    model, slots = Model(config), Slots(config, config.width + KINDS)
+    model, slots = Model(config), Slots(config, numbers(config.width))  # width
     matrices = [p for p in model.parameters() if p.ndim == 2 and min(p.shape) > 1]
     others = [p for p in model.parameters() if all(p is not matrix for matrix in matrices)]
     optimizers = [Muon(matrices, lr=config.muon_lr), torch.optim.AdamW(others, betas=(0.9, 0.95), weight_decay=0.0)]
@@ -230,11 +345,15 @@ def train(config):
         share = min((step + 1) / (config.warmup + 1), 1 - step / config.steps)
         for optimizer, rate in zip(optimizers, (config.muon_lr, config.lr)):
             optimizer.param_groups[0]["lr"] = rate * share
+        supposing = step >= config.plain_steps  # before, the clock stands still
+        lifetime = config.supposing_lifetime if supposing else config.lifetime
+        slots.clock *= supposing
         chance = slots.refill(config, data, step)
         target = torch.where(slots.puzzle == 0, slots.solution.long() - 1, common.IGNORED)
         batch = common.Batch(slots.puzzle, target, None, int((slots.puzzle == 0).sum()))
-        parts = [slice(at, at + SHARD) for at in range(0, config.batch, SHARD)]
-        done = workers().map(lambda part: shard_gradients(model, config, slots, part, batch.blanks), parts)  # noqa: B023
+        # the step, for the suppositions' random numbers
+        work = functools.partial(shard_gradients, model, config, slots, batch.blanks, step)
+        done = workers().map(work, [slice(at, at + SHARD) for at in range(0, config.batch, SHARD)])
         losses, gradients, logits = zip(*done)
         for parameter, *shares in zip(model.parameters(), *gradients):
             parameter.grad = sum(shares)
@@ -242,7 +361,7 @@ def train(config):
             optimizer.step()
         logits = torch.cat(logits)
         solved = ((logits.argmax(-1) == target) | (slots.puzzle != 0)).all(1)
-        slots.free = chance < torch.where(solved, 0.5, config.depth / config.lifetime)
+        slots.free = chance < torch.where(solved, 0.5, config.depth / lifetime)
         run.report(step, sum(losses), logits, batch, config.lr * share)
         run.evaluate(step, model, data)
         run.end_step(step, model, [*optimizers, slots])

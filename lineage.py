@@ -27,10 +27,9 @@ from plumbing import disk
 
 ROOT = Path(__file__).resolve().parent
 PATTERNS = [folder + name for folder in ("", "pos_embedding/") for name in ("sudoku", "exp_", "train_", "ablation_")]
-ON_CANDIDATES = (  # ours; scripts/ladder.sh leaves them out
-    *("exp_speedrun", "exp_hard", "exp_deep", "exp_deep_fresh", "exp_deep_noise", "exp_deep_ema", "exp_deep_two"),
-    *("exp_deep_random", "exp_deep_identity", "exp_deep_last", "exp_suppose"),
-)
+# ours; scripts/ladder.sh leaves them out
+ON_CANDIDATES = ("exp_iterate", "exp_hard", "exp_deep", "exp_suppose", "exp_speedrun")
+ON_CANDIDATES += tuple(f"exp_deep_{name}" for name in ("fresh", "noise", "ema", "two", "random", "identity", "last"))
 FIELDS = ("Parent", "Change", "Hypothesis", "Log")
 TEST_SETS = {  # by `data` and `edges` of Config
     ('"extreme-test"', "common.EXTREME"): "sudoku-extreme, natural mix",

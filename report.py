@@ -3,7 +3,7 @@
 python report.py                       write them anew, in place, with results.png and tree.png
 python report.py --check               change nothing; fail when a document does not match results/
 python report.py keep runs/exp_x/mini-seed0 ...   copy a run's evidence (config, metrics, summary) to results/
-python report.py ship runs/exp_speedrun/full-seed0   make its weights those that solve.py uses by default
+python report.py ship runs/exp_suppose/full-seed0   make its weights those that solve.py uses by default
 
 A document holds `<!-- report NAME -->` and `<!-- end -->`; what stands between them is written here. Runs whose names
 differ only in `-seed0`, `-seed1`, ... are pooled: a table shows their mean, and the lowest and highest in brackets.
@@ -243,17 +243,17 @@ def cost():
 
 
 def speedrun():
-    """How many of 1,000 unseen puzzles of each kind exp_speedrun.py solves, by test iterations."""
-    everything = frame("exp_speedrun")
+    """How many of 1,000 unseen puzzles of each kind these two solve, by test iterations."""
+    everything = pd.concat([frame(name).assign(name=name) for name in ("exp_speedrun", "exp_iterate")])
     counts = sorted(tested(everything)["iterations"].unique())
     rows = []
-    for group, runs in everything.groupby("group"):
+    for (name, group), runs in everything.groupby(["name", "group"], sort=False):
         found = tested(runs)
         for bucket, kind in enumerate(("45 clues", "minimal, 24 clues on average")):
             solved = found["buckets"].str[bucket].groupby(found["iterations"]).apply(spread)
             cells = solved.reindex(counts, fill_value="")
-            rows.append([group, seeds(runs), f"{runs['seconds'].mean():.0f} s", kind, *cells])
-    return table(["run", "seeds", "training", "puzzles", *counts], rows)
+            rows.append([name, group, seeds(runs), f"{runs['seconds'].mean():.0f} s", kind, *cells])
+    return table(["experiment", "run", "seeds", "training", "puzzles", *counts], rows)
 
 
 def speed():
@@ -318,8 +318,8 @@ def extreme(experiment, group):
 
 
 RECORDS = (  # track, what is counted, experiment, group of runs, what is new
-    ("laptop minute: 97 % of puzzles with 45 clues", easy, "exp_speedrun", "minute", "the first: 1,000 steps"),
-    ("laptop minute", easy, "exp_speedrun", "seconds", "150 steps; a step's iterations in one kernel call"),
+    ("laptop minute: 97 % of puzzles with 45 clues", easy, "exp_iterate", "minute", "the first: 1,000 steps"),
+    ("laptop minute", easy, "exp_iterate", "seconds", "150 steps; a step's iterations in one kernel call"),
     ("laptop hour: sudoku-extreme, no search", extreme, "exp_suppose", "forum", "a network that supposes"),
 )
 
@@ -333,7 +333,12 @@ def records():
         figures = ["not run"] * 4
         if len(runs):
             hardware = runs["hardware"].iloc[0].split(";")[0]
-            figures = [len(runs), f"{runs['seconds'].mean():.0f} s", spread(pd.Series(count(experiment, group))), hardware]
+            figures = [
+                len(runs),
+                f"{runs['seconds'].mean():.0f} s",
+                spread(pd.Series(count(experiment, group))),
+                hardware,
+            ]
         rows.append([track, new, *figures, f"[results/{experiment}](results/{experiment})"])
     head = ["track", "what is new", "seeds", "training", "reached", "hardware", "evidence"]
     return table(head, rows)
@@ -424,15 +429,15 @@ def plot():
     left.set(xlim=(-100, 105), ylim=(-1, len(found)), xlabel="points of puzzles solved, the first above the second")
     left.set_title("the first or the second, --preset mini", fontsize=11)
     left.axvline(0, color="black", lw=0.8)
-    for group, runs in frame("exp_speedrun").groupby("group"):
-        tests = tested(runs)
-        for bucket, kind in enumerate(("45 clues", "minimal")):
-            solved = 100 * tests["buckets"].str[bucket].groupby(tests["iterations"]).mean()
-            style = {"color": ("tab:blue", "tab:orange")[bucket]}
-            style["ls"] = {"full": "-", "minute": "--", "equal": "-."}.get(group, ":")
-            right.plot(solved.index, solved, marker="o", ms=4, label=f"{kind}, {runs['seconds'].mean():.0f} s", **style)
+    for name, colour in (("exp_speedrun", "tab:red"), ("exp_iterate", "tab:blue")):
+        for group, runs in frame(name).groupby("group"):
+            tests = tested(runs)
+            solved = 100 * tests["buckets"].str[1].groupby(tests["iterations"]).mean()
+            line = {"full": "-", "minute": "--", "equal": "-."}.get(group, ":")
+            label = f"{name.removeprefix('exp_')}, {runs['seconds'].mean():.0f} s"
+            right.plot(solved.index, solved, marker="o", ms=4, label=label, color=colour, ls=line)
     right.set(xscale="log", xlabel="test iterations", ylabel="puzzles solved, %")
-    right.set_title("exp_speedrun.py by training time", fontsize=11)
+    right.set_title("minimal puzzles, by training time", fontsize=11)
     right.set_xticks(ticks := [8, 16, 32, 64, 128, 256], [str(tick) for tick in ticks])
     right.minorticks_off()
     if right.has_data():
@@ -492,7 +497,7 @@ def keep(folders, config_class=None):
         print(target.relative_to(ROOT))
 
 
-def ship(folder, name="speedrun.pt"):
+def ship(folder, name="suppose.pt"):
     """The weights without what only a resumed run needs."""
     saved = disk.load_checkpoint(Path(folder) / "checkpoint.pt")
     target = ROOT / "weights" / name

@@ -1,7 +1,7 @@
 """Writes demo/index.html: the page of demo/page.html with the weights of a trained network in it.
 
 python -m demo.build                                  with the shipped weights
-python -m demo.build --weights runs/exp_suppose/full-seed0       or a run of exp_speedrun
+python -m demo.build --weights runs/exp_suppose/full-seed0       or a run of exp_speedrun or exp_iterate
 python -m demo.build --check                          writes nothing; fails where index.html is another
 """
 
@@ -21,7 +21,8 @@ PLAIN = {  # the weights that the page's network reads
     *("first", "message", "state", "heard", "seen", "bias", "out"),
     *("norm.weight", "norm.bias", "head.weight", "head.bias"),
 }
-NAMES = {"exp_speedrun": PLAIN, "exp_suppose": PLAIN | {"supposed"}}
+SUPPOSING = PLAIN | {"supposed"}
+NAMES = {"exp_iterate": PLAIN, "exp_suppose": SUPPOSING, "exp_speedrun": SUPPOSING}
 UNUSED = {"verdict.weight", "verdict.bias"}  # of exp_suppose: only its training reads them
 PHASES = "plain", "explore", "merge"  # the fields of exp_suppose's config that say how many iterations each has
 
@@ -33,11 +34,11 @@ def weights(path):
     """
     saved = disk.load_checkpoint(path)
     experiment, model = saved.get("experiment"), saved.get("model", {})
-    model = {name: tensor for name, tensor in model.items() if experiment != "exp_suppose" or name not in UNUSED}
+    model = {name: tensor for name, tensor in model.items() if "supposed" not in model or name not in UNUSED}
     if set(model) != NAMES.get(experiment):
         raise SystemExit(f"{path} is no checkpoint of {' or '.join(NAMES)}, the networks that demo/page.html can run")
     phases = {}
-    if experiment == "exp_suppose":
+    if "supposed" in model:
         phases = {name: saved.get("config", {}).get(name) for name in PHASES}
         if not all(isinstance(count, int) and count > 0 for count in phases.values()):
             raise SystemExit(f"{path} cannot be used: its config must give {', '.join(PHASES)} as numbers above 0")

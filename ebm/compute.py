@@ -1,6 +1,6 @@
 """How many puzzles each network solves for how much computing: ours, the log's, and the iterating ones of the root.
 
-python -m ebm.compute runs/ours/full-seed0 runs/exp_speedrun/equal-seed0 runs/exp_cosine_no_sam/equal-seed0 \\
+python -m ebm.compute runs/ours/full-seed0 runs/exp_iterate/equal-seed0 runs/exp_cosine_no_sam/equal-seed0 \\
     runs/ebm/equal-seed0 --output results/ebm/compute.json
 
 All get the same fresh puzzles, at 1, 2, 4, ... steps. A step is an iteration, a step of descent (ours) or a step of

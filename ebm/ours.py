@@ -32,9 +32,9 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 import common
-import exp_speedrun
+import exp_iterate
 from common import candidates
-from exp_speedrun import SHARD, Muon, workers
+from exp_iterate import SHARD, Muon, workers
 
 KINDS = candidates.KINDS  # kinds of groups: a cell; a digit in a row, in a column, in a box
 TINY = 1e-3  # energies that float32 still tells apart
@@ -184,7 +184,7 @@ def of_puzzles(values, board, count):
     return values.new_zeros(count).index_add(0, torch.from_numpy(board.place[0]), values)
 
 
-class Slots(exp_speedrun.Slots):
+class Slots(exp_iterate.Slots):
     def ease(self, config, random, step, puzzle, solution):
         """The same for a share of the puzzles ever after."""
         easy = random.random((len(puzzle), 1)) < (config.easy if step >= config.easy_steps else 1)
@@ -223,7 +223,7 @@ def shard_gradients(model, config, slots, part, blanks, number=0):
 
 class Run(common.Run):
     def sources(self):
-        return [*super().sources(), Path(exp_speedrun.__file__)]
+        return [*super().sources(), Path(exp_iterate.__file__)]
 
 
 def train(config):

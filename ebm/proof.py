@@ -32,7 +32,7 @@ import solve
 from data import generate
 from ebm import langevin, ours
 from ebm.evaluate import CHOICES, percent, share, start
-from exp_speedrun import SHARD, workers
+from exp_iterate import SHARD, workers
 from plumbing import candidates, disk
 
 CONVERGED = 1e-9  # a step that promises a smaller fall of E has nothing left to do

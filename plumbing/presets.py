@@ -46,7 +46,7 @@ MINI = schedule(40) | {
     **dict.fromkeys(("train_puzzles", "train_per_bucket", "puzzles", "copies"), lambda v, c: v // 50),
     "test_per_bucket": lambda v, c: 1_000 // (len(getattr(c, "edges", KAGGLE)) - 1),  # 1,000 in all
     "data": lambda v, c: generated(c, kaggle=(42, 54), extreme=(50, 62)),
-    "hard": lambda v, c: "generated",
+    "hard": lambda v, c: v and "generated",
     "report_every": lambda v, c: 50,
     "evaluate_every": lambda v, c: 250,
     "save_every": lambda v, c: 100,

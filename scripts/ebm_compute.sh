@@ -11,13 +11,13 @@ python() {
   if [ -n "${PYTHON:-}" ]; then "$PYTHON" "$@"; else ./run.sh python "$@"; fi
 }
 
-python exp_speedrun.py --name equal-seed0 --steps 34000 --resume
+python exp_iterate.py --name equal-seed0 --steps 34000 --resume
 python exp_cosine_no_sam.py --preset mini --data generated:30-62 --iterations 16 --batch 16 --steps 6500 \
   --name equal-seed0 --resume
 python -m ebm.train --run 4 --preset mini --puzzles 600000 --name equal-seed0 --resume
-python -m ebm.compute runs/ours/full-seed0 runs/exp_speedrun/equal-seed0 runs/exp_cosine_no_sam/equal-seed0 \
+python -m ebm.compute runs/ours/full-seed0 runs/exp_iterate/equal-seed0 runs/exp_cosine_no_sam/equal-seed0 \
   runs/ebm/equal-seed0 --puzzles 100 --output results/ebm/compute.json
-for run in exp_speedrun exp_cosine_no_sam; do python report.py keep "runs/$run/equal-seed0"; done
+for run in exp_iterate exp_cosine_no_sam; do python report.py keep "runs/$run/equal-seed0"; done
 run=runs/ebm/equal-seed0
 python -m ebm.evaluate $run --puzzles 300 --chains 4 --output $run/evaluation.json
 python -m ebm.evaluate $run --no-langevin --output $run/evaluation-forward.json

@@ -82,7 +82,7 @@ for seed in "${seeds[@]}"; do
   files=()
   for file in sudoku*.py ablation_*.py train_*.py exp_*.py pos_embedding/[!c]*.py; do
     stem=$(basename "$file" .py)
-    case $stem in exp_speedrun | exp_hard | exp_deep* | exp_suppose) continue ;; esac # ours, with a size of their own
+    case $stem in exp_iterate | exp_speedrun | exp_hard | exp_deep* | exp_suppose) continue ;; esac # ours, with a size of their own
     [ "$seed" = "${seeds[0]}" ] || [[ " $insights " = *" $stem "* ]] || continue
     [ -s "results/$stem/$PRESET-seed$seed/summary.json" ] || files+=("$file")
   done

@@ -1,11 +1,11 @@
-"""The speedrun's network: its kernels against plain torch, and the symmetries that it claims."""
+"""The network that iterates: its kernels against plain torch, and the symmetries that it claims."""
 
 import numpy as np
 import pytest
 import torch
 
 import common
-import exp_speedrun
+import exp_iterate
 import lineage
 from data import generate
 from ebm import ours
@@ -124,7 +124,7 @@ def test_groups_are_a_cell_and_a_digit_in_a_row_a_column_and_a_box():
 
 def test_renamed_digits_and_swapped_lines_give_the_same_answer(puzzles):
     torch.manual_seed(0)
-    model = exp_speedrun.Model(common.with_preset(exp_speedrun.Config(), "smoke"))
+    model = exp_iterate.Model(common.with_preset(exp_iterate.Config(), "smoke"))
     puzzle = torch.from_numpy(puzzles[0].astype(np.int64))
     digits = torch.tensor([0, 4, 7, 1, 9, 2, 8, 3, 6, 5])
     lines = torch.tensor([4, 3, 5, 0, 2, 1, 8, 7, 6])
@@ -137,7 +137,7 @@ def test_renamed_digits_and_swapped_lines_give_the_same_answer(puzzles):
 
 
 def test_clues_keep_their_digit(puzzles):
-    model = exp_speedrun.Model(common.with_preset(exp_speedrun.Config(), "smoke"))
+    model = exp_iterate.Model(common.with_preset(exp_iterate.Config(), "smoke"))
     puzzle = torch.from_numpy(puzzles[0].astype(np.int64))
     answer = next(model(puzzle, 1)).argmax(-1) + 1
     assert (answer[puzzle > 0] == puzzle[puzzle > 0]).all()
@@ -147,7 +147,7 @@ def test_muon_makes_steps_of_equal_singular_values_along_the_momentum():
     torch.manual_seed(0)
     for shape in ((16, 48), (48, 16)):
         weight, average = torch.nn.Parameter(torch.randn(shape)), torch.zeros(shape)
-        optimizer = exp_speedrun.Muon([weight], lr=0.1)
+        optimizer = exp_iterate.Muon([weight], lr=0.1)
         for _ in range(3):
             before, weight.grad = weight.detach().clone(), torch.randn(shape)
             average = 0.95 * average + 0.05 * weight.grad
@@ -194,15 +194,15 @@ def keep_lock(opened, real):
 
 
 def test_a_step_goes_on_from_the_states_reached(puzzles):
-    config = common.with_preset(exp_speedrun.Config(), "smoke")
+    config = common.with_preset(exp_iterate.Config(), "smoke")
     config.batch = 4
     torch.manual_seed(0)
-    model, slots = exp_speedrun.Model(config), exp_speedrun.Slots(config, config.width + KINDS)
+    model, slots = exp_iterate.Model(config), exp_iterate.Slots(config, config.width + KINDS)
     slots.puzzle[:], slots.solution[:] = (torch.from_numpy(part[:4]) for part in puzzles)
     part, losses = slice(0, 4), []
     for free in (True, False, False):
         slots.free[:] = free
-        loss, gradients, logits = exp_speedrun.shard_gradients(model, config, slots, part, 100)
+        loss, gradients, logits = exp_iterate.shard_gradients(model, config, slots, part, 100)
         losses.append(loss.item())
     state = model.start(slots.puzzle)
     for _ in range(3 * config.depth):

@@ -35,7 +35,7 @@ HARD = (  # not solved before something is supposed: the first two, of sudoku-ex
     "1....7.9..3..2...8..96..5....53..9...1..8...26....4...3......1..4......7..7...3..",
     "..53.....8......2..7..1.5..4....53...1..7...6..32...8..6.5....9..4....3......97..",
 )
-WEIGHTS = {"exp_speedrun": build.SHIPPED.with_name("speedrun.pt"), "exp_suppose": build.SHIPPED}
+WEIGHTS = {"exp_iterate": build.SHIPPED.with_name("iterate.pt"), "exp_suppose": build.SHIPPED}
 ITERATIONS = 32  # at most, so that a puzzle that the network does not solve costs little
 TOLERANCE = 2  # iterations: sums in another order round differently, and a board may become legal a little later
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-import exp_speedrun
+import exp_iterate
 import exp_suppose
 import guess
 import solve
@@ -26,9 +26,9 @@ def cells(text):
 
 @pytest.fixture(scope="module")
 def model():
-    saved = disk.load_checkpoint(solve.ROOT / "weights/speedrun.pt")
-    known = exp_speedrun.Config.__dataclass_fields__
-    model = exp_speedrun.Model(exp_speedrun.Config(**{k: v for k, v in saved["config"].items() if k in known}))
+    saved = disk.load_checkpoint(solve.ROOT / "weights/iterate.pt")
+    known = exp_iterate.Config.__dataclass_fields__
+    model = exp_iterate.Model(exp_iterate.Config(**{k: v for k, v in saved["config"].items() if k in known}))
     model.load_state_dict(saved["model"])
     return model.eval()
 
@@ -133,7 +133,7 @@ def test_the_command(capsys):
 def test_the_measurement(clean, capsys, puzzles):
     lines = [",".join(["".join(map(str, row)) for row in pair] + ["1"]) for pair in zip(*puzzles)]
     (clean / "p.csv").write_text("\n".join(["question,answer,rating", *lines]))
-    guess.main(["p.csv", "--weights", str(solve.ROOT / "weights/speedrun.pt"), "--output", "out.json"])
+    guess.main(["p.csv", "--weights", str(solve.ROOT / "weights/iterate.pt"), "--output", "out.json"])
     assert "network: 23 of 23" in (said := capsys.readouterr().out) and "exact solver: 23 of 23" in said
     found = disk.read_json(clean / "out.json")
     assert found["ways"]["network"]["solved"] == found["puzzles"] == 23

@@ -74,7 +74,7 @@ def test_the_logs_model_is_read_at_zero_and_then_at_its_lowest_chain(replica):
 
 
 def test_an_iterating_network_is_counted_with_its_threads(capsys):
-    solver = compute.Iterating(ROOT / "weights/speedrun.pt", compute.Console())
+    solver = compute.Iterating(ROOT / "weights/iterate.pt", compute.Console())
     puzzle = torch.zeros(1, 81, dtype=torch.int64)
     rows = 729 * (32 * 4 * 32 + 40 * 96 + 96 * 32 + 32) + 324 * 32 * 96  # candidates, then groups
     assert solver.flops(puzzle, [3])[0] == pytest.approx(3 * 2 * rows, rel=0.05)
