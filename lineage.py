@@ -52,7 +52,7 @@ class Experiment:
 
     @property
     def on_candidates(self):
-        """Ours, of exp_speedrun's kind: made for a CPU, with a size and data of its own at every preset."""
+        """Ours, of exp_iterate's kind: made for a CPU, with a size and data of its own at every preset."""
         return self.name in ON_CANDIDATES
 
     @property

@@ -262,6 +262,15 @@ def speed():
     return [bench.table(report) + "\n" for report in reports]
 
 
+def faster():
+    """Training speed of exp_iterate.py's network, before and after a step's iterations became one kernel call."""
+    kept = json.loads((ROOT / "results" / "iterate-speed.json").read_text())
+    new, old = (pd.Series([n for run in kept[age]["runs"] for n in run]).median() for age in ("new", "old"))
+    commits = f"{kept['old']['commit']} and {kept['new']['commit']}"
+    said = f"Training: {new:.0f} puzzles a second against {old:.0f}, {new / old:.2f} times as many"
+    return [f"{said} (medians over 100 steps each, commits {commits}, by turns; {kept['hardware'].split(';')[0]})."]
+
+
 def thinking():
     """What eval_extreme.py wrote to results/thinking/: puzzles solved after more and more iterations."""
     groups = {}  # the seeds of a run, on the same puzzles
@@ -383,7 +392,7 @@ def ours(experiment, family):
 
 TABLES = {"kill": kill, "mini": mini, "contrast": contrast, "contrasts": contrasts, "verdicts": verdicts}
 TABLES |= {"cost": cost, "positions": positions, "trials": trials, "speedrun": speedrun, "speed": speed}
-TABLES |= {"thinking": thinking, "guessing": guessing, "records": records}
+TABLES |= {"thinking": thinking, "guessing": guessing, "records": records, "faster": faster}
 
 
 def fill(text, tables, document):

@@ -161,16 +161,31 @@ def test_contrast_has_a_row_for_each_number_of_iterations(root):
 def test_speedrun_has_a_row_for_each_kind_of_puzzle(root):
     put(root, "exp_speedrun", "full-seed0", {4: counts(100, 30), 8: counts(100, 50)})
     for seed in (0, 1):
-        put(root, "exp_speedrun", f"minute-seed{seed}", {8: counts(90 + seed, 20)}, iterations=8)
+        put(root, "exp_iterate", f"minute-seed{seed}", {8: counts(90 + seed, 20)}, iterations=8)
     head, *found = rows(report.speedrun())
-    assert head == ["run", "seeds", "training", "puzzles", "4", "8"]
-    assert [row[:2] + row[4:] for row in found] == [
-        ["full", "1", "100.0 %", "100.0 %"],
-        ["full", "1", "30.0 %", "50.0 %"],
-        ["minute", "2", "", "90.5 % (90.0-91.0)"],
-        ["minute", "2", "", "20.0 %"],
+    assert head == ["experiment", "run", "seeds", "training", "puzzles", "4", "8"]
+    assert [row[:3] + row[5:] for row in found] == [
+        ["exp_speedrun", "full", "1", "100.0 %", "100.0 %"],
+        ["exp_speedrun", "full", "1", "30.0 %", "50.0 %"],
+        ["exp_iterate", "minute", "2", "", "90.5 % (90.0-91.0)"],
+        ["exp_iterate", "minute", "2", "", "20.0 %"],
     ]
     assert report.plot() is None and (root / "results.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_records_say_what_was_reached_in_how_much_time(root):
+    for seed in (0, 1):
+        put(root, "exp_iterate", f"minute-seed{seed}", {4: counts(80, 0), 8: counts(90 + seed, 20)})
+        put(root, "exp_suppose", f"forum-seed{seed}", {4: counts(1, 1)})
+        (root / "results/thinking").mkdir(exist_ok=True)
+        for end, data, solved in (("", "sudoku_extreme_sample.csv", 3 + seed), ("-easy", "easy.csv", 5)):
+            test = {"16": {"solved": [0], "puzzles": [5]}, "4096": {"solved": [solved], "puzzles": [5]}}
+            path = root / f"results/thinking/suppose-forum-seed{seed}{end}.json"
+            path.write_text(json.dumps({"data": data, "test": test}))
+    _, minute, seconds, hour = rows(report.records())
+    assert minute[2:6] == ["2", "60 s", "90.5 % (90.0-91.0)", "a laptop"]
+    assert seconds[2:6] == 4 * ["not run"]
+    assert hour[2:6] == ["2", "60 s", "70.0 % (60.0-80.0)", "a laptop"]
 
 
 def test_documents_are_written_and_checked(root):
