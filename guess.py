@@ -2,7 +2,7 @@
 
 `python solve.py --guess` uses it. The network does not decide that a puzzle is solved or that a supposition is wrong:
 the rules do, as the exact solver of data/solver.py applies them between two guesses. The network says what to suppose:
-the likeliest digit of a cell with fewest candidates, the cell where it is nearest to being right four times in five.
+the likeliest digit of a cell with fewest candidates, the cell where its probability is nearest to RISK.
 Its state goes on with the candidates that are left, so that each supposition costs it one iteration.
 
 python guess.py puzzles.csv                        how long the search takes, beside one without a network
@@ -26,7 +26,7 @@ from plumbing import candidates, disk
 
 FIRST, MORE = 8, 1  # iterations of the network at the start, and for each supposition; more were not worth it
 SHARD = 16  # puzzles that a thread works on at a time
-RISK = 0.8  # a surer digit teaches less, a less sure one is wrong more often; 0.7 and 0.9 took more guesses, or as many
+RISK = 0.7  # a surer digit teaches less, a less sure one is wrong more often; 0.4 to 0.9 were tried on two other sets
 OPEN = 128  # searches under way at a time; each keeps the network's states to which it may go back
 
 
