@@ -439,10 +439,13 @@ def plot():
     left.set_title("the first or the second, --preset mini", fontsize=11)
     left.axvline(0, color="black", lw=0.8)
     for name, colour in (("exp_speedrun", "tab:red"), ("exp_iterate", "tab:blue")):
-        for group, runs in frame(name).groupby("group"):
+        everything = frame(name)
+        for group, line in {"full": "-", "minute": "--", "equal": "-."}.items():
+            runs = everything[everything["group"] == group]
             tests = tested(runs)
+            if tests.empty:
+                continue
             solved = 100 * tests["buckets"].str[1].groupby(tests["iterations"]).mean()
-            line = {"full": "-", "minute": "--", "equal": "-."}.get(group, ":")
             label = f"{name.removeprefix('exp_')}, {runs['seconds'].mean():.0f} s"
             right.plot(solved.index, solved, marker="o", ms=4, label=label, color=colour, ls=line)
     right.set(xscale="log", xlabel="test iterations", ylabel="puzzles solved, %")

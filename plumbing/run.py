@@ -269,7 +269,8 @@ class Run:
         finite ends the run here."""
         stop = self.agreed(torch.tensor(float(self.interrupted or 0)), dist.ReduceOp.MAX) if self.world > 1 else 0
         stop = int(stop) or self.interrupted
-        keep = self.config.keep_every and self.due(step, self.config.keep_every)
+        every = getattr(self.config, "keep_every", 0)  # addition/ has no such flag
+        keep = every and self.due(step, every)
         save = self.due(step, self.config.save_every) or keep or stop
         if self.row or save:
             self.check_finite(step, model if save else None)
