@@ -89,8 +89,8 @@ class Model(nn.Module):
         return [self.start_shard(part) for part in puzzle.split(SHARD)]
 
     def start_shard(self, puzzle, board=None):
-        memory = torch.zeros(len(puzzle), 729, numbers(len(self.first)))  # more to start with
-        memory[:, :, : len(self.first)] = self.first_state()[:-KINDS].detach()
+        memory = self.first.new_zeros(len(puzzle), 729, numbers(len(self.first)))  # more to start with
+        memory[:, :, : len(self.first) + KINDS] = self.first_state().detach()
         return self.resume_shard(puzzle, memory, torch.zeros(len(puzzle), 2, dtype=torch.long), board)
 
     def first_state(self):

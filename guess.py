@@ -45,8 +45,7 @@ class Search:
 @numba.njit(cache=True, nogil=True)
 def settle(alive):
     """Apply the rules as the exact solver does between two guesses. -> False where they are broken"""
-    _, board, open_cells, seen, _, _, _ = solver.workspace()
-    board[:], open_cells[:], seen[:] = 0, solver.FULL, -1
+    board, open_cells, seen = np.zeros(27, np.int32), np.full(3, solver.FULL, np.int32), np.full(27, -1, np.int32)
     for candidate in range(729):
         if alive[candidate]:
             board[candidate % 9 * 3 + candidate // 243] |= 1 << candidate // 9 % 27

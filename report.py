@@ -271,20 +271,29 @@ def faster():
     return [f"{said} (medians over 100 steps each, commits {commits}, by turns; {kept['hardware'].split(';')[0]})."]
 
 
-def thinking():
-    """What eval_extreme.py wrote to results/thinking/: puzzles solved after more and more iterations."""
-    groups = {}  # the seeds of a run, on the same puzzles
+def thoughts():
+    """What eval_extreme.py wrote to results/thinking/: {(run without its seed, puzzles): [(seed, report)]}"""
+    groups = {}
     for path in sorted((ROOT / "results/thinking").glob("*.json")):
         report = json.loads(path.read_text())
         run, _, seed = path.stem.partition("-seed")
         groups.setdefault((run, Path(report["data"]).name), []).append((seed.partition("-")[0], report))
+    return groups
+
+
+def share(row):
+    """Of the puzzles of all buckets."""
+    return sum(row["solved"]) / sum(row["puzzles"])
+
+
+def thinking():
+    """Puzzles solved after more and more iterations."""
+    groups, rows = thoughts(), []
     counts = sorted({int(n) for reports in groups.values() for _, report in reports for n in report["test"]})
-    rows = []
     for (run, data), reports in groups.items():
-        solved = {n: [] for n in counts}
-        for _, report in reports:
-            for n, row in report["test"].items():
-                solved[int(n)].append(sum(row["solved"]) / sum(row["puzzles"]))
+        solved = {
+            n: [share(report["test"][str(n)]) for _, report in reports if str(n) in report["test"]] for n in counts
+        }
         puzzles = sum(next(iter(reports[0][1]["test"].values()))["puzzles"])
         times = [1e3 * report["test_seconds"] / puzzles for _, report in reports if "test_seconds" in report]
         each = f"{sum(times) / len(times):.3g}" if times else ""
@@ -319,11 +328,8 @@ def easy(experiment, group):
 
 def extreme(experiment, group):
     """Shares of sudoku_extreme_sample.csv that each seed solves, at most iterations."""
-    name = f"{experiment.removeprefix('exp_')}-{group}-seed*.json"
-    tests = [json.loads(path.read_text()) for path in sorted((ROOT / "results/thinking").glob(name))]
-    tests = [test["test"] for test in tests if Path(test["data"]).name == "sudoku_extreme_sample.csv"]
-    rows = [test[max(test, key=int)] for test in tests]
-    return [sum(row["solved"]) / sum(row["puzzles"]) for row in rows]
+    reports = thoughts().get((f"{experiment.removeprefix('exp_')}-{group}", "sudoku_extreme_sample.csv"), [])
+    return [share(report["test"][max(report["test"], key=int)]) for _, report in reports]
 
 
 RECORDS = (  # track, what is counted, experiment, group of runs, what is new
@@ -341,13 +347,8 @@ def records():
         runs = runs[runs["group"] == group]
         figures = ["not run"] * 4
         if len(runs):
-            hardware = runs["hardware"].iloc[0].split(";")[0]
-            figures = [
-                len(runs),
-                f"{runs['seconds'].mean():.0f} s",
-                spread(pd.Series(count(experiment, group))),
-                hardware,
-            ]
+            hardware, reached = runs["hardware"].iloc[0].split(";")[0], spread(pd.Series(count(experiment, group)))
+            figures = [len(runs), f"{runs['seconds'].mean():.0f} s", reached, hardware]
         rows.append([track, new, *figures, f"[results/{experiment}](results/{experiment})"])
     head = ["track", "what is new", "seeds", "training", "reached", "hardware", "evidence"]
     return table(head, rows)
@@ -460,17 +461,8 @@ def plot():
     disk.replace(ROOT / "results.png", lambda file: figure.savefig(file, dpi=120))
 
 
-FREE = {
-    "name",
-    "seed",
-    "resume",
-    "keep_every",
-    "device",
-    "compile",
-    "wandb",
-    "runs",
-    "test_iterations",
-}  # change no experiment
+# Fields that change no experiment.
+FREE = {"name", "seed", "resume", "keep_every", "device", "compile", "wandb", "runs", "test_iterations"}
 
 
 def altered(folder, config_class=None):

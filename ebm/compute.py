@@ -55,9 +55,7 @@ class Iterating:
     def flops(self, puzzle, counts):
         """For one of these puzzles, for each number of steps."""
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            if hasattr(
-                self.model, "think_shard"
-            ):  # torch counts its own products, and those that kernels do have float32
+            if hasattr(self.model, "think_shard"):  # torch does not see what the kernels multiply, in float32 only
                 model = copy.deepcopy(self.model).double()
                 model.think_shard(model.start_shard(puzzle), 1)
             elif hasattr(self.model, "iterate_shard"):  # and this thread only

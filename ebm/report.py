@@ -33,7 +33,8 @@ ENERGIES = {  # of Langevin: the evaluation that has it
 }  # fmt: skip
 EVALUATIONS = (*ENERGIES.values(), "evaluation-true-noise.json", FORWARD, "proof.json")
 NETWORKS = {  # of the picture: label, colour
-    "ours": ("ebm/ours.py", "tab:red"), "exp_speedrun": ("exp_iterate.py", "tab:blue"),
+    "ours": ("ebm/ours.py", "tab:red"), "exp_iterate": ("exp_iterate.py", "tab:blue"),
+    "exp_speedrun": ("exp_iterate.py", "tab:blue"),  # its name when this was measured
     "exp_cosine_no_sam": ("exp_cosine_no_sam.py", "tab:green"), "ebm": ("the log's energy model", "0.4"),
 }  # fmt: skip
 

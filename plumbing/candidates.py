@@ -8,12 +8,11 @@ groups that ebm/ours.py is made of.
 import math
 import threading
 
-import numba
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from plumbing.product import add_product_transposed, product
+from plumbing.product import add_product_transposed, compiled, product
 
 CELL, DIGIT = np.arange(81).repeat(9), np.tile(np.arange(9), 81)  # of each of the 729 candidates
 GROUP = np.stack(  # the four groups, of 81 a kind, that a candidate is in
@@ -22,7 +21,6 @@ GROUP = np.stack(  # the four groups, of 81 a kind, that a candidate is in
 KINDS = len(GROUP)  # what may stand in a cell; where a row, a column, a box may have a digit
 MEMBERS = GROUP.argsort(1, kind="stable").reshape(KINDS, 81, 9)  # the candidates of each group
 LIMIT = np.float32(30)  # of a logit: its exp() stays finite
-compiled = numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract", "reassoc", "nsz", "arcp"})
 
 
 @compiled
@@ -386,9 +384,8 @@ class Think(torch.autograd.Function):
         if memory is None:
             raise RuntimeError("Think keeps what a gradient needs for one backward pass: call it again for another")
         both, heard, out, gain, *_ = context.weights
-        zero = lambda like: np.zeros_like(like)  # noqa: E731
         given = np.zeros((states.shape[1], len(out)), np.float32)
-        gradients = np.empty(states.shape[1:], np.float32), given, zero(both), zero(heard), zero(out)
+        gradients = np.empty(states.shape[1:], np.float32), given, *map(np.zeros_like, (both, heard, out))
         gradients += (np.zeros((4, len(gain)), np.float32),)
         think_gradient_kernel(
             context.x.numpy(), context.board.layout, context.weights, states, logit, context.kept,
