@@ -206,8 +206,8 @@ class Slots:
             mine[self.free] = torch.from_numpy(new)[self.free]
         chance = torch.from_numpy(random.random(config.batch))  # changed: returned below
         new = int(self.free.sum()), 729, config.width  # changed: who gets random numbers
-        noise = torch.from_numpy(random.standard_normal(new, np.float32))  # changed: a function of seed and step
-        self.memory[self.free] = F.pad(config.noise * noise, (0, KINDS))  # changed: to be added to the first state
+        noise = torch.from_numpy(random.standard_normal(new, np.float32))  # changed: by seed and step
+        self.memory[self.free] = F.pad(config.noise * noise, (0, KINDS))  # changed: added to the first state
         return chance  # changed: drawn before the noise, as in the parent
 
     def ease(self, config, random, step, puzzle, solution, hard):  # which are hard (exp_hard)

@@ -29,7 +29,8 @@ ROOT = Path(__file__).resolve().parent
 PATTERNS = [folder + name for folder in ("", "pos_embedding/") for name in ("sudoku", "exp_", "train_", "ablation_")]
 # ours; scripts/ladder.sh leaves them out
 ON_CANDIDATES = ("exp_iterate", "exp_hard", "exp_deep", "exp_suppose", "exp_speedrun")
-ON_CANDIDATES += tuple(f"exp_deep_{name}" for name in ("fresh", "noise", "ema", "two", "random", "identity", "last"))
+DEEP = "fresh noise restarts ema two random identity last sums attention failures refuted bf16"
+ON_CANDIDATES += tuple(f"exp_deep_{name}" for name in DEEP.split())
 FIELDS = ("Parent", "Change", "Hypothesis", "Log")
 TEST_SETS = {  # by `data` and `edges` of Config
     ('"extreme-test"', "common.EXTREME"): "sudoku-extreme, natural mix",

@@ -24,8 +24,11 @@ LIMIT = np.float32(30)  # of a logit: its exp() stays finite
 
 
 @compiled
-def max_kernel(x, members, first, out, winner):
-    """out [4, groups, width]: the largest of x's first 4 x width columns in each group; winner: which candidate's."""
+def max_kernel(x, members, first, sums, out, winner):
+    """out [4, groups, width]: the largest of x's first 4 x width columns in each group; winner: which candidate's.
+
+    Of the last `sums` of each width columns the sum.
+    """
     width = out.shape[2]  # plain indices here: a slice of a row costs more than the row's numbers
     for kind in range(len(out)):
         c = kind * width
@@ -36,21 +39,25 @@ def max_kernel(x, members, first, out, winner):
                 winner[kind, g, j] = members[kind, begin] if begin < end else -1
             for at in range(begin + 1, end):
                 i = members[kind, at]
-                for j in range(width):
+                for j in range(width - sums):
                     winner[kind, g, j] = i if x[i, c + j] > out[kind, g, j] else winner[kind, g, j]
                     out[kind, g, j] = max(x[i, c + j], out[kind, g, j])
+                for j in range(width - sums, width):
+                    out[kind, g, j] += x[i, c + j]
 
 
 @compiled
-def max_gradient_kernel(gradient, winner, group, out):
+def max_gradient_kernel(gradient, winner, group, sums, out):
     """Into out's first 4 x width columns."""
     width = gradient.shape[2]
     for i in range(len(out)):
         for kind in range(len(group)):
             given, who = gradient[kind, group[kind, i]], winner[kind, group[kind, i]]
             mine = out[i, kind * width : (kind + 1) * width]
-            for j in range(width):
+            for j in range(width - sums):
                 mine[j] = given[j] if who[j] == i else np.float32(0)
+            for j in range(width - sums, width):
+                mine[j] = given[j]
 
 
 @compiled
@@ -168,7 +175,7 @@ def puzzle_of(layout, p):
 
 
 @compiled
-def think_kernel(x, given, layout, weights, states, logit, kept):
+def think_kernel(x, given, layout, weights, sums, states, logit, kept):
     """All iterations of a puzzle, then the next puzzle: what they need stays in the core's cache."""
     both, heard, out, gain, shift, head, head_bias = weights
     best, winner, hidden, normed, scale = kept
@@ -185,7 +192,7 @@ def think_kernel(x, given, layout, weights, states, logit, kept):
             winner_ = winner[at, place].reshape(KINDS, groups, width)
             hidden_ = hidden[at, begin:end]
             product(now, 0, both, told, 0, 0)
-            max_kernel(told, members, first, best_, winner_)
+            max_kernel(told, members, first, sums, best_, winner_)
             for kind in range(KINDS):
                 product(best_[kind], 0, heard[kind], said[kind], 0, 0)
             hear_kernel(told, given[begin:end], said, group, hidden_)
@@ -197,10 +204,10 @@ def think_kernel(x, given, layout, weights, states, logit, kept):
 
 
 @compiled
-def think_gradient_kernel(x, layout, weights, states, logit, kept, d_states, d_logit, gradients):
+def think_gradient_kernel(x, layout, weights, sums, states, logit, kept, d_states, d_logit, gradients):
     best, winner, hidden, normed, scale = kept
     both, heard, out, gain, shift, head, _ = weights
-    d_x, d_given, d_both, d_heard, d_out, sums = gradients
+    d_x, d_given, d_both, d_heard, d_out, d_rest = gradients
     width, mlp, rows, places = len(gain), len(out), layout[3], layout[5]
     out_back = out.T.copy()
     state_back, share_back = both[:width].T.copy(), both[width:, KINDS * width :].T.copy()
@@ -223,7 +230,7 @@ def think_gradient_kernel(x, layout, weights, states, logit, kept, d_states, d_l
             share_gradient_kernel(d_now, states[t, begin:end], members, first, group, mine)
             read_gradient_kernel(
                 d_now, mine, logit[t, begin:end], normed[t, begin:end], scale[t, begin:end],
-                gain, shift, head, d_total, sums,
+                gain, shift, head, d_total, d_rest,
             )  # fmt: skip
             product(d_total, 0, out_back, d_told, KINDS * width, 0)
             add_product_transposed(hidden_, d_total, d_out)
@@ -231,7 +238,7 @@ def think_gradient_kernel(x, layout, weights, states, logit, kept, d_states, d_l
             for kind in range(KINDS):
                 product(d_said[kind], 0, heard_back[kind], d_best[kind], 0, 0)
                 add_product_transposed(best_[kind], d_said[kind], d_heard[kind])
-            max_gradient_kernel(d_best, winner_, group, d_told)
+            max_gradient_kernel(d_best, winner_, group, sums, d_told)
             add_product_transposed(x[begin:end] if t == 0 else states[t - 1, begin:end], d_told, d_both)
             product(d_told, 0, state_back, d_state, 0, 0)
             product(d_told, KINDS * width, share_back, d_share, 0, 0)
@@ -327,8 +334,10 @@ def think(count, board, x, *weights):
     return think_anywhere(count, board, x, *weights)
 
 
-def think_anywhere(count, board, x, given, message, state, heard, out, gain, shift, head, head_bias):
+def think_anywhere(count, board, x, given, message, state, heard, out, gain, shift, head, head_bias, sums=0):
     """`count` iterations: messages to the groups, the largest of each group, an MLP, a residual and a norm.
+
+    The last `sums` numbers of a message are added up over the group instead.
 
     x [candidates, width + 4]: the state, and after it the share in each group (a softmax of the members' logits).
     given [candidates, mlp]: what else a candidate sees, the same all the time, already multiplied by its matrix.
@@ -342,6 +351,9 @@ def think_anywhere(count, board, x, given, message, state, heard, out, gain, shi
             none.scatter_reduce(0, at[:, None].expand(-1, width), said[:, kind], "amax", include_self=False)
             for kind, at in enumerate(index)
         ]
+        if sums:
+            added = [none.index_add(0, at, said[:, kind]) for kind, at in enumerate(index)]
+            best = [torch.cat([a[:, :-sums], b[:, -sums:]], 1) for a, b in zip(best, added)]
         groups = torch.stack(best) @ heard.view(len(index), width, -1)
         hidden = torch.addmm(given, x, state) + sum(group[at] for group, at in zip(groups, index))
         h = F.layer_norm(torch.addmm(x[:, :width], hidden.relu(), out), (width,), gain, shift)
@@ -357,7 +369,9 @@ class Think(torch.autograd.Function):
     """The same by kernels; `keep`: whether there will be a gradient."""
 
     @staticmethod
-    def forward(context, keep, count, board, x, given, message, state, heard, out, gain, shift, head, head_bias):
+    def forward(
+        context, keep, count, board, x, given, message, state, heard, out, gain, shift, head, head_bias, sums=0
+    ):
         width, (rows, groups) = len(message), (len(x), KINDS * int(board.layout[-1][-1]))
         # one product for both; the messages do not see the shares
         both, slots = torch.cat([F.pad(message, (0, 0, 0, KINDS)), state], 1), count if keep else 1
@@ -368,7 +382,8 @@ class Think(torch.autograd.Function):
         weights = *(part.detach().contiguous().numpy() for part in weights), np.float32(head_bias.item())
         states, logit = x.new_empty(count, rows, width + KINDS), x.new_empty(count, rows)
         x, given = (part.detach().contiguous() for part in (x, given))
-        think_kernel(x.numpy(), given.numpy(), board.layout, weights, states.numpy(), logit.numpy(), kept)
+        think_kernel(x.numpy(), given.numpy(), board.layout, weights, sums, states.numpy(), logit.numpy(), kept)
+        context.sums = sums
         if keep:
             context.memory, context.kept, context.weights, context.board, context.x = memory, kept, weights, board, x
             context.save_for_backward(states, logit)
@@ -388,15 +403,15 @@ class Think(torch.autograd.Function):
         gradients = np.empty(states.shape[1:], np.float32), given, *map(np.zeros_like, (both, heard, out))
         gradients += (np.zeros((4, len(gain)), np.float32),)
         think_gradient_kernel(
-            context.x.numpy(), context.board.layout, context.weights, states, logit, context.kept,
+            context.x.numpy(), context.board.layout, context.weights, context.sums, states, logit, context.kept,
             d_states.contiguous().numpy(), d_logit.clone(memory_format=torch.contiguous_format).numpy(), gradients,
         )  # fmt: skip
         buffers.free.append(memory)
-        d_x, d_given, d_both, d_heard, d_out, sums = (torch.from_numpy(part) for part in gradients)
+        d_x, d_given, d_both, d_heard, d_out, rest = (torch.from_numpy(part) for part in gradients)
         width = len(gain)
         d_message, d_state = d_both[:width, : KINDS * width], d_both[:, KINDS * width :]
         return (None, None, None, d_x, d_given, d_message, d_state, d_heard.view(KINDS * width, -1), d_out,
-                sums[0], sums[1], sums[2:3], sums[3, :1])  # fmt: skip
+                rest[0], rest[1], rest[2:3], rest[3, :1], None)  # fmt: skip
 
 
 class Collect(torch.autograd.Function):

@@ -94,7 +94,8 @@ UNCHANGED = {"name", "seed", "resume", "device", "compile", "wandb", "runs", "pr
 UNCHANGED |= {"edges", "muon_lr", "weight_decay", "depth", "lifetime", "easy_steps", "encoders", "micro_batches"}
 UNCHANGED |= {"cycles", "low_cycles", "clip", "pool", "descent", "rounds", "solved_lifetime", "sharp", "rise", "fall"}
 UNCHANGED |= {"apart", "hard_share", "plain", "explore", "merge", "supposing_lifetime", "supposed_true"}
-UNCHANGED |= {"keep_every", "verdict", "test_descent", "judge", "high", "spread", "patience", "easy", "noise"}
+UNCHANGED |= {"keep_every", "verdict", "test_descent", "judge", "high", "spread", "patience", "easy", "noise", "sums"}
+UNCHANGED |= {"again", "late", "refuted", "restart"}
 
 
 def with_preset(config, preset):
