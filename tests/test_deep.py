@@ -8,12 +8,18 @@ import torch
 
 import common
 import exp_deep
+import exp_deep_attention
+import exp_deep_bf16
 import exp_deep_ema
+import exp_deep_failures
 import exp_deep_fresh
 import exp_deep_identity
 import exp_deep_last
 import exp_deep_noise
 import exp_deep_random
+import exp_deep_refuted
+import exp_deep_restarts
+import exp_deep_sums
 import exp_deep_two
 from data import generate, store
 from data.rows import missing
@@ -289,3 +295,186 @@ def test_the_first_half_of_a_step_has_no_loss(puzzles):
             assert torch.allclose(got, gradient, rtol=1e-3, atol=1e-3)
         losses.append(loss)
     assert losses[0] != losses[1]
+
+
+# ---------------------------------------------------------------- sums
+
+
+def test_some_messages_are_summed_over_a_group(puzzles):
+    config, model = small(exp_deep_sums, sums=3)
+    _, board, x = model.start_shard(puzzles[0])
+    x = x + torch.randn_like(x)
+    states, _, _ = model.think_shard((puzzles[0], board, x), 1)
+    width, said = config.width, (x[:, : config.width] @ model.message).view(len(x), KINDS, -1)
+    heard = torch.zeros(len(x), KINDS, width)
+    for kind, index in enumerate(board.group):
+        for group in np.unique(index):
+            mine = torch.from_numpy(index == group)
+            told = said[mine, kind]
+            heard[mine, kind] = torch.cat([told.amax(0)[:-3], told.sum(0)[-3:]])
+    hidden = model.bias + board.sizes @ model.seen[:KINDS] + x @ torch.cat([model.state, model.seen[KINDS:]])
+    h = model.norm(x[:, :width] + (hidden + heard.flatten(1) @ model.heard).relu() @ model.out)
+    assert torch.allclose(states[0, :, :width], h, atol=1e-4)
+    slots = slots_with(exp_deep_sums, config, puzzles)
+    assert all(g.any() for g in exp_deep_sums.shard_gradients(model, config, slots, PART, 100)[1])
+
+
+# ---------------------------------------------------------------- attention
+
+
+def test_a_candidate_attends_to_its_whole_puzzle_and_to_no_other(puzzles):
+    config, model = small(exp_deep_attention, heads=2)
+    _, board, x = model.start_shard(puzzles[0])
+    x = x + torch.randn_like(x)
+    attended = model.attend(board, x)
+    assert torch.equal(attended[:, -KINDS:], x[:, -KINDS:]), "the shares stay"
+    for n in (0, 7):
+        h = x[board.place[0] == n][:, :-KINDS]
+        q, k, v = ((h @ model.ask).view(len(h), 3, config.heads, -1)).permute(1, 2, 0, 3)
+        heard = (q @ k.transpose(1, 2) / q.shape[-1] ** 0.5).softmax(-1) @ v
+        expected = model.mixed(h + heard.transpose(0, 1).flatten(1) @ model.told)
+        assert torch.allclose(attended[board.place[0] == n][:, :-KINDS], expected, atol=1e-5)
+
+
+def test_attention_comes_before_every_iteration(puzzles):
+    config, model = small(exp_deep_attention)
+    _, board, x = shard = model.start_shard(puzzles[0])
+    states, logits, _ = model.think_shard(shard, 3)
+    for state, logit in zip(states, logits):
+        (expected,), (number,), _ = exp_deep.Model.think_shard(
+            attentionless(model), (0, board, model.attend(board, x)), 1
+        )
+        assert torch.allclose(state, expected, atol=1e-4) and torch.allclose(logit, number, atol=1e-4)
+        x = state
+    slots = slots_with(exp_deep_attention, config, puzzles)
+    assert all(g.any() for g in exp_deep_attention.shard_gradients(model, config, slots, PART, 100)[1])
+
+
+def attentionless(model):
+    plain = small(exp_deep)[1]
+    plain.load_state_dict({name: value for name, value in model.state_dict().items() if name in plain.state_dict()})
+    return plain
+
+
+# ---------------------------------------------------------------- failures
+
+
+def test_puzzles_that_failed_come_back(clean, monkeypatch, data):
+    config, _ = small(exp_deep_failures, batch=400)
+    slots = exp_deep_failures.Slots(config, config.width + KINDS)
+    slots.refill(config, data, 50)
+    assert [data.train.rows(slots.row.numpy())[1].tolist()] == [slots.solution.tolist()], "row says which puzzle it is"
+    lost = torch.arange(400) < 2
+    failed = slots.row[lost].tolist()
+    slots.remember(lost)
+    slots.free[:] = True
+    slots.refill(config, data, 51)
+    back = np.isin(slots.row.numpy(), failed).mean()
+    assert back == pytest.approx(config.again, abs=0.1)
+    assert [data.train.rows(slots.row.numpy())[1].tolist()] == [slots.solution.tolist()]
+    slots.free[:] = torch.arange(400) < 9
+    before = slots.row.clone()
+    slots.refill(config, data, 52)
+    assert torch.equal(slots.row[9:], before[9:]), "the rows of puzzles that stay"
+
+    remembered, ended = [], []
+    monkeypatch.setattr(exp_deep_failures.Slots, "remember", lambda slots, lost: remembered.append(lost.clone()))
+    monkeypatch.setattr(common.Run, "end_step", lambda run, step, model, saved: ended.append(saved[-1].free.clone()))
+    exp_deep_failures.main(["--preset", "smoke", "--steps", "6", "--evaluate-every", "99", "--lifetime", "20"])
+    assert any(lost.any() for lost in remembered), "nothing is solved yet"
+    assert all(torch.equal(lost, free) for lost, free in zip(remembered, ended, strict=True))
+
+
+def test_only_the_last_failures_are_kept():
+    config, _ = small(exp_deep_failures, batch=4)
+    slots = exp_deep_failures.Slots(config, config.width + KINDS)
+    for first in range(0, 2_000, 4):
+        slots.row[:] = torch.arange(first, first + 4)
+        slots.remember(torch.tensor([True, True, True, False]))
+    assert slots.failures == 1_500
+    kept = set(slots.failed.tolist())
+    assert len(kept) == 1_024 and max(kept) == 1_998 and 3 not in kept and 0 not in kept
+
+
+# ---------------------------------------------------------------- refuted
+
+
+def test_the_round_in_which_singles_refute_a_candidate(puzzles):
+    """The same by a loop over cells and groups, on puzzles that singles solve and on one that they do not."""
+    puzzle, solution = (part.clone() for part in puzzles)
+    given = torch.rand(len(puzzle), 81, generator=torch.Generator().manual_seed(1)) < 0.1
+    puzzle[1:] = torch.where(given[1:], solution[1:], puzzle[1:])
+    board = candidates.Board(puzzle.numpy())
+    found = exp_deep_refuted.rounds(board)
+    for n in range(len(puzzle)):
+        alive = {c for p, c in zip(*board.place) if p == n}
+        expected = dict.fromkeys(alive, 0)
+        for number in range(1, 20):
+            groups = {}
+            for c in alive:
+                for kind, index in enumerate(candidates.GROUP):
+                    groups.setdefault((kind, index[c]), []).append(c)
+            single = {members[0] for members in groups.values() if len(members) == 1}
+            taken = {(kind, index[c]) for c in single for kind, index in enumerate(candidates.GROUP)}
+            fallen = {c for where in taken for c in groups[where]} - single
+            expected.update(dict.fromkeys(fallen, number))
+            alive -= fallen
+        assert expected == dict(zip(board.place[1][board.place[0] == n], found[board.place[0] == n].tolist()))
+    right = candidates.DIGIT[board.place[1]] + 1 == solution.numpy()[board.place[0], candidates.CELL[board.place[1]]]
+    assert (found[torch.from_numpy(right)] == 0).all() and found.max() > 3
+
+
+def test_how_soon_candidates_are_refuted_is_learned_too(puzzles):
+    losses = {}
+    for weight in (0.0, 0.1, 0.2):
+        config, model = small(exp_deep_refuted, refuted=weight)
+        slots = slots_with(exp_deep_refuted, config, puzzles)
+        losses[weight], gradients, _ = exp_deep_refuted.shard_gradients(model, config, slots, PART, 7)
+        for name, gradient in zip(dict(model.named_parameters()), gradients):
+            assert gradient.any() == (weight > 0 or not name.startswith("soon")), name
+    states = model.think_shard(model.start_shard(slots.puzzle), config.depth)[0]
+    number = exp_deep_refuted.rounds(candidates.Board(slots.puzzle.numpy()))
+    p, wanted = model.soon(states[:, :, :-KINDS])[..., 0].sigmoid(), ((number > 0) / (1 + number)).float()
+    entropy = -(wanted * p.log() + (1 - wanted) * (1 - p).log()).sum() / (7 * config.depth)
+    assert torch.allclose(losses[0.0] + 0.1 * entropy, losses[0.1], rtol=1e-4)
+    assert torch.allclose(losses[0.0] + 0.2 * entropy, losses[0.2], rtol=1e-4)
+    assert torch.allclose(losses[0.0] * 7 * config.depth, mean_loss(model, puzzles, states) * config.depth, rtol=1e-4)
+
+
+# ---------------------------------------------------------------- bf16
+
+
+def test_muon_rounds_to_bfloat16():
+    torch.manual_seed(0)
+    gradient, steps = torch.randn(6, 20), []
+    for experiment in (exp_deep, exp_deep_bf16):
+        parameter = torch.nn.Parameter(torch.zeros(6, 20))
+        parameter.grad = gradient.clone()
+        experiment.Muon([parameter], lr=1.0).step()
+        steps.append(-parameter.detach())
+    exact, rounded = steps
+    assert torch.equal(rounded, rounded.bfloat16().float()) and not torch.equal(exact, exact.bfloat16().float())
+    assert (exact - rounded).norm() < 0.08 * exact.norm()
+
+
+# ---------------------------------------------------------------- restarts
+
+
+def test_unsolved_puzzles_start_anew_from_other_noise(puzzles):
+    _, model = small(exp_deep_restarts, restart=8)
+    puzzle, solution = (part.clone() for part in puzzles)
+    puzzle[3] = torch.where(torch.arange(81) == int((puzzle[3] == 0).nonzero()[0]), puzzle[3], solution[3])
+    with torch.no_grad():
+        whole = list(model(puzzle, 20))
+        wanted = torch.arange(len(puzzle)) != 3
+        for attempt, length in ((0, 8), (1, 8), (2, 4)):
+            logits, _ = model.think(model.start(puzzle[wanted], attempt), length)
+            for step in range(length):
+                assert torch.allclose(whole[8 * attempt + step][wanted], logits[step], atol=1e-3)
+        assert all(exp_deep.obeys_rules(puzzle[3:4], step[3:4]).all() for step in whole[-4:]), "what is solved stays"
+        solved = torch.from_numpy(solution.numpy())
+        assert len(list(model(solved, 20))) == 20, "nothing is left to start anew"
+    first, second = (model.start_shard(puzzle, attempt=n)[2] for n in (0, 1))
+    assert not torch.equal(first, second)
+    noise = small(exp_deep_noise)[1]
+    assert torch.allclose(first, noise.start_shard(puzzle)[2]), "the first start is exp_deep_noise's"
