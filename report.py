@@ -1,6 +1,6 @@
 """Tables and plots of the documentation, made from results/.
 
-python report.py                       write them anew, in place, with results.png and tree.png
+python report.py                       write them anew, in place, with results.png, curves.png and tree.png
 python report.py --check               change nothing; fail when a document does not match results/
 python report.py keep runs/exp_x/mini-seed0 ...   copy a run's evidence (config, metrics, summary) to results/
 python report.py ship runs/exp_suppose/full-seed0   make its weights those that solve.py uses by default
@@ -11,6 +11,7 @@ differ only in `-seed0`, `-seed1`, ... are pooled: a table shows their mean, and
 
 import argparse
 import functools
+import itertools
 import json
 import re
 import shutil
@@ -242,9 +243,10 @@ def cost():
     return [*table(head, rows), "", said + f"Two more seeds of those that contrasts need: {more:.0f} minutes."]
 
 
-def speedrun():
-    """How many of 1,000 unseen puzzles of each kind these two solve, by test iterations."""
+def speedrun(*groups):
+    """How many of 1,000 unseen puzzles of each kind these two solve, by test iterations; only these groups of runs."""
     everything = pd.concat([frame(name).assign(name=name) for name in ("exp_speedrun", "exp_iterate")])
+    everything = everything[everything["group"].isin(groups or everything["group"])]
     counts = sorted(tested(everything)["iterations"].unique())
     rows = []
     for (name, group), runs in everything.groupby(["name", "group"], sort=False):
@@ -271,10 +273,10 @@ def faster():
     return [f"{said} (medians over 100 steps each, commits {commits}, by turns; {kept['hardware'].split(';')[0]})."]
 
 
-def thoughts():
-    """What eval_extreme.py wrote to results/thinking/: {(run without its seed, puzzles): [(seed, report)]}"""
+def thoughts(folder="thinking"):
+    """What eval_extreme.py wrote to this folder of results/: {(run without its seed, puzzles): [(seed, report)]}"""
     groups = {}
-    for path in sorted((ROOT / "results/thinking").glob("*.json")):
+    for path in sorted((ROOT / "results" / folder).glob("*.json")):
         report = json.loads(path.read_text())
         run, _, seed = path.stem.partition("-seed")
         groups.setdefault((run, Path(report["data"]).name), []).append((seed.partition("-")[0], report))
@@ -300,6 +302,36 @@ def thinking():
         cells = [spread(pd.Series(values)) if values else "" for values in solved.values()]
         rows.append([run, ", ".join(seed for seed, _ in reports), data, puzzles, *cells, each])
     head = ["weights", "seeds", "puzzles", "how many", *counts, "ms a puzzle"]
+    return table(head, rows) if rows else ["Not run."]
+
+
+def ladder():
+    """The rungs past the log at equal training time: how much of sudoku_extreme_sample.csv each solves."""
+    found = {}  # {(experiment, group): {seed: its report}}
+    for (run, _), reports in thoughts("ladder").items():
+        name, _, group = run.rpartition("-")
+        found["exp_" + name, group] = dict(reports)
+    counts = sorted({int(n) for runs in found.values() for report in runs.values() for n in report["test"]})
+    rows = []
+    for _, experiment in lineage.walk(lineage.find(ROOT)):
+        for group in (group for name, group in found if name == experiment.name):
+            mine, trained = found[experiment.name, group], frame(experiment.name)
+            parent = (experiment.parent.stem, "ladder") if group == "ladder" and experiment.parent else None
+            parent = (experiment.name, "ladder") if group != "ladder" else parent
+            solved = {
+                n: {seed: share(r["test"][str(n)]) for seed, r in mine.items() if str(n) in r["test"]} for n in counts
+            }
+            above = ""
+            if parent in found:
+                theirs = {seed: share(report["test"]["256"]) for seed, report in found[parent].items()}
+                points = [100 * (solved[256][seed] - theirs[seed]) for seed in mine if seed in theirs]
+                above = f"{sum(points) / len(points):+.1f} ({', '.join(f'{point:+.1f}' for point in points)})"
+            cells = [spread(pd.Series(solved[n])) for n in counts]
+            steps = next(iter(mine.values()))["step"]
+            seconds = trained[trained["group"] == group]["seconds"].mean()
+            name = experiment.name + ("" if group == "ladder" else f" {group}")
+            rows.append([name, ", ".join(mine), steps, f"{seconds:.0f} s", *cells, above])
+    head = ["experiment", "seeds", "steps", "training", *counts, "points above its parent at 256, by seed"]
     return table(head, rows) if rows else ["Not run."]
 
 
@@ -393,7 +425,7 @@ def ours(experiment, family):
 
 TABLES = {"kill": kill, "mini": mini, "contrast": contrast, "contrasts": contrasts, "verdicts": verdicts}
 TABLES |= {"cost": cost, "positions": positions, "trials": trials, "speedrun": speedrun, "speed": speed}
-TABLES |= {"thinking": thinking, "guessing": guessing, "records": records, "faster": faster}
+TABLES |= {"thinking": thinking, "ladder": ladder, "guessing": guessing, "records": records, "faster": faster}
 
 
 def fill(text, tables, document):
@@ -424,41 +456,64 @@ def write_documents(root, names, tables, check, command):
 # ---------------------------------------------------------------- plots
 
 
-def plot():
-    """results.png: what the contrasts say at mini, and what more test iterations give the speedrun's network."""
-    figure = Figure(figsize=(11.5, 8.6), layout="constrained")
-    left, right = figure.subplots(1, 2, width_ratios=(1.5, 1))
+def contrasts_plot():
+    """What the contrasts say at mini."""
+    figure = Figure(figsize=(9, 8.6), layout="constrained")
+    axis = figure.subplots()
     found = {c.question: paired(c.better, c.worse) for c in insights.CONTRASTS.values()}
     found = sorted(((q, p) for q, p in found.items() if len(p) > 1), key=lambda item: item[1].mean())
     for row, (_, points) in enumerate(found):
         low, high = insights.interval(points)
         colour = "tab:green" if low > 0 else "tab:red" if high < 0 else "0.6"
-        left.plot([low, high], [row, row], color=colour, lw=2)
-        left.plot(points, [row] * len(points), "o", color=colour, ms=3.5)
-    left.set_yticks(range(len(found)), [question for question, _ in found], fontsize=8)
-    left.set(xlim=(-100, 105), ylim=(-1, len(found)), xlabel="points of puzzles solved, the first above the second")
-    left.set_title("the first or the second, --preset mini", fontsize=11)
-    left.axvline(0, color="black", lw=0.8)
-    for name, colour in (("exp_speedrun", "tab:red"), ("exp_iterate", "tab:blue")):
-        everything = frame(name)
-        for group, line in {"full": "-", "minute": "--", "equal": "-."}.items():
-            runs = everything[everything["group"] == group]
-            tests = tested(runs)
-            if tests.empty:
-                continue
-            solved = 100 * tests["buckets"].str[1].groupby(tests["iterations"]).mean()
-            label = f"{name.removeprefix('exp_')}, {runs['seconds'].mean():.0f} s"
-            right.plot(solved.index, solved, marker="o", ms=4, label=label, color=colour, ls=line)
-    right.set(xscale="log", xlabel="test iterations", ylabel="puzzles solved, %")
-    right.set_title("minimal puzzles, by training time", fontsize=11)
-    right.set_xticks(ticks := [8, 16, 32, 64, 128, 256], [str(tick) for tick in ticks])
-    right.minorticks_off()
-    if right.has_data():
-        right.legend(fontsize=8, frameon=False)
-    for axis in (left, right):
-        axis.grid(alpha=0.3)
-        axis.spines[["top", "right"]].set_visible(False)
-    disk.replace(ROOT / "results.png", lambda file: figure.savefig(file, dpi=120))
+        axis.plot([low, high], [row, row], color=colour, lw=2)
+        axis.plot(points, [row] * len(points), "o", color=colour, ms=3.5)
+    axis.set_yticks(range(len(found)), [question for question, _ in found], fontsize=8)
+    axis.set(xlim=(-100, 105), ylim=(-1, len(found)), xlabel="points of puzzles solved, the first above the second")
+    axis.set_title("the first or the second, --preset mini", fontsize=11)
+    axis.axvline(0, color="black", lw=0.8)
+    return figure
+
+
+CURVES = (  # runs of results/curve/, what they are, colour
+    ("suppose-curve", "exp_suppose: a network on candidates", "tab:red"),
+    ("cosine_no_sam-curve", "exp_cosine_no_sam: the log's transformer", "tab:blue"),
+)
+PUZZLES = {"fresh_minimal.npy": ("minimal puzzles", "-"), "sudoku_extreme_sample.csv": ("sudoku-extreme", "--")}
+
+
+def curves_plot():
+    """What test iterations and training time give, ours and the log's architecture."""
+    figure = Figure(figsize=(11.5, 4.6), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    found = thoughts("curve")
+    for (run, label, colour), (data, (puzzles, line)) in itertools.product(CURVES, PUZZLES.items()):
+        by_seed = {}
+        for seed, report in found.get((run, data), []):
+            by_seed.setdefault(seed, []).append(report)
+        for number, reports in enumerate(by_seed.values()):
+            reports.sort(key=lambda report: report["step"])
+            last = {int(n): 100 * share(row) for n, row in reports[-1]["test"].items()}
+            style = {"color": colour, "ls": line, "marker": ".", "lw": 1.2}
+            left.plot(list(last), list(last.values()), label=f"{label}, {puzzles}" if number == 0 else None, **style)
+            right.plot(*zip(*((r["seconds"] / 60, 100 * share(r["test"]["256"])) for r in reports)), **style)
+    left.set(xscale="log", xlabel="test iterations", ylabel="unseen puzzles solved, %", ylim=(-2, 102))
+    left.set_title("after the whole training", fontsize=11)
+    left.set_xticks(ticks := [16, 64, 256, 1024], [str(tick) for tick in ticks])
+    left.minorticks_off()
+    right.set(xlabel="minutes of training on one core")
+    right.set_title("at 256 iterations", fontsize=11)
+    if left.has_data():
+        figure.legend(loc="outside lower center", ncols=2, fontsize=9, frameon=False)
+    return figure
+
+
+def plot():
+    """results.png and curves.png."""
+    for name, figure in (("results.png", contrasts_plot()), ("curves.png", curves_plot())):
+        for axis in figure.axes:
+            axis.grid(alpha=0.3)
+            axis.spines[["top", "right"]].set_visible(False)
+        disk.replace(ROOT / name, lambda file, figure=figure: figure.savefig(file, dpi=120))
 
 
 # Fields that change no experiment.

@@ -170,7 +170,10 @@ def test_speedrun_has_a_row_for_each_kind_of_puzzle(root):
         ["exp_iterate", "minute", "2", "", "90.5 % (90.0-91.0)"],
         ["exp_iterate", "minute", "2", "", "20.0 %"],
     ]
-    assert report.plot() is None and (root / "results.png").read_bytes().startswith(b"\x89PNG")
+    assert [row[1] for row in rows(report.speedrun("minute", "more"))[1:]] == ["minute", "minute"]
+    report.plot()
+    for name in ("results.png", "curves.png"):
+        assert (root / name).read_bytes().startswith(b"\x89PNG")
 
 
 def test_records_say_what_was_reached_in_how_much_time(root):
@@ -186,6 +189,42 @@ def test_records_say_what_was_reached_in_how_much_time(root):
     assert minute[2:6] == ["2", "60 s", "90.5 % (90.0-91.0)", "a laptop"]
     assert seconds[2:6] == 4 * ["not run"]
     assert hour[2:6] == ["2", "60 s", "70.0 % (60.0-80.0)", "a laptop"]
+
+
+def evaluated(root, folder, name, solved, **more):
+    """What eval_extreme.py would have written: how many of 10 puzzles are solved after each number of iterations."""
+    (root / "results" / folder).mkdir(parents=True, exist_ok=True)
+    test = {str(n): {"solved": [count], "puzzles": [10]} for n, count in solved.items()}
+    kept = {"data": "sudoku_extreme_sample.csv", "step": 9, "test": test, **more}
+    (root / f"results/{folder}/{name}.json").write_text(json.dumps(kept))
+
+
+def test_the_ladder_compares_with_the_parent_seed_by_seed(root):
+    for name, parent in (("exp_hard.py", "none"), ("exp_deep.py", "exp_hard.py")):
+        (root / name).write_text(DOCSTRING.format(parent=parent, log="not in the log.", name=name))
+    for seed in (0, 1):
+        for name, group, solved in (("hard", "ladder", 2), ("deep", "ladder", 3 + seed), ("deep", "rate02", 1)):
+            put(root, f"exp_{name}", f"{group}-seed{seed}", {4: counts(90)})
+            evaluated(root, "ladder", f"{name}-{group}-seed{seed}", {16: 1, 256: solved})
+    evaluated(root, "ladder", "deep-rate02-seed2", {16: 1, 256: 9})
+    head, *found = rows(report.ladder())
+    assert head[:6] == ["experiment", "seeds", "steps", "training", "16", "256"]
+    assert [row[:2] + row[3:] for row in found] == [
+        ["exp_hard", "0, 1", "60 s", "10.0 %", "20.0 %", ""],
+        ["exp_deep", "0, 1", "60 s", "10.0 %", "35.0 % (30.0-40.0)", "+15.0 (+10.0, +20.0)"],
+        ["exp_deep rate02", "0, 1, 2", "60 s", "10.0 %", "36.7 % (10.0-90.0)", "-25.0 (-20.0, -30.0)"],
+    ]
+
+
+def test_the_curves_show_what_was_tested(root, monkeypatch):
+    for step, solved in ((5, 2), (9, 4)):
+        for seed in (0, 1):
+            name = f"suppose-curve-seed{seed}-{step}"
+            evaluated(root, "curve", name, {16: 1, 256: solved}, step=step, seconds=60.0 * step)
+    left, right = report.curves_plot().axes
+    assert [list(line.get_ydata()) for line in left.lines] == [[10, 40]] * 2, "the last checkpoint of each seed"
+    assert [list(line.get_xdata()) for line in right.lines] == [[5, 9]] * 2
+    assert [list(line.get_ydata()) for line in right.lines] == [[20, 40]] * 2
 
 
 def test_documents_are_written_and_checked(root):
