@@ -2,7 +2,7 @@
 
 python analyze_failures.py runs/exp_cosine/mini-seed0                     its own test set
 python analyze_failures.py runs/exp_cosine/mini-seed0 --iterations 64 --plot failures.png
-python analyze_failures.py weights/suppose.pt --data my.csv --show       also the median failure of each bucket
+python analyze_failures.py weights/suppose.pt --data my.csv --show        also the median failure of each bucket
 
 A puzzle fails when a blank is wrong after the last iteration; it was best at the first of the iterations with most
 blanks right.

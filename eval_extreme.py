@@ -3,7 +3,7 @@
 python eval_extreme.py runs/exp_cosine/full-seed0                     the test split of sudoku-extreme, all of it
 python eval_extreme.py runs/exp_cosine/full-seed0 --per-bucket 5000   at most 5,000 random puzzles of each bucket
 python eval_extreme.py runs/exp_cosine/mini-seed0 --data own --iterations 6 16 64 256
-python eval_extreme.py weights/suppose.pt --data my.csv              any CSV, or a set made by data/generate.py
+python eval_extreme.py weights/suppose.pt --data my.csv               any CSV, or a set made by data/generate.py
 
 A puzzle counts as solved when every blank is right. `balanced` is the mean over the buckets; `natural` weighs them as
 they occur in the whole set, where that is known. Ratings of different sources are different scales.
