@@ -149,7 +149,7 @@ def test_the_average_of_the_weights_is_tested_and_saved(clean, monkeypatch):
 
     for function in (resume, end_step, evaluate):
         monkeypatch.setattr(common.Run, function.__name__, function)
-    exp_deep_ema.main(["--preset", "smoke", "--ema", "0.6"])
+    exp_deep_ema.main(["--preset", "smoke", "--ema", "0.6", "--device", "cpu"])
     saved = disk.load_checkpoint(clean / "runs/exp_deep_ema/smoke-seed0/checkpoint.pt")
     for name, average in begun[0].items():
         assert torch.equal(live[-1][name], saved["optimizers"][-1][name])
