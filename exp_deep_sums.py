@@ -22,16 +22,15 @@ import torch.nn.functional as F
 
 import common
 from common import candidates
-from data.rows import missing
 
-SHARD = 8  # puzzles that one thread works on at a time: what they need stays in its core's cache
+SHARD = 8  # puzzles that one thread works on at a time: what they need stays in its core's cache; a GPU takes them all
 REGROUP = 8  # iterations of a test at a time; then the puzzles not yet solved are put together in new shards
 KINDS = candidates.KINDS  # kinds of groups: a cell; a digit in a row, in a column, in a box
 
 
 @dataclass
 class Config(common.RunConfig):
-    device: Literal["cpu"] = "cpu"  # its kernels are numba's
+    device: Literal["auto", "cpu", "cuda"] = "cpu"  # plain PyTorch on a GPU; not tried on one yet
     width: int = 32  # size of the state of one candidate; 16 were clearly too few
     sums: int = 8  # changed: of a message's numbers, in each kind of group
     mlp: int = 96  # hidden units of the one small network that all candidates share
@@ -71,11 +70,11 @@ class Model(nn.Module):
         self.head = nn.Linear(width, 1)
 
     def start(self, puzzle):
-        """The state before the first iteration, in shards: puzzles, their candidates, what each of these knows."""
-        return [self.start_shard(part) for part in puzzle.split(SHARD)]
+        """The state before the first iteration, in shards: puzzles, on the CPU, candidates, what each knows."""
+        return [self.start_shard(part) for part in puzzle.cpu().split(candidates.shard(SHARD, self.first.device))]
 
     def start_shard(self, puzzle, board=None):
-        board = board or candidates.Board(puzzle.numpy())
+        board = board or candidates.Board(puzzle.numpy(), self.first.device)
         return puzzle, board, self.first_state().expand(len(board.place[0]), -1)
 
     def first_state(self):
@@ -109,35 +108,32 @@ class Model(nn.Module):
 
     def forward(self, puzzle, iterations):
         """Yield the logits of each iteration; a puzzle whose board obeys the rules is done, and costs nothing more."""
-        state, left = self.start(puzzle), torch.arange(len(puzzle))
-        found, done = torch.zeros(len(puzzle), 81, 9), torch.zeros(len(puzzle), dtype=torch.bool)
+        state, left = self.start(puzzle), torch.arange(len(puzzle), device=puzzle.device)
+        found, done = left.new_zeros(len(left), 81, 9, dtype=torch.float), torch.zeros_like(left, dtype=torch.bool)
         for begin in range(0, iterations, REGROUP):
             logits, count = (), min(REGROUP, iterations - begin)
             if len(left):
                 logits, state = self.think(state, count)
             for step in logits:
-                found = found.index_copy(0, left[~done[left]], step[~done[left]])
-                done[left] |= obeys_rules(puzzle[left], found[left])
+                found = found.index_copy(0, left, torch.where(done[left, None, None], found[left], step))
+                done[left] |= candidates.obeys_rules(puzzle[left], found[left])
                 yield found
             yield from [found] * (count - len(logits))
-            if 8 * done[left].sum() >= len(left) > 0:  # fewer are not worth the move
-                state, left = self.keep(state, ~done[left]), left[~done[left]]
+            solved = done[left].cpu()  # nothing waits for a GPU before
+            if 8 * solved.sum() >= len(left) > 0:  # fewer are not worth the move
+                state, left = self.keep(state, ~solved), left[~solved]
 
     def keep(self, state, wanted):
         """These puzzles of a state, again in full shards."""
         puzzle = torch.cat([shard[0] for shard in state])[wanted]
         memory = torch.cat([shard[1].dense(shard[2]) for shard in state])[wanted]
-        return [self.resume_shard(*part) for part in zip(puzzle.split(SHARD), memory.split(SHARD))]
+        size = candidates.shard(SHARD, memory.device)
+        return [self.resume_shard(*part) for part in zip(puzzle.split(size), memory.split(size))]
 
     def resume_shard(self, puzzle, memory):
         """The shard of puzzles that had this state [n, 729, numbers of a candidate]."""
-        board = candidates.Board(puzzle.numpy())
+        board = candidates.Board(puzzle.numpy(), memory.device)
         return puzzle, board, memory[board.place]
-
-
-def obeys_rules(puzzle, logits):
-    digit = logits.argmax(-1).to(puzzle.dtype) + 1
-    return torch.from_numpy(missing(torch.where(puzzle > 0, puzzle, digit).numpy()).sum(-1) == 0)
 
 
 @functools.cache
@@ -176,17 +172,17 @@ class Muon(torch.optim.Optimizer):
 class Slots:
     """The puzzles in training, with the states that the network has reached on them. Saved like an optimiser."""
 
-    def __init__(self, config, width):
+    def __init__(self, config, width, device="cpu"):
         n = config.batch
         self.puzzle, self.solution = (torch.zeros(n, 81, dtype=torch.uint8) for _ in range(2))
-        self.memory = torch.zeros(n, 729, width)
+        self.memory = torch.zeros(n, 729, width, device=device)  # the rest stays on the CPU, where boards are made
         self.free = torch.ones(n, dtype=torch.bool)
 
     def state_dict(self):
         return dict(vars(self))
 
     def load_state_dict(self, saved):
-        vars(self).update(saved)
+        vars(self).update({name: value.to(vars(self)[name].device) for name, value in saved.items()})
 
     def refill(self, config, data, step):
         """New puzzles for free slots. -> random numbers that decide after the step which unsolved slots are freed"""
@@ -219,7 +215,7 @@ def shard_gradients(model, config, slots, part, blanks):
     """A step's loss on a few slots, its gradients, the last logits; the states reached go back to the slots."""
     solution, memory = slots.solution[part].numpy(), slots.memory[part]
     puzzle, board, x = model.resume_shard(slots.puzzle[part], memory)
-    fresh = slots.free[part][board.place[0]][:, None]
+    fresh = slots.free[part][board.place[0]][:, None].to(x.device)
     shard = puzzle, board, torch.where(fresh, model.first_state(), x)
     cell, digit = candidates.CELL[board.place[1]], candidates.DIGIT[board.place[1]]
     right = torch.from_numpy(digit + 1 == solution[board.place[0], cell])
@@ -239,7 +235,7 @@ def train(config):
     if run.world > 1:
         raise SystemExit(f"{run.experiment}.py runs in one process, on as many threads as OMP_NUM_THREADS says")
     data = common.load(config, run)
-    model, slots = Model(config), Slots(config, config.width + KINDS)
+    model, slots = Model(config).to(run.device), Slots(config, config.width + KINDS, run.device)
     matrices = [p for p in model.parameters() if p.ndim == 2 and min(p.shape) > 1]
     others = [p for p in model.parameters() if all(p is not matrix for matrix in matrices)]
     optimizers = [Muon(matrices, lr=config.muon_lr), torch.optim.AdamW(others, betas=(0.9, 0.95), weight_decay=0.0)]
@@ -248,9 +244,10 @@ def train(config):
         for optimizer, rate in zip(optimizers, (config.muon_lr, config.lr)):
             optimizer.param_groups[0]["lr"] = rate * share
         chance = slots.refill(config, data, step)
-        target = torch.where(slots.puzzle == 0, slots.solution.long() - 1, common.IGNORED)
+        target = torch.where(slots.puzzle == 0, slots.solution.long() - 1, common.IGNORED).to(run.device)
         batch = common.Batch(slots.puzzle, target, None, int((slots.puzzle == 0).sum()))
-        parts = [slice(at, at + SHARD) for at in range(0, config.batch, SHARD)]
+        size = candidates.shard(SHARD, run.device)
+        parts = [slice(at, at + size) for at in range(0, config.batch, size)]
         done = workers().map(lambda part: shard_gradients(model, config, slots, part, batch.blanks), parts)  # noqa: B023
         losses, gradients, logits = zip(*done)
         for parameter, *shares in zip(model.parameters(), *gradients):
@@ -258,7 +255,7 @@ def train(config):
         for optimizer in optimizers:
             optimizer.step()
         logits = torch.cat(logits)
-        solved = ((logits.argmax(-1) == target) | (slots.puzzle != 0)).all(1)
+        solved = ((logits.argmax(-1) == target) | (target == common.IGNORED)).all(1).cpu()
         slots.free = chance < torch.where(solved, 0.5, config.depth / config.lifetime)
         run.report(step, sum(losses), logits, batch, config.lr * share)
         run.evaluate(step, model, data)

@@ -6,7 +6,7 @@ Hypothesis: A minimal puzzle needs a short trial or none, so that a few hundred 
 Log: not in the log.
 
 python exp_speedrun.py            minutes on two CPU cores: generates puzzles, trains, tests at 8 to 256 iterations
-modal run exp_speedrun.py         the same on a rented machine, which is not faster: it makes no use of a GPU
+modal run exp_speedrun.py         the same on a rented machine
 python solve.py 53..7....6..195....98....6.8...6...34..8.3..17...2...6.6....28....419..5....8..79     uses the result
 """
 
@@ -22,9 +22,8 @@ import torch.nn.functional as F
 
 import common
 from common import candidates
-from data.rows import missing
 
-SHARD = 8  # changed: puzzles that one thread works on at a time; a batch has two such parts
+SHARD = 8  # changed: puzzles that one thread works on at a time; a batch has two such parts, a GPU takes it whole
 REGROUP = 8  # iterations of a test at a time; then the puzzles not yet solved are put together in new shards
 KINDS = candidates.KINDS  # kinds of groups: a cell; a digit in a row, in a column, in a box
 BITS = 4  # it is supposed; it would then be false; exploring; merging
@@ -35,7 +34,7 @@ PEERS = torch.from_numpy((candidates.GROUP[:, :, None] == candidates.GROUP[:, No
 
 @dataclass
 class Config(common.RunConfig):
-    device: Literal["cpu"] = "cpu"  # its kernels are numba's
+    device: Literal["auto", "cpu", "cuda"] = "cpu"  # plain PyTorch on a GPU; not tried on one yet
     width: int = 32  # size of the state of one candidate; 16 were clearly too few
     mlp: int = 96  # hidden units of the one small network that all candidates share
     batch: int = 16  # changed: puzzles under way
@@ -83,8 +82,8 @@ class Model(nn.Module):
         self.head = nn.Linear(width, 1)
 
     def start(self, puzzle):
-        """The state before the first iteration, in shards: puzzles, their candidates, what each of these knows."""
-        return [self.start_shard(part) for part in puzzle.split(SHARD)]
+        """The state before the first iteration, in shards: puzzles, on the CPU, candidates, what each knows."""
+        return [self.start_shard(part) for part in puzzle.cpu().split(candidates.shard(SHARD, self.first.device))]
 
     def start_shard(self, puzzle, board=None):
         memory = self.first.new_zeros(len(puzzle), 729, numbers(len(self.first)))  # more to start with
@@ -150,47 +149,49 @@ class Model(nn.Module):
             return shard
         width, mine = len(self.first), torch.from_numpy(board.place[0])
         bits, other, saved, tried = mind.split([BITS, width, width + KINDS, 1], 1)
-        now, clock, tried = x.detach(), clock.clone(), tried.clone()
+        now, clock = x.detach(), clock.clone()  # the clock is on the CPU, where suppositions are chosen
+        share, times = now[:, -KINDS].cpu().numpy(), tried[:, 0].cpu().numpy().copy()  # share: in its cell
         for i in (begins & (phase == EXPLORE)).nonzero().ravel().tolist():
             rows = slice(*np.searchsorted(board.place[0], [i, i + 1]))
-            share = now[rows, -KINDS].numpy()  # of each candidate in its cell
-            row = rows.start + choose(share, tried[rows, 0].numpy(), i, rows)
-            tried[row] += 1
+            row = rows.start + choose(share[rows], times[rows], i, rows)
+            times[row] += 1
             clock[i, 1] = int(board.place[1][row])
         chosen, number = clock[mine, 1], torch.from_numpy(board.place[1])
         bits = torch.stack([chosen == number, PEERS[chosen, number], phase[mine] == EXPLORE, phase[mine] == MERGE], 1)
-        explores, merges = ((begins & (phase == which))[mine, None] for which in (EXPLORE, MERGE))
+        explores, merges = ((begins & (phase == which))[mine, None].to(x.device) for which in (EXPLORE, MERGE))
         other = torch.where(explores | merges, now[:, :width], other)
         x = torch.where(merges, saved, x)
         saved = torch.where(explores, now, saved)
-        bits = bits.float() * (phase != PLAIN)[mine, None]
-        return puzzle, board, x, torch.cat([bits, other, saved, tried], 1), clock
+        bits, tried = bits.float() * (phase != PLAIN)[mine, None], torch.from_numpy(times)[:, None]
+        return puzzle, board, x, torch.cat([bits.to(x.device), other, saved, tried.to(x.device)], 1), clock
 
     def forward(self, puzzle, iterations):
         """Yield the logits of each iteration; a puzzle whose board obeys the rules is done, and costs nothing more."""
-        state, left = self.start(puzzle), torch.arange(len(puzzle))
-        found, done = torch.zeros(len(puzzle), 81, 9), torch.zeros(len(puzzle), dtype=torch.bool)
+        state, left = self.start(puzzle), torch.arange(len(puzzle), device=puzzle.device)
+        found, done = left.new_zeros(len(left), 81, 9, dtype=torch.float), torch.zeros_like(left, dtype=torch.bool)
         for begin in range(0, iterations, REGROUP):
             logits, count = (), min(REGROUP, iterations - begin)
             if len(left):
                 logits, state = self.think(state, count)
             for step in logits:
-                found = found.index_copy(0, left[~done[left]], step[~done[left]])
-                done[left] |= obeys_rules(puzzle[left], found[left])
+                found = found.index_copy(0, left, torch.where(done[left, None, None], found[left], step))
+                done[left] |= candidates.obeys_rules(puzzle[left], found[left])
                 yield found
             yield from [found] * (count - len(logits))
-            if 8 * done[left].sum() >= len(left) > 0:  # fewer are not worth the move
-                state, left = self.keep(state, ~done[left]), left[~done[left]]
+            solved = done[left].cpu()  # nothing waits for a GPU before
+            if 8 * solved.sum() >= len(left) > 0:  # fewer are not worth the move
+                state, left = self.keep(state, ~solved), left[~solved]
 
     def keep(self, state, wanted):
         """These puzzles of a state, again in full shards."""
         puzzle, clock = (torch.cat([shard[i] for shard in state])[wanted] for i in (0, -1))  # with the clock
         memory = torch.cat([shard[1].dense(torch.cat(shard[2:-1], 1)) for shard in state])[wanted]
-        return [self.resume_shard(*part) for part in zip(*(whole.split(SHARD) for whole in (puzzle, memory, clock)))]
+        size = candidates.shard(SHARD, memory.device)
+        return [self.resume_shard(*part) for part in zip(*(whole.split(size) for whole in (puzzle, memory, clock)))]
 
     def resume_shard(self, puzzle, memory, clock, board=None):
         """The shard of puzzles that had this state: [n, 729, numbers of a candidate], [n, 2] clock and supposition."""
-        board, width = board or candidates.Board(puzzle.numpy()), len(self.first)
+        board, width = board or candidates.Board(puzzle.numpy(), memory.device), len(self.first)
         x, mind = memory[board.place].split([width + KINDS, numbers(width) - width - KINDS], 1)
         return puzzle, board, x, mind, clock
 
@@ -204,11 +205,6 @@ def numbers(width):
 def most_doubtful(share, tried, puzzle, rows):
     """The candidate to suppose next; one that was tried before counts half each time."""
     return int((share * (1 - share) * 0.5**tried).argmax())
-
-
-def obeys_rules(puzzle, logits):
-    digit = logits.argmax(-1).to(puzzle.dtype) + 1
-    return torch.from_numpy(missing(torch.where(puzzle > 0, puzzle, digit).numpy()).sum(-1) == 0)
 
 
 @functools.cache
@@ -247,10 +243,10 @@ class Muon(torch.optim.Optimizer):
 class Slots:
     """The puzzles in training, with the states that the network has reached on them. Saved like an optimiser."""
 
-    def __init__(self, config, width):
+    def __init__(self, config, width, device="cpu"):
         n = config.batch
         self.puzzle, self.solution = (torch.zeros(n, 81, dtype=torch.uint8) for _ in range(2))
-        self.memory = torch.zeros(n, 729, width)
+        self.memory = torch.zeros(n, 729, width, device=device)  # the rest stays on the CPU, where boards are made
         self.clock = torch.zeros(n, 2, dtype=torch.long)  # iterations, the supposed candidate
         self.free = torch.ones(n, dtype=torch.bool)
 
@@ -258,7 +254,7 @@ class Slots:
         return dict(vars(self))
 
     def load_state_dict(self, saved):
-        vars(self).update(saved)
+        vars(self).update({name: value.to(vars(self)[name].device) for name, value in saved.items()})
 
     def refill(self, config, data, step):
         """New puzzles for free slots. -> random numbers that decide after the step which unsolved slots are freed"""
@@ -292,17 +288,17 @@ def shard_gradients(model, config, slots, blanks, step, part):  # suppositions, 
     solution, memory, clock = slots.solution[part].numpy(), slots.memory[part], slots.clock[part]
     puzzle, board, x, mind, clock = model.resume_shard(slots.puzzle[part], memory, clock)
     fresh = slots.free[part]
-    mine, fresh_row = board.place[0], fresh[board.place[0]][:, None]
+    mine, fresh_row = board.place[0], fresh[board.place[0]][:, None].to(x.device)
     clock = clock.masked_fill(fresh[:, None], 0)
     shard = puzzle, board, torch.where(fresh_row, model.first_state(), x), mind.masked_fill(fresh_row, 0), clock
     cell, digit = candidates.CELL[board.place[1]], candidates.DIGIT[board.place[1]]
     right = torch.from_numpy(digit + 1 == solution[mine, cell])
-    # a generator for each shard, because threads have no order
-    random = np.random.default_rng([config.seed, step, part.start])
+    # a generator for each SHARD puzzles, because threads have no order
+    generators = [np.random.default_rng([config.seed, step, at]) for at in range(0, config.batch, SHARD)]
 
     def choose(share, tried, puzzle, rows):
         """A supposition for training, at random; half of them are true, so that it learns where these lead."""
-        weight = share.astype(float) * (1 - share) + 1e-6
+        random, weight = generators[(part.start + puzzle) // SHARD], share.astype(float) * (1 - share) + 1e-6
         weight = weight * right[rows].numpy() if random.random() < config.supposed_true else weight
         return int(random.choice(len(weight), p=weight / weight.sum()))
 
@@ -321,7 +317,8 @@ def shard_gradients(model, config, slots, blanks, step, part):  # suppositions, 
         loss = loss - states[:, :, -KINDS][:, counted].log().sum() / (blanks * config.depth)
         if len(row):  # but there, too, it says whether to believe in it
             verdict = model.verdict(states[:, row, :-KINDS]).squeeze(2)
-            entropy = F.binary_cross_entropy_with_logits(verdict, true.float().expand_as(verdict), reduction="sum")
+            true = true.to(verdict).expand_as(verdict)
+            entropy = F.binary_cross_entropy_with_logits(verdict, true, reduction="sum")
             loss = loss + config.verdict * entropy / (config.batch * config.depth)
     memory[board.place] = torch.cat(shard[2:-1], 1).detach()
     slots.clock[part] = shard[-1]
@@ -337,7 +334,7 @@ def train(config):
     if run.world > 1:
         raise SystemExit(f"{run.experiment}.py runs in one process, on as many threads as OMP_NUM_THREADS says")
     data = common.load(config, run)
-    model, slots = Model(config), Slots(config, numbers(config.width))  # width
+    model, slots = Model(config).to(run.device), Slots(config, numbers(config.width), run.device)  # width
     matrices = [p for p in model.parameters() if p.ndim == 2 and min(p.shape) > 1]
     others = [p for p in model.parameters() if all(p is not matrix for matrix in matrices)]
     optimizers = [Muon(matrices, lr=config.muon_lr), torch.optim.AdamW(others, betas=(0.9, 0.95), weight_decay=0.0)]
@@ -349,18 +346,19 @@ def train(config):
         lifetime = config.supposing_lifetime if supposing else config.lifetime
         slots.clock *= supposing
         chance = slots.refill(config, data, step)
-        target = torch.where(slots.puzzle == 0, slots.solution.long() - 1, common.IGNORED)
+        target = torch.where(slots.puzzle == 0, slots.solution.long() - 1, common.IGNORED).to(run.device)
         batch = common.Batch(slots.puzzle, target, None, int((slots.puzzle == 0).sum()))
         # the step, for the suppositions' random numbers
         work = functools.partial(shard_gradients, model, config, slots, batch.blanks, step)
-        done = workers().map(work, [slice(at, at + SHARD) for at in range(0, config.batch, SHARD)])
+        size = candidates.shard(SHARD, run.device)
+        done = workers().map(work, [slice(at, at + size) for at in range(0, config.batch, size)])
         losses, gradients, logits = zip(*done)
         for parameter, *shares in zip(model.parameters(), *gradients):
             parameter.grad = sum(shares)
         for optimizer in optimizers:
             optimizer.step()
         logits = torch.cat(logits)
-        solved = ((logits.argmax(-1) == target) | (slots.puzzle != 0)).all(1)
+        solved = ((logits.argmax(-1) == target) | (target == common.IGNORED)).all(1).cpu()
         slots.free = chance < torch.where(solved, 0.5, config.depth / lifetime)
         run.report(step, sum(losses), logits, batch, config.lr * share)
         run.evaluate(step, model, data)

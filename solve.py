@@ -55,7 +55,7 @@ class Arguments:
     watch: bool = False  # play the iterations in the terminal, cells coloured by confidence: red, yellow, green
     plot: str = ""  # write a picture of confidence over iterations to this .png, .svg or .pdf; for one puzzle
     quiet: bool = False  # print a line of 81 characters for each puzzle; all else goes to standard error
-    device: Literal["cpu", "cuda", "mps"] = "cpu"  # exp_speedrun runs on the CPU only
+    device: Literal["cpu", "cuda", "mps"] = "cpu"  # enough for the default network; --guess stays on it
 
 
 @dataclass
@@ -230,6 +230,7 @@ def search(model, puzzles):
     if not hasattr(model, "think_shard"):
         raise SystemExit("--guess needs weights of a network on candidates, such as exp_speedrun.py")
     cells = np.stack([p.cells for p in puzzles])
+    model.cpu()  # one iteration between two suppositions is nothing for a GPU
     for p, found in zip(puzzles, guess.solve(model, cells, guess.workers_of(model))):
         p.iterations, p.guesses = found.iterations, found.guesses
         if found.impossible:

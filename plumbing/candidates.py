@@ -3,6 +3,8 @@
 `think_anywhere` iterates such a network in plain PyTorch, for any device; `think` does the same on a CPU several times
 as fast, with its gradient written out in numba kernels. Below them are the sums and smooth maxima over
 groups that ebm/ours.py is made of.
+
+Boards are made on the CPU, of puzzles there; what a network needs of a board is moved to its device once.
 """
 
 import math
@@ -327,6 +329,19 @@ def room(*shapes):
     return found, [part[:size].view(shape) for part, size, shape in zip(found, sizes, shapes)]
 
 
+def shard(size, device):
+    """Puzzles to work on at a time: on a CPU as many as one thread takes, `size`; a GPU takes all of them at once."""
+    return size if device.type == "cpu" else 1_000_000
+
+
+def obeys_rules(puzzle, logits):
+    """bool [n], on any device: whether the likeliest digits and the clues [n, 81] fill every row, column and box."""
+    digit = torch.where(puzzle > 0, puzzle, logits.argmax(-1).to(puzzle.dtype) + 1)
+    bits = (1 << digit.long()).view(-1, 9, 9)
+    sums = bits.sum(2), bits.sum(1), bits.view(-1, 3, 3, 3, 3).sum((2, 4)).flatten(1)
+    return (torch.cat(sums, 1) == 0b1111111110).all(1)  # nine powers of two have this sum only if all nine differ
+
+
 def think(count, board, x, *weights):
     """As `think_anywhere`, on a CPU by the kernels above."""
     if x.device.type == "cpu" and x.dtype == torch.float32:
@@ -343,24 +358,23 @@ def think_anywhere(count, board, x, given, message, state, heard, out, gain, shi
     given [candidates, mlp]: what else a candidate sees, the same all the time, already multiplied by its matrix.
     -> x after each iteration, and the logits
     """
-    width, index, found = len(message), board.index.to(x.device), []
-    for _ in range(count):
-        said = (x[:, :width] @ message).view(len(x), len(index), width)
-        none = x.new_zeros(board.groups, width)  # for a kind that has fewer groups than another
-        best = [
-            none.scatter_reduce(0, at[:, None].expand(-1, width), said[:, kind], "amax", include_self=False)
-            for kind, at in enumerate(index)
-        ]
+    width, limit, found = len(message), float(LIMIT), []
+    kind = torch.arange(KINDS, device=x.device)[:, None]
+    at = (board.index + kind * board.groups).T.ravel()  # the four groups of each candidate, of all kinds in one row
+    for _ in range(count):  # few calls: each costs a GPU more than its work; index_select, whose gradient sorts nothing
+        said = (x[:, :width] @ message).view(-1, width)
+        none = x.new_zeros(KINDS * board.groups, width)  # for a kind that has fewer groups than another
+        best = none.scatter_reduce(0, at[:, None].expand(-1, width), said, "amax", include_self=False)
         if sums:
-            added = [none.index_add(0, at, said[:, kind]) for kind, at in enumerate(index)]
-            best = [torch.cat([a[:, :-sums], b[:, -sums:]], 1) for a, b in zip(best, added)]
-        groups = torch.stack(best) @ heard.view(len(index), width, -1)
-        hidden = torch.addmm(given, x, state) + sum(group[at] for group, at in zip(groups, index))
+            best = torch.cat([best[:, :-sums], none.index_add(0, at, said)[:, -sums:]], 1)
+        groups = best.view(KINDS, -1, width) @ heard.view(KINDS, width, -1)
+        hidden = groups.flatten(0, 1).index_select(0, at).view(len(x), KINDS, len(out)).sum(1)
+        hidden = torch.addmm(given, x, state) + hidden
         h = F.layer_norm(torch.addmm(x[:, :width], hidden.relu(), out), (width,), gain, shift)
-        logit = LIMIT * torch.tanh(F.linear(h, head, head_bias).squeeze(1) / LIMIT)
-        exp = logit.exp()
-        totals = [exp.new_zeros(board.groups).index_add(0, at, exp)[at] for at in index]
-        x = torch.cat([h, exp[:, None] / torch.stack(totals, 1)], 1)
+        logit = limit * torch.tanh(F.linear(h, head, head_bias).squeeze(1) / limit)
+        exp = logit.exp()[:, None].expand(-1, KINDS)
+        total = exp.new_zeros(KINDS * board.groups).index_add(0, at, exp.ravel())
+        x = torch.cat([h, exp / total.index_select(0, at).view(-1, KINDS)], 1)
         found.append((x, logit))
     return tuple(torch.stack(part) for part in zip(*found))
 
@@ -526,12 +540,15 @@ def arrange_kernel(puzzles, puzzle, candidate, table):
 
 
 class Board:
-    """The candidates of a few puzzles that no clue rules out, and who shares a group with whom."""
+    """The candidates of a few puzzles that no clue rules out, and who shares a group with whom.
 
-    def __init__(self, puzzle):
+    `sizes` and `index`, which every iteration needs, are on the given device, all else on the CPU.
+    """
+
+    def __init__(self, puzzle, device="cpu"):
         alive = np.empty((len(puzzle), 729), bool)
         alive_kernel(puzzle, GROUP, alive)
-        self.arrange(alive)
+        self.arrange(alive, device)
 
     @classmethod
     def of(cls, alive):
@@ -541,11 +558,11 @@ class Board:
         board.arrange(alive & open_.repeat(9, 1))
         return board
 
-    def arrange(self, alive):
+    def arrange(self, alive, device="cpu"):
         self.puzzles, self.place = len(alive), np.nonzero(alive)  # puzzle, candidate
         self.group, self.members, self.first, sizes, rows, starts = arrange_kernel(self.puzzles, *self.place, GROUP)
         self.groups = self.first.shape[1] - 1  # as many of each kind, unless the clues contradict
-        self.sizes, self.index = torch.from_numpy(sizes), torch.from_numpy(self.group)
+        self.sizes, self.index = (torch.from_numpy(part).to(device) for part in (sizes, self.group))
         places = np.concatenate([[0], np.diff(starts).max(0, initial=0).cumsum()])  # of puzzles, in what Think keeps
         self.layout = self.members, self.first, self.group, rows, starts, places
 
@@ -557,7 +574,7 @@ class Board:
 
     def logits(self, x, puzzle):
         """[..., n, 81, 9] from one number a candidate, [..., candidates]; what is ruled out gets a probability of 0."""
-        out = torch.from_numpy(np.where(puzzle[:, CELL] == DIGIT + 1, 0.0, -1e4).astype(np.float32))
+        out = torch.from_numpy(np.where(puzzle[:, CELL] == DIGIT + 1, 0.0, -1e4).astype(np.float32)).to(x.device)
         out = out.expand(*x.shape[:-1], -1, -1).clone()
         out[..., torch.from_numpy(self.place[0]), torch.from_numpy(self.place[1])] = x
         return out.unflatten(-1, (81, 9))

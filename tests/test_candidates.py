@@ -164,6 +164,7 @@ def test_muon_makes_steps_of_equal_singular_values_along_the_momentum():
 def test_a_resumed_run_is_the_same_run(experiment, clean, monkeypatch):
     """The puzzles in training and the states reached on them come back with the checkpoint."""
     flags = ["--preset", "smoke", "--steps", "8", "--save-every", "4", "--easy-steps", "2", "--evaluate-every", "99"]
+    flags += ["--device", "cpu"]  # bit for bit only there
     experiment.main([*flags, "--name", "whole"])
 
     def refill(self, config, data, step, real=experiment.Slots.refill):

@@ -155,7 +155,7 @@ def test_the_average_of_the_weights_is_tested_and_saved(clean, monkeypatch):
 
     for function in (resume, end_step, evaluate):
         monkeypatch.setattr(common.Run, function.__name__, function)
-    exp_deep_ema.main(["--preset", "smoke", "--ema", "0.6"])
+    exp_deep_ema.main(["--preset", "smoke", "--ema", "0.6", "--device", "cpu"])
     saved = disk.load_checkpoint(clean / "runs/exp_deep_ema/smoke-seed0/checkpoint.pt")
     for name, average in begun[0].items():
         assert torch.equal(live[-1][name], saved["optimizers"][-1][name])
@@ -471,7 +471,7 @@ def test_unsolved_puzzles_start_anew_from_other_noise(puzzles):
             logits, _ = model.think(model.start(puzzle[wanted], attempt), length)
             for step in range(length):
                 assert torch.allclose(whole[8 * attempt + step][wanted], logits[step], atol=1e-3)
-        assert all(exp_deep.obeys_rules(puzzle[3:4], step[3:4]).all() for step in whole[-4:]), "what is solved stays"
+        assert all(candidates.obeys_rules(puzzle[3:4], step[3:4]).all() for step in whole[-4:]), "what is solved stays"
         solved = torch.from_numpy(solution.numpy())
         assert len(list(model(solved, 20))) == 20, "nothing is left to start anew"
     first, second = (model.start_shard(puzzle, attempt=n)[2] for n in (0, 1))

@@ -6,12 +6,14 @@ import json
 import os
 import subprocess
 import sys
+from typing import Literal
 
 import numpy as np
 import pytest
 import torch
 
 import common
+import exp_suppose
 import lineage
 import solve
 import sudoku
@@ -180,6 +182,7 @@ def test_a_missing_device_is_not_an_error_of_the_weights(device, untrained, caps
 
 def test_a_device_that_the_experiment_does_not_know(clean, capsys, monkeypatch):
     monkeypatch.setattr(solve, "pick_device", torch.device)
+    monkeypatch.setitem(exp_suppose.Config.__annotations__, "device", Literal["cpu"])
     refused(capsys, [PUZZLE, "--device", "cuda"], "--device cuda: exp_suppose.py runs on cpu only")
 
 

@@ -96,7 +96,7 @@ def test_a_test_in_shards_is_the_plain_loop(puzzles):
             for got in quick:
                 logits, state = model.iterate(state)
                 logits = logits if done is None else done
-                if done is None and experiment.obeys_rules(puzzle[n : n + 1], logits).all():
+                if done is None and candidates.obeys_rules(puzzle[n : n + 1], logits).all():
                     done = logits
                 assert torch.allclose(got[n], logits[0], atol=1e-4)
             assert (done is not None) == (n == 3), "one blank is solved at once, the untrained network solves no other"
