@@ -135,14 +135,20 @@ def speed(name):
     for case in kept["cases"]:
         ms = case["ms"]
         best = min(ms, key=ms.get)
+        ideal = 1000 * case["operations"] / kept["operations_a_second"]  # of the kernels, in ms
+        now = ms[best] * case["shares"]["kernels"]
         rows.append({
             "recipe": case["recipe"], "parameters": case["parameters"], "batch": case["batch"],
             **{way.replace("stack_", "stack of "): f"{value:.2f}" for way, value in ms.items()},
             "best against plain": f"{ms['plain'] / ms[best]:.1f} x",
             "against a stack of 1": f"{ms['stack_1'] / ms[best]:.1f} x",
             **{part: f"{100 * share:.0f} %" for part, share in case["shares"].items()},
+            "million operations": f"{case['operations'] / 1e6:.1f}",
+            "of the machine's rate": f"{100 * ideal / now:.0f} %",
+            "at that rate against a stack of 1": f"{1 + (ms['stack_1'] - ms[best]) / (ms[best] - now + ideal):.1f} x",
         })  # fmt: skip
-    note = f"Milliseconds a step and a model, median of turns; {kept['hardware']}; commit {kept['commit']}"
+    rate = f"{kept['operations_a_second'] / 1e9:.0f} billion operations a second in registers"
+    note = f"Milliseconds a step and a model, median of turns; {kept['hardware']}; {rate}; commit {kept['commit']}"
     return [note, "", *table(rows)]
 
 

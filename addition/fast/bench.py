@@ -3,8 +3,9 @@
 python -m addition.fast.bench     about a minute on a quiet machine; writes results/addition/bench/summary.json
 
 The plain loop of train.py, and stacks of 1, 16 and 64 models with the kernels. They are timed in turns, so that a
-change of the machine's speed has the same effect on all. A step is a whole one: data, forward, backward, optimiser. The
-parts of the largest stack's step are from a profile.
+change of the machine's speed has the same effect on all, and so is code that only computes in registers. A step is a
+whole one: data, forward, backward, optimiser, on one thread and in its CPU time, which others on the machine hardly
+change. The parts of the largest stack's step are from a profile.
 """
 
 import argparse
@@ -15,10 +16,13 @@ import statistics
 import timeit
 from dataclasses import replace
 from pathlib import Path
+from time import process_time
 
+import numpy as np
 import torch
 
 from addition import reliable, tiny, train
+from addition.fast import kernels
 from addition.fast.sweep import Stack
 from plumbing import disk
 
@@ -63,6 +67,28 @@ def shares(step):
     return found | {"rest": 1 - sum(found.values())}
 
 
+def operations(stack):
+    """Floating-point operations of the kernels in a step of one model, without those of selecting and comparing."""
+    parameters, layout, ones = stack.named(stack.flat[:1]), stack.engine.layout, torch.ones(1)
+    tables = kernels.Tables(*stack.engine.tables.stacked(parameters, ones))
+    code = kernels.write(kernels.Sizes.of(True, tables, layout, stack.engine.kind))
+    found = sum(times * sum(i.opname in ("fadd", "fsub", "fmul", "fdiv") for i in block.instructions)
+                for block, times in code.times.items())  # fmt: skip
+    return found * kernels.LANES * -(-stack.recipes[0].s.batch_size // kernels.LANES)
+
+
+def registers(count=100_000):
+    """(floating-point operations, a function that does them): products and sums in vector registers, nothing else."""
+    code = kernels.Code("registers", 1, 1)
+    pointer, number = code.function.args
+    sums, x = code.scratch(1, 16), code.load(pointer, 0)
+    sums[0] = [code.load(pointer, i) for i in range(16)]
+    code.loop(0, number, lambda _: sums.__setitem__(0, [y * x + x for y in sums[0]]), 1)
+    code.store(kernels.total(sums[0]), pointer, 0)
+    function, data = kernels.assemble(code, 1), np.zeros(64, np.float32)
+    return 2 * 16 * kernels.LANES * count, lambda: function(data.ctypes.data, count)
+
+
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--turns", type=int, default=7, help="timings of each way, of which the median counts")
@@ -71,7 +97,8 @@ def main(argv=None):
     options = parser.parse_args(argv)
     if options.turns < 1 or options.steps < 1:
         parser.error(f"--turns {options.turns} --steps {options.steps}: both must be at least 1")
-    found = []
+    torch.set_num_threads(1)
+    found, rates, (work, in_registers) = [], [], registers()
     for module, settings in CASES:
         ways = {"plain": (1, plain_step(module.Recipe(settings)))}
         for models in STACKS:
@@ -84,17 +111,20 @@ def main(argv=None):
         for _ in range(options.turns):
             for way, (models, step) in ways.items():
                 count = max(1, options.steps // models)
-                turns[way].append(1000 * timeit.timeit(step, number=count) / count / models)
+                turns[way].append(1000 * timeit.timeit(step, timer=process_time, number=count) / count / models)
+            rates.append(work / timeit.timeit(in_registers, timer=process_time, number=1))
         times = {way: statistics.median(values) for way, values in turns.items()}
         found.append({
             "recipe": module.__name__.rpartition(".")[2], "parameters": train.count(module.Recipe(settings).model()),
-            "batch": settings.batch_size, "ms": times, "turns": turns, "shares": shares(ways[f"stack_{STACKS[-1]}"][1]),
+            "batch": settings.batch_size, "ms": times, "turns": turns, "operations": operations(stack),
+            "shares": shares(ways[f"stack_{STACKS[-1]}"][1]),
         })  # fmt: skip
         shown = ", ".join(f"{way} {ms:.2f} ms" for way, ms in times.items())
         print(found[-1]["recipe"], found[-1]["parameters"], shown, flush=True)
     path = Path(options.output) / "summary.json"
     with disk.writing(path.parent, path.name):
-        disk.write_json(path, {"hardware": disk.describe(torch.device("cpu")), "commit": disk.commit(), "cases": found})
+        disk.write_json(path, {"hardware": disk.describe(torch.device("cpu")), "commit": disk.commit(),
+                               "operations_a_second": statistics.median(rates), "cases": found})  # fmt: skip
 
 
 if __name__ == "__main__":

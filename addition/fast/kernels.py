@@ -1,8 +1,9 @@
 """Loss and gradients of one model on a batch, as machine code that is written for its sizes.
 
 LANES examples are computed at a time, one in each lane of a vector register. All loops over widths are unrolled, so
-that what follows from a query stays in registers. The tables of engine.py have a row for every token at every place:
-LANES rows are read at once and transposed, and the gradients go back the same way. bench.py has the time of a step.
+that what follows from a query stays in registers. The tables of engine.py have a column for all tokens at every place,
+which fits a register: one instruction picks the values of LANES examples. Gradients are transposed and added to rows,
+one for each token. bench.py has the time of a step.
 """
 
 import ctypes
@@ -18,6 +19,7 @@ import torch
 from llvmlite import ir
 
 LANES = 16
+TILE = 4, 6  # rows and columns of a matrix whose gradients are in registers
 FLOAT, BYTE, INT, LONG = ir.FloatType(), ir.IntType(8), ir.IntType(32), ir.IntType(64)
 VECTOR, INTS = ir.VectorType(FLOAT, LANES), ir.VectorType(INT, LANES)
 FAST = ("reassoc", "contract", "arcp", "afn", "nsz")  # NaN and infinity stay what they are
@@ -26,8 +28,8 @@ FAST = ("reassoc", "contract", "arcp", "afn", "nsz")  # NaN and infinity stay wh
 class Tables(NamedTuple):
     """Of one model, or stacked: the inputs of attention and of everything after it."""
 
-    kv: torch.Tensor  # [length, vocabulary, columns] keys and values
-    xq: torch.Tensor  # [queries, vocabulary, columns] residual stream and queries, where something is predicted
+    kv: torch.Tensor  # [columns, length, LANES] keys and values of every token at every place
+    xq: torch.Tensor  # [columns, queries, LANES] residual stream and queries, where something is predicted
     out: torch.Tensor  # [head, width]
     norm: torch.Tensor  # [2, width] weight and bias before the feed-forward
     up: torch.Tensor  # [width, hidden]
@@ -35,12 +37,6 @@ class Tables(NamedTuple):
     down: torch.Tensor  # [hidden, width]
     final: torch.Tensor  # [2, width]
     head: torch.Tensor  # [width, vocabulary]
-
-
-def packed(*parts):
-    """Side by side, in whole vectors."""
-    joined = torch.cat(parts, -1)
-    return torch.nn.functional.pad(joined, (0, -joined.shape[-1] % LANES))
 
 
 class Sizes(NamedTuple):
@@ -52,6 +48,10 @@ class Sizes(NamedTuple):
     width: int
     head: int
     hidden: int
+
+    @classmethod
+    def of(cls, training, tables, layout, kind):
+        return cls(training, layout, kind, *tables.up.shape[-2:-1], tables.out.shape[-2], tables.up.shape[-1])
 
     @property
     def queries(self):
@@ -109,9 +109,8 @@ class Code:
         self.module = ir.Module(name)
         kinds = [ir.PointerType()] * pointers + [LONG] * numbers
         self.function = ir.Function(self.module, ir.FunctionType(ir.VoidType(), kinds), name)
-        for argument in self.function.args[:pointers]:
-            argument.add_attribute("noalias")
         self.at = ir.IRBuilder(self.function.append_basic_block())
+        self.times = {self.at.block: 1}  # how often each block runs
 
     def vector(self, x):
         """A number in all lanes, or what is a vector already."""
@@ -135,9 +134,6 @@ class Code:
     def store(self, value, pointer, index):
         self.at.store(value.value, self.place(pointer, FLOAT, index), align=4)
 
-    def add_to(self, value, pointer, index):
-        self.store(self.load(pointer, index) + value, pointer, index)
-
     def splat(self, pointer, index):
         """The number at pointer[index] in all lanes."""
         return self.everywhere(self.at.load(self.place(pointer, FLOAT, index), typ=FLOAT), VECTOR)
@@ -153,9 +149,10 @@ class Code:
         block.align, block.type = 64, ir.PointerType()
         return Rows(self, block, width)
 
-    def loop(self, start, stop, body):
-        """body(i) for i from start to stop, at least once."""
+    def loop(self, start, stop, body, times=None):
+        """body(i) for i from start to stop, at least once; `times`, or that often in the mean."""
         before, inside, after = self.at.block, *(self.function.append_basic_block() for _ in range(2))
+        self.times |= {inside: self.times[before] * (times or stop - start), after: self.times[before]}
         start, stop = (n if isinstance(n, ir.Value) else LONG(n) for n in (start, stop))
         self.at.branch(inside)
         self.at.position_at_end(inside)
@@ -173,16 +170,24 @@ class Code:
         return Value(self, self.at.call(function, [x.value], fastmath=FAST))
 
     def exp(self, x):
-        """e^x for x <= 0, to float32."""
-        z = (x * 1.4426950408889634).max(-126.0)
-        n = self.at.fptosi((z - 0.5).value, INTS)
-        r = z - Value(self, self.at.sitofp(n, VECTOR))
-        p = self.vector(1.535336188319500e-4)
-        for c in (1.339887440266574e-3, 9.618437357674640e-3, 5.550332471162809e-2, 2.402264791363012e-1,
-                  6.931472028550421e-1, 1.0):  # fmt: skip
+        """e^x for x <= 0, to float32: 2^n times a polynomial of the rest."""
+        at, exact, log2e, large = self.at, ("contract",), 1.4426950408889634, self.vector(1.5 * 2**23).value
+        z = at.fmul(x.max(-87.0).value, self.vector(log2e).value, flags=exact)
+        shifted = at.fadd(z, large, flags=exact)  # rounds z; the last bits are n
+        r = Value(self, at.fsub(z, at.fsub(shifted, large), flags=exact))
+        p = self.vector(1.3276472027704202e-3)
+        for c in (9.675541479820563e-3, 5.550713274652408e-2, 2.4022119721167026e-1, 6.931469670632626e-1, 1.0):
             p = p * r + c
-        bits = self.at.shl(self.at.add(n, INTS([127] * LANES)), INTS([23] * LANES))
-        return p * Value(self, self.at.bitcast(bits, VECTOR))
+        power = at.shl(at.bitcast(shifted, INTS), INTS([23] * LANES))
+        return Value(self, at.bitcast(at.add(at.bitcast(p.value, INTS), power), VECTOR))
+
+    def picked(self, column, tokens):
+        """Each lane's token of a column: one instruction, where there is one."""
+        found = ir.Constant(VECTOR, ir.Undefined)
+        for lane in map(INT, range(LANES)):
+            value = self.at.extract_element(column.value, self.at.extract_element(tokens, lane))
+            found = self.at.insert_element(found, value, lane)
+        return Value(self, found)
 
     def transposed(self, rows):
         """LANES vectors of columns from as many of rows."""
@@ -203,43 +208,98 @@ class Rows:
     def __init__(self, code, pointer, width):
         self.code, self.pointer, self.width = code, pointer, width
 
-    def places(self, row, count):
-        return [self.code.flat(self.code.flat(row, self.width, i), LANES, 0) for i in range(count)]
+    def part(self, row, start, count):
+        return [self.code.load(self.pointer, place) for place in self.places(row, start, count)]
+
+    def places(self, row, start, count):
+        row = row if isinstance(row, ir.Value) else LONG(row)
+        return [self.code.flat(self.code.flat(row, self.width, start + i), LANES, 0) for i in range(count)]
 
     def __getitem__(self, row):
-        return [self.code.load(self.pointer, place) for place in self.places(row, self.width)]
+        return self.part(row, 0, self.width)
 
     def __setitem__(self, row, values):
-        for place, value in zip(self.places(row, len(values)), values):
+        for place, value in zip(self.places(row, 0, len(values)), values):
             self.code.store(self.code.vector(value), self.pointer, place)
 
 
-class Matrix:
-    """A matrix behind a pointer, with its gradient in training: one sum a lane. Called with x, it is x times it."""
+class Table:
+    """A vector of all tokens for each column and place. Until `write` its gradient has a row for each token."""
 
-    def __init__(self, code, shape, pointer, gradient):
+    def __init__(self, code, places, columns, pointer, gradient):
+        self.code, self.places, self.columns, self.pointer, self.gradient = code, places, columns, pointer, gradient
+        if gradient:
+            self.rows = code.scratch(places * LANES, -(-columns // LANES))
+            code.loop(0, places * LANES, lambda row: self.rows.__setitem__(row, [0] * self.rows.width))
+
+    def where(self, place):
+        return [self.code.flat(self.code.flat(LONG(column), self.places, place), LANES, 0)
+                for column in range(self.columns)]  # fmt: skip
+
+    def read(self, place, tokens):
+        """The columns of these tokens, one a lane."""
+        return [self.code.picked(self.code.load(self.pointer, where), tokens) for where in self.where(place)]
+
+    def add(self, place, tokens, columns):
+        columns = columns + [self.code.vector(0)] * (-len(columns) % LANES)
+        parts = [self.code.transposed(columns[i : i + LANES]) for i in range(0, len(columns), LANES)]
+        for lane, row in enumerate(zip(*parts)):
+            token = self.code.at.zext(self.code.at.extract_element(tokens, INT(lane)), LONG)
+            where = self.code.flat(place, LANES, token)
+            self.rows[where] = plus(self.rows[where], row)
+
+    def write(self):
+        def one(place):
+            parts = zip(*(self.rows[self.code.flat(place, LANES, LONG(token))] for token in range(LANES)))
+            for where, column in zip(self.where(place), itertools.chain(*map(self.code.transposed, parts))):
+                self.code.store(column, self.gradient, where)
+
+        self.code.loop(0, self.places, one)
+
+
+class Matrix:
+    """A matrix behind a pointer. Called with x, it is x times it. Its gradient has one sum a lane."""
+
+    def __init__(self, code, shape, pointer, gradient, calls):
         self.code, (self.rows, self.columns), self.pointer, self.gradient = code, shape, pointer, gradient
+        self.calls = calls
+        if gradient:
+            self.kept = code.scratch(calls, self.rows), code.scratch(calls, self.columns)
 
     def row(self, i):
         return [self.code.splat(self.pointer, i * self.columns + o) for o in range(self.columns)]
 
-    def add(self, i, values):
+    def add(self, i, values, column=0):
         """To the gradient of row i."""
-        for o, value in enumerate(values):
-            self.code.add_to(value, self.gradient, (i * self.columns + o) * LANES)
+        for o, value in enumerate(values, column):
+            place = (i * self.columns + o) * LANES
+            self.code.store(self.code.load(self.gradient, place) + value, self.gradient, place)
 
     def __call__(self, x):
         self.x = x
-        return [total(self.code.splat(self.pointer, i * self.columns + o) * v for i, v in enumerate(x))
+        return [dot((self.code.splat(self.pointer, i * self.columns + o) for i in range(self.rows)), x)
                 for o in range(self.columns)]  # fmt: skip
 
-    def back(self, dy):
-        """-> the gradient of the last x."""
-        dx = []
-        for i, x in enumerate(self.x):
-            dx.append(dot(self.row(i), dy))
-            self.add(i, [x * d for d in dy])
-        return dx
+    def back(self, dy, call):
+        """-> the gradient of the last x; keeps both for `add_all`."""
+        self.kept[0][call], self.kept[1][call] = self.x, dy
+        return [dot(self.row(i), dy) for i in range(self.rows)]
+
+    def add_all(self, held):
+        """The products of all calls, for some rows and columns at a time, whose sums are in registers."""
+        (xs, dys), (most_rows, most_columns) = self.kept, TILE
+        for i, o in itertools.product(range(0, self.rows, most_rows), range(0, self.columns, most_columns)):
+            rows, columns = min(most_rows, self.rows - i), min(most_columns, self.columns - o)
+            held[0] = [0] * (rows * columns)
+
+            def one(call, xs=(xs, i, rows), dys=(dys, o, columns)):
+                x, dy = (kept.part(call, start, count) for kept, start, count in (xs, dys))
+                held[0] = plus(held[0], [a * b for a in x for b in dy])
+
+            self.code.loop(0, self.calls, one)
+            found = held[0]
+            for row in range(rows):
+                self.add(i + row, found[row * columns : (row + 1) * columns], o)
 
 
 class Norm:
@@ -272,13 +332,12 @@ class Norm:
 
 def gelu(code, x):
     """Exact GELU and its slope: the error function by Abramowitz and Stegun 7.1.26, 1.5e-7 at most."""
-    size = code.call("fabs", x) * 0.7071067811865476
-    bell = code.exp(-(size * size))
-    t = code.vector(1) / (size * 0.3275911 + 1.0)
-    p = code.vector(1.061405429)
-    for c in (-1.453152027, 1.421413741, -0.284496736, 0.254829592):
+    bell = code.exp(x * x * -0.5)
+    t = code.vector(1) / (code.call("fabs", x) * 0.2316418882663604 + 1.0)
+    p = code.vector(0.5307027145)
+    for c in (-0.7265760135, 0.7107068705, -0.142248368, 0.127414796):
         p = p * t + c
-    tail = p * t * bell * 0.5
+    tail = p * t * bell
     below = code.select(x.below(0.0), tail, -tail + 1.0)
     return x * below, below + x * bell * 0.3989422804014327
 
@@ -297,99 +356,81 @@ numbered = itertools.count()  # of the functions
 
 def write(s):
     """The function for these sizes; its arguments are POINTERS, in training those of the gradients, then the number of
-    examples."""
-    code = Code(f"batch_{next(numbered)}", len(POINTERS) + len(Tables._fields) * s.training, 1)
-    at, layout = code.at, s.layout
-    *arguments, count = code.function.args
+    examples and of blocks of LANES."""
+    code = Code(f"batch_{next(numbered)}", len(POINTERS) + len(Tables._fields) * s.training, 2)
+    at, layout, kind = code.at, s.layout, s.kind
+    assert layout.vocabulary <= LANES, layout
+    *arguments, count, blocks = code.function.args
     pointers, gradients = dict(zip(POINTERS, arguments)), dict(zip(Tables._fields, arguments[len(POINTERS) :]))
+    kv, xq = (Table(code, places, columns, pointers[name], gradients.get(name)) for name, places, columns in (
+        ("kv", layout.length, (2 - kind.tied) * s.head), ("xq", s.queries, s.width + s.head)))  # fmt: skip
     out, norm, up, gate, down, final, head = (
-        Matrix(code, shape, pointers[name], gradients.get(name)) for name, shape in s.weights.items()
+        Matrix(code, shape, pointers[name], gradients.get(name), s.queries) for name, shape in s.weights.items()
     )
-    norm, final = Norm(norm, s.kind), Norm(final, s.kind)
-    values, scores = code.scratch(layout.length, s.head), code.scratch(layout.length * s.queries)
-    queries, streams, most = code.scratch(s.queries, s.head), code.scratch(s.queries, s.width), code.scratch(s.queries)
-    upstream, d_queries = code.scratch(s.queries, s.head), code.scratch(s.queries, s.head)
-    d_streams, along = code.scratch(s.queries, s.width), code.scratch(s.queries)
-    sums = code.scratch(1, 2 * s.head)  # for what a loop adds up
+    matrices = (out, up, *[gate] * kind.gated, down, head)
+    norm, final = Norm(norm, kind), Norm(final, kind)
+    pairs = code.scratch(layout.length, kv.columns)  # keys and values, then their gradients
+    scores, sums = code.scratch(layout.length * s.queries), code.scratch(1, max(2 * s.head, TILE[0] * TILE[1]))
+    queries, attended, upstream, d_queries = (code.scratch(s.queries, s.head) for _ in range(4))
+    streams, inverse = code.scratch(s.queries, s.width), code.scratch(s.queries)
     totals, shift, right = (Rows(code, pointers[name], 1) for name in ("totals", "shift", "right"))
-    here = LONG(0)  # the only row of `sums`
+    share = at.fdiv(FLOAT(1.0), at.sitofp(at.mul(count, LONG(s.queries)), FLOAT))
+    share, padded = code.everywhere(share, VECTOR), at.mul(blocks, LONG(LANES))
+    seen = sum(range(layout.first + 1, layout.length + 1))  # pairs of a query and a place that it sees
 
     def block(number):
-        start = code.flat(number, LANES, 0)
-        live = at.sub(count, start)
+        begin = code.flat(number, LANES, 0)
         lanes = ir.Constant(INTS, list(range(LANES)))
-        alive = at.icmp_signed("<", lanes, code.everywhere(at.trunc(live, INT), INTS))
-        last = at.sub(count, LONG(1))
-        offsets = []  # of each lane's row; behind the last example, that one again
-        for lane in range(LANES):
-            row = at.add(start, LONG(lane))
-            row = at.select(at.icmp_signed("<", row, last), row, last)
-            offsets.append(at.mul(row, LONG(layout.length + 1)))
-        share = at.fdiv(FLOAT(1.0), at.sitofp(at.mul(count, LONG(s.queries)), FLOAT))
-        share = code.select(alive, code.everywhere(share, VECTOR), 0)
+        alive = at.icmp_signed("<", lanes, code.everywhere(at.trunc(at.sub(count, begin), INT), INTS))
+
+        def place_of(query):
+            return at.add(query, LONG(layout.first))
 
         def tokens(place):
-            return [at.zext(at.load(code.place(pointers["rows"], BYTE, at.add(offset, place)), typ=BYTE), LONG)
-                    for offset in offsets]  # fmt: skip
+            where = code.place(pointers["rows"], BYTE, at.add(at.mul(place, padded), begin))
+            return at.zext(at.load(where, typ=ir.VectorType(BYTE, LANES), align=1), INTS)
 
-        def chunks(place, found, width):
-            """Where the table's rows of these tokens at this place lie, LANES columns at a time."""
-            columns = -(-width // LANES) * LANES
-            for chunk in range(0, columns, LANES):
-                yield [code.flat(code.flat(place, layout.vocabulary, token), columns, chunk) for token in found]
+        def keys(place):
+            return pairs.part(place, 0, s.head)
 
-        def gather(name, place, found, width):
-            """The table's rows of these tokens at this place, by columns."""
-            cut = []
-            for starts in chunks(place, found, width):
-                cut += code.transposed([code.load(pointers[name], start) for start in starts])
-            return cut[:width]
+        def values(place):
+            return pairs.part(place, kv.columns - s.head, s.head)
 
-        def scatter(name, place, found, columns):
-            columns = columns + [code.vector(0)] * (-len(columns) % LANES)
-            for i, starts in enumerate(chunks(place, found, len(columns))):
-                for start, row in zip(starts, code.transposed(columns[i * LANES : (i + 1) * LANES])):
-                    code.add_to(row, gradients[name], start)
+        def read(place):
+            pairs[place] = kv.read(place, tokens(place))
 
-        def read_query(query):
-            both = gather("xq", query, tokens(at.add(query, LONG(layout.first))), s.width + s.head)
-            streams[query], queries[query], most[query] = both[: s.width], both[s.width :], [-3e38]
+        def attend(query):
+            place = place_of(query)
+            both = xq.read(query, tokens(place))
+            streams[query], queries[query] = both[: s.width], both[s.width :]
+            sums[0] = [-3e38]
 
-        def first_query(place):
-            """The first query that sees this place."""
-            behind = at.sub(place, LONG(layout.first))
-            return at.select(at.icmp_signed(">", behind, LONG(0)), behind, LONG(0))
-
-        def score(place):
-            both = gather("kv", place, tokens(place), 2 * s.head)
-            values[place] = both[s.head :]
-
-            def one(query):
-                found = dot(queries[query], both[: s.head])
+            def score(place):
+                found = dot(both[s.width :], keys(place))
                 scores[code.flat(place, s.queries, query)] = [found]
-                most[query] = [most[query][0].max(found)]
+                sums[0] = [sums[0][0].max(found)]
 
-            code.loop(first_query(place), s.queries, one)
+            code.loop(0, at.add(place, LONG(1)), score, seen / s.queries)
+            largest = sums[0][0]
+            sums[0] = [0] * (s.head + 1)
 
-        def answer(query):
-            """From the scores of a query to its loss, and back to the attention's output."""
-            (largest,), place = most[query], at.add(query, LONG(layout.first))
-            sums[here] = [0] * (s.head + 1)
-
-            def attend(place):
+            def add(place):
                 where = code.flat(place, s.queries, query)
                 e = code.exp(scores[where][0] - largest)
                 scores[where] = [e]
-                sums[here] = plus(sums[here], [e, *(e * v for v in values[place])])
+                sums[0] = plus(sums[0], [e, *(e * v for v in values(place))])
 
-            code.loop(0, at.add(place, LONG(1)), attend)
-            weight, *attended = sums[here][: s.head + 1]
+            code.loop(0, at.add(place, LONG(1)), add, seen / s.queries)
+            weight, *found = sums[0][: s.head + 1]
             scale = code.vector(1) / weight
-            attended = [value * scale for value in attended]
-            x = plus(streams[query], out(attended))
+            attended[query], inverse[query] = [value * scale for value in found], [scale]
+
+        def answer(query):
+            """From the attention's output to the loss, and back."""
+            x = plus(streams[query], out(attended[query]))
             h = norm(x)
             linear = up(h)
-            if s.kind.gated:
+            if kind.gated:
                 curved, slope = zip(*(silu(code, g) for g in gate(h)))
                 hidden = [c * u for c, u in zip(curved, linear)]
             else:
@@ -399,13 +440,11 @@ def write(s):
             e = [code.exp(z - highest) for z in logits]
             partition = total(e)
 
-            target = ir.Constant(INTS, ir.Undefined)
-            for lane, token in enumerate(tokens(at.add(place, LONG(1)))):
-                target = at.insert_element(target, at.trunc(token, INT), INT(lane))
+            target = tokens(at.add(place_of(query), LONG(1)))
             hits = [at.icmp_signed("==", target, INTS([token] * LANES)) for token in range(layout.vocabulary)]
             wanted = total(code.select(hit, z, 0) for hit, z in zip(hits, logits))
-            row = code.flat(number, s.queries, query)
-            totals[row], shift[row] = [code.select(alive, partition, 1)], [code.select(alive, highest - wanted, 0)]
+            totals[number] = [code.select(alive, totals[number][0] * partition, 1)]
+            shift[number] = [code.select(alive, shift[number][0] + (highest - wanted), 0)]
             if not s.training:
                 counted = at.icmp_signed("<", query, LONG(len(layout.sum)))
                 # 1 where the wanted token alone is as large as itself; a NaN is never
@@ -414,47 +453,54 @@ def write(s):
                 wrong = at.and_(wrong, code.everywhere(counted, ir.VectorType(ir.IntType(1), LANES)))
                 right[number] = [code.select(wrong, 0, right[number][0])]
                 return
-            one_over = code.vector(1) / partition
-            dx = final.back(head.back([(p * one_over - code.select(hit, 1, 0)) * share for p, hit in zip(e, hits)]))
-            d_hidden = down.back(dx)
-            if s.kind.gated:
-                dh = up.back([d * c for d, c in zip(d_hidden, curved)])
-                dh = plus(dh, gate.back([d * u * k for d, u, k in zip(d_hidden, linear, slope)]))
+            one_over, part = code.vector(1) / partition, code.select(alive, share, 0)
+            d_logits = [(p * one_over - code.select(hit, 1, 0)) * part for p, hit in zip(e, hits)]
+            dx = final.back(head.back(d_logits, query))
+            d_hidden = down.back(dx, query)
+            if kind.gated:
+                dh = up.back([d * c for d, c in zip(d_hidden, curved)], query)
+                dh = plus(dh, gate.back([d * u * k for d, u, k in zip(d_hidden, linear, slope)], query))
             else:
-                dh = up.back([d * k for d, k in zip(d_hidden, slope)])
+                dh = up.back([d * k for d, k in zip(d_hidden, slope)], query)
             dx = plus(dx, norm.back(dh))
-            d_attended = out.back(dx)
-            d_streams[query], upstream[query] = dx, [d * scale for d in d_attended]
-            along[query], d_queries[query] = [dot(d_attended, attended) * scale], [0] * s.head
+            d = [value * inverse[query][0] for value in out.back(dx, query)]
+            upstream[query], streams[query], d_queries[query] = d, dx, [0] * s.head
+            inverse[query] = [dot(d, attended[query])]
 
         def attend_back(place):
-            found = tokens(place)
-            both = gather("kv", place, found, 2 * s.head)
-            k, v = both[: s.head], both[s.head :]
-            sums[here] = [0] * (2 * s.head)
+            k, v = keys(place), values(place)
+            sums[0] = [0] * kv.columns
 
             def one(query):
                 (e,), d, q = scores[code.flat(place, s.queries, query)], upstream[query], queries[query]
-                slope = e * (dot(d, v) - along[query][0])
-                sums[here] = plus(sums[here], [*(slope * x for x in q), *(e * x for x in d)])
+                slope = e * (dot(d, v) - inverse[query][0])
+                d_k, d_v = [slope * x for x in q], [e * x for x in d]
+                sums[0] = plus(sums[0], plus(d_k, d_v) if kind.tied else d_k + d_v)
                 d_queries[query] = [a + slope * x for a, x in zip(d_queries[query], k)]
 
-            code.loop(first_query(place), s.queries, one)
-            scatter("kv", place, found, sums[here])
+            behind = at.sub(place, LONG(layout.first))
+            first = at.select(at.icmp_signed(">", behind, LONG(0)), behind, LONG(0))  # query that sees this place
+            code.loop(first, s.queries, one, seen / layout.length)
+            pairs[place] = sums[0][: kv.columns]
 
-        def write_query(query):
-            scatter("xq", query, tokens(at.add(query, LONG(layout.first))), d_streams[query] + d_queries[query])
-
-        if not s.training:
-            right[number] = [code.select(alive, 1, 0)]
-        code.loop(0, s.queries, read_query)
-        code.loop(0, layout.length, score)
+        totals[number], shift[number], right[number] = [1], [0], [code.select(alive, 1, 0)]
+        code.loop(0, layout.length, read)
+        code.loop(0, s.queries, attend)
         code.loop(0, s.queries, answer)
         if s.training:
+            for matrix in matrices:
+                matrix.add_all(sums)
             code.loop(0, layout.length, attend_back)
-            code.loop(0, s.queries, write_query)
+            # Apart from what is computed: rows of equal tokens wait for each other
+            code.loop(0, layout.length, lambda place: kv.add(place, tokens(place), pairs[place]))
+            code.loop(
+                0, s.queries, lambda query: xq.add(query, tokens(place_of(query)), streams[query] + d_queries[query])
+            )
 
-    code.loop(0, at.sdiv(at.add(count, LONG(LANES - 1)), LONG(LANES)), block)
+    code.loop(0, blocks, block, 1)
+    if s.training:
+        kv.write()
+        xq.write()
     return code
 
 
@@ -488,7 +534,7 @@ def assemble(code, numbers):
 
 @functools.cache
 def compiled(sizes):
-    return assemble(write(sizes), 1)
+    return assemble(write(sizes), 2)
 
 
 @functools.cache
@@ -516,21 +562,20 @@ def call(training, tables, rows, layout, kind):
     -> losses, counts of right rows, and in training the gradients of the tables
     """
     models, batch = rows.shape[:2]
-    head, width = tables.out.shape[-2:]
-    sizes = Sizes(training, layout, kind, width, head, tables.up.shape[-1])
-    blocks = -(-batch // LANES)
-    rows = np.ascontiguousarray(rows)
+    sizes, blocks = Sizes.of(training, tables, layout, kind), -(-batch // LANES)
+    tokens = np.zeros((models, rows.shape[2], blocks * LANES), np.uint8)
+    tokens[:, :, :batch] = rows.swapaxes(1, 2)
     arrays = [np.ascontiguousarray(t.detach().numpy(), dtype=np.float32) for t in tables]
-    totals = np.ones((models, blocks, sizes.queries, LANES), np.float32)
-    shift, right = np.zeros_like(totals), np.zeros((models, blocks, LANES), np.float32)
-    gradients = [np.zeros((*a.shape, *([LANES] if i > 1 else [])), np.float32)
-                 for i, a in enumerate(arrays if training else ())]  # fmt: skip
-    function, stacks = compiled(sizes), (rows, *arrays, totals, shift, right, *gradients)
-    in_parallel([(function, *(a.ctypes.data + model * a.strides[0] for a in stacks), batch) for model in range(models)])
-    losses = (np.log(totals) + shift).sum((1, 2, 3), dtype=np.float64) / (batch * sizes.queries)
+    totals, shift, right = (np.empty((models, blocks, LANES), np.float32) for _ in range(3))
+    gradients = [np.zeros((*a.shape, *[LANES] * (i > 1)), np.float32) for i, a in enumerate(arrays) if training]
+    function, stacks = compiled(sizes), (tokens, *arrays, totals, shift, right, *gradients)
+    places = [a.ctypes.data + np.arange(models) * a.strides[0] for a in stacks]
+    in_parallel([(function, *places, batch, blocks) for places in np.stack(places, 1).tolist()])
+    losses = (np.log(totals) + shift).sum((1, 2), dtype=np.float64) / (batch * sizes.queries)
+    losses, right = losses.astype(np.float32), right.sum((1, 2)).astype(np.int64)
     return (
-        torch.from_numpy(losses.astype(np.float32)),
-        torch.from_numpy(right.sum((1, 2)).astype(np.int64)),
+        torch.from_numpy(losses),
+        torch.from_numpy(right),
         [torch.from_numpy(g.sum(-1) if i > 1 else g) for i, g in enumerate(gradients)],
     )
 
