@@ -1,6 +1,6 @@
 """Half of the steps begin from states that the network reached before.
 
-Parent: exp_stable_puzzle.py
+Parent: exp_cosine_no_sam.py
 Change: every second step is trained from the state after 16, 32 or 48 iterations without gradient (forward_loss, late).
 Hypothesis: A network that is only trained on its first 16 iterations need not be right later, where hard puzzles are
     solved.
@@ -86,7 +86,6 @@ class Model(nn.Module):
         self.row, self.column, self.box = (nn.Embedding(9, config.width) for _ in range(3))
         layer = Layer(config)
         self.layers = nn.ModuleList(copy.deepcopy(layer) for _ in range(config.layers))  # equal weights at the start
-        self.norm = nn.LayerNorm(config.width)  # of the state that is carried on (exp_stable_recurrence)
         self.head = nn.Linear(config.width, 9)
         self.register_buffer("places", common.places(), persistent=False)
 
@@ -97,18 +96,16 @@ class Model(nn.Module):
     def start(self, puzzle):
         """The state before the first iteration."""
         x = F.one_hot(puzzle, 10).float()
-        seen = self.encode_puzzle(x)  # h0, and added in every iteration (exp_stable_puzzle)
-        return seen, x.new_zeros(*puzzle.shape, 9), seen  # to be added (exp_stable_puzzle)
+        return self.encode_puzzle(x), x.new_zeros(*puzzle.shape, 9)  # h0 = the puzzle (exp_no_x_after_init)
 
     def iterate(self, state):
         """One pass through the layers: the logits [batch, 81, 9], the next state."""
-        h, predictions, seen = state  # with the puzzle (exp_stable_puzzle)
-        h = h + seen + self.embed_predictions(predictions) + self.positions()  # with the puzzle (exp_stable_puzzle)
+        h, predictions = state  # without x (exp_no_x_after_init)
+        h = h + self.embed_predictions(predictions) + self.positions()  # without x (exp_no_x_after_init)
         for layer in self.layers:
             h = layer(h)
-        h = self.norm(h)  # the same size after every iteration (exp_stable_recurrence)
         logits = self.head(h)
-        return logits, (h, logits.float().softmax(-1), seen)  # with the puzzle (exp_stable_puzzle)
+        return logits, (h, logits.float().softmax(-1))  # without x (exp_no_x_after_init)
 
     def forward(self, puzzle, iterations):
         """Yield the logits of each iteration."""
