@@ -1,7 +1,8 @@
-"""Half of the steps begin from states that the network reached before.
+"""Late in training, steps begin from late states too.
 
 Parent: exp_cosine_no_sam.py
-Change: every second step is trained from the state after 16, 32 or 48 iterations without gradient (forward_loss, late).
+Change: in the second half of the training every second step goes on from the state after 16, 32 or 48 iterations
+    without gradient (forward_loss, late).
 Hypothesis: A network that is only trained on its first 16 iterations need not be right later, where hard puzzles are
     solved.
 Log: not in the log.
@@ -29,6 +30,7 @@ class Config(common.RunConfig):
     mlp: int = 512  # hidden units, the usual four times the width
     iterations: int = 16  # passes through the same layers; each pass corrects the one before
     late: int = 3  # changed: every second step begins after up to so many times its iterations
+    late_from: float = 0.5  # changed: share of the steps before the first of these; at once it learns nothing
     dropout: float = 0.1  # in attention, after it, and twice in the MLP
     batch: int = 4096  # eight times the puzzles a step (exp_scale_batch_4k)
     steps: int = 70_000  # the curves are flat by then (exp_extreme_baseline)
@@ -146,7 +148,8 @@ def train(config):
         batch = common.batch_at(config, data, run, step)
         common.seed_dropout(model, batch.seeds)
         with run.precision():
-            late = config.iterations * (step // 2 % config.late + 1) * (step % 2)  # changed: 0, 16, 0, 32, 0, 48, ...
+            late = step % 2 * (step // 2 % config.late + 1)  # changed: 0, 1, 0, 2, 0, 3, 0, 1, ...
+            late *= config.iterations * (step >= config.late_from * config.steps)  # changed: none at first
             loss, logits = forward_loss(model, batch, late, config)  # changed: from there
         loss.backward()
         common.sum_gradients(model)  # the only pass, no SAM (exp_cosine_no_sam)

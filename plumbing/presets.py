@@ -95,7 +95,7 @@ UNCHANGED |= {"edges", "muon_lr", "weight_decay", "depth", "lifetime", "easy_ste
 UNCHANGED |= {"cycles", "low_cycles", "clip", "pool", "descent", "rounds", "solved_lifetime", "sharp", "rise", "fall"}
 UNCHANGED |= {"apart", "hard_share", "plain", "explore", "merge", "supposing_lifetime", "supposed_true"}
 UNCHANGED |= {"keep_every", "verdict", "test_descent", "judge", "high", "spread", "patience", "easy", "noise", "sums"}
-UNCHANGED |= {"again", "late", "refuted", "restart"}
+UNCHANGED |= {"again", "late", "late_from", "refuted", "restart"}
 
 
 def with_preset(config, preset):

@@ -82,7 +82,7 @@ def test_the_loss_of_late_iterations_has_a_gradient_through_them_only(batch):
         assert (found[0] is None) == (late > 0), "the puzzle is encoded in the first state only"
 
 
-def test_every_second_step_begins_from_a_late_state(clean, monkeypatch):
+def test_every_second_step_of_the_second_half_begins_from_a_late_state(clean, monkeypatch):
     begun = []
 
     def forward_loss(model, batch, late, config, real=exp_late_state.forward_loss):
@@ -90,5 +90,5 @@ def test_every_second_step_begins_from_a_late_state(clean, monkeypatch):
         return real(model, batch, late, config)
 
     monkeypatch.setattr(exp_late_state, "forward_loss", forward_loss)
-    exp_late_state.main(["--preset", "smoke", "--steps", "8", "--iterations", "4", "--evaluate-every", "99"])
-    assert begun == [0, 4, 0, 8, 0, 12, 0, 4]
+    exp_late_state.main(["--preset", "smoke", "--steps", "16", "--iterations", "4", "--evaluate-every", "99"])
+    assert begun == 8 * [0] + [0, 8, 0, 12, 0, 4, 0, 8]
