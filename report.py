@@ -265,12 +265,13 @@ def speed():
 
 
 def faster():
-    """Training speed of exp_iterate.py's network, before and after a step's iterations became one kernel call."""
-    kept = json.loads((ROOT / "results" / "iterate-speed.json").read_text())
-    new, old = (pd.Series([n for run in kept[age]["runs"] for n in run]).median() for age in ("new", "old"))
-    commits = f"{kept['old']['commit']} and {kept['new']['commit']}"
-    said = f"Training: {new:.0f} puzzles a second against {old:.0f}, {new / old:.2f} times as many"
-    return [f"{said} (medians over 100 steps each, commits {commits}, by turns; {kept['hardware'].split(';')[0]})."]
+    """The speed of exp_iterate.py's network, before and after a step's iterations became one kernel call."""
+    kept, said = json.loads((ROOT / "results" / "iterate-speed.json").read_text()), []
+    for what, ages in (("Training", kept), ("Tests with 256 iterations of sudoku-extreme", kept["test"])):
+        new, old = (pd.Series(ages[age]["runs"]).explode().median() for age in ("new", "old"))
+        commits = f"commits {ages['old']['commit']} and {ages['new']['commit']}"
+        said.append(f"{what}: {new:.0f} puzzles a second against {old:.0f}, {new / old:.2f} times as many ({commits}).")
+    return [" ".join([*said, "Medians, by turns;", kept["hardware"].split(";")[0]]) + "."]
 
 
 def thoughts(folder="thinking"):
