@@ -502,7 +502,7 @@ def curves_plot():
     left.set_xticks(ticks := [16, 64, 256, 1024], [str(tick) for tick in ticks])
     left.minorticks_off()
     right.set(xlabel="minutes of training on one core")
-    right.set_title("at 256 iterations", fontsize=11)
+    right.set_title("after 256 test iterations", fontsize=11)
     if left.has_data():
         figure.legend(loc="outside lower center", ncols=2, fontsize=9, frameon=False)
     return figure
