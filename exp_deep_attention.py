@@ -2,8 +2,8 @@
 
 Parent: exp_deep
 Change: before each iteration every candidate attends to all of its puzzle (Model.attend), with a residual and a norm.
-Hypothesis: A group tells its members only its largest messages; the network that reaches 76 % on Kaggle's
-    sudoku-extreme attends, and the one that passes messages stays at 42.
+Hypothesis: A group tells its members only its largest messages; with attention a candidate can look at any other of
+    the puzzle, also at those that are in no group with it.
 Log: not in the log.
 
 python exp_deep_attention.py --hard puzzles.csv      minutes on two CPU cores; any CSV of hard puzzles

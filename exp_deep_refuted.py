@@ -237,9 +237,7 @@ def shard_gradients(model, config, slots, part, blanks):
     states, logits, _ = model.think_shard(shard, config.depth)
     probability = states[:, :, -KINDS][:, right]  # of the right digit in each cell
     loss = -probability.log().sum() / (blanks * config.depth)
-    number = rounds(board).to(
-        states.device
-    )  # changed: what the second head is to say, from 1/2 in the first round towards 0
+    number = rounds(board).to(states.device)  # changed: for the second head; below from 1/2 in the first towards 0
     wanted = torch.where(number > 0, 1 / (1 + number), 0).float().expand(len(states), -1)  # changed: at each iteration
     said = model.soon(states[:, :, :-KINDS]).squeeze(2)  # changed: what it says
     error = F.binary_cross_entropy_with_logits(said, wanted, reduction="sum")  # changed: between them
