@@ -258,6 +258,19 @@ def speedrun(*groups):
     return table(["experiment", "run", "seeds", "training", "puzzles", *counts], rows)
 
 
+def later(*runs):
+    """Puzzles of their own tests that these solve after more iterations than in training; each is experiment:group."""
+    rows = {}
+    for name, _, group in (run.partition(":") for run in runs):
+        everything = frame(name)
+        mine = everything[everything["group"] == group]
+        found = tested(mine)
+        rows[name, group, len(mine)] = found["solved"].groupby(found["iterations"]).apply(spread)
+    counts = sorted({count for solved in rows.values() for count in solved.index})
+    lines = [[*run, *solved.reindex(counts, fill_value="")] for run, solved in rows.items()]
+    return table(["experiment", "run", "seeds", *counts], lines)
+
+
 def speed():
     """What bench.py measured, on each kind of hardware it was run on."""
     reports = (json.loads(path.read_text()) for path in sorted((ROOT / "results" / "bench").glob("*.json")))
@@ -426,7 +439,14 @@ def ours(experiment, family):
 
 TABLES = {"kill": kill, "mini": mini, "contrast": contrast, "contrasts": contrasts, "verdicts": verdicts}
 TABLES |= {"cost": cost, "positions": positions, "trials": trials, "speedrun": speedrun, "speed": speed}
-TABLES |= {"thinking": thinking, "ladder": ladder, "guessing": guessing, "records": records, "faster": faster}
+TABLES |= {
+    "thinking": thinking,
+    "ladder": ladder,
+    "later": later,
+    "guessing": guessing,
+    "records": records,
+    "faster": faster,
+}
 
 
 def fill(text, tables, document):

@@ -216,6 +216,16 @@ def test_the_ladder_compares_with_the_parent_seed_by_seed(root):
     ]
 
 
+def test_later_iterations_stand_side_by_side(root):
+    for seed in (0, 1):
+        put(root, "sudoku", f"longer-seed{seed}", {4: counts(10 + seed), 8: counts(20)})
+    put(root, "exp_pos", "mini-seed0", {4: counts(30), 16: counts(40)})
+    head, *found = rows(report.later("sudoku:longer", "exp_pos:mini"))
+    assert head == ["experiment", "run", "seeds", "4", "8", "16"]
+    assert found[0] == ["sudoku", "longer", "2", "10.5 % (10.0-11.0)", "20.0 %", ""]
+    assert found[1] == ["exp_pos", "mini", "1", "30.0 %", "", "40.0 %"]
+
+
 def test_the_curves_show_what_was_tested(root, monkeypatch):
     for step, solved in ((5, 2), (9, 4)):
         for seed in (0, 1):
