@@ -439,14 +439,8 @@ def ours(experiment, family):
 
 TABLES = {"kill": kill, "mini": mini, "contrast": contrast, "contrasts": contrasts, "verdicts": verdicts}
 TABLES |= {"cost": cost, "positions": positions, "trials": trials, "speedrun": speedrun, "speed": speed}
-TABLES |= {
-    "thinking": thinking,
-    "ladder": ladder,
-    "later": later,
-    "guessing": guessing,
-    "records": records,
-    "faster": faster,
-}
+TABLES |= {"ladder": ladder, "later": later, "thinking": thinking, "guessing": guessing}
+TABLES |= {"records": records, "faster": faster}
 
 
 def fill(text, tables, document):
