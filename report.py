@@ -330,14 +330,13 @@ def ladder():
     for _, experiment in lineage.walk(lineage.find(ROOT)):
         for group in (group for name, group in found if name == experiment.name):
             mine, trained = found[experiment.name, group], frame(experiment.name)
-            parent = (experiment.parent.stem, "ladder") if group == "ladder" and experiment.parent else None
-            parent = (experiment.name, "ladder") if group != "ladder" else parent
+            parent = experiment.name if group != "ladder" else experiment.parent and experiment.parent.stem
             solved = {
                 n: {seed: share(r["test"][str(n)]) for seed, r in mine.items() if str(n) in r["test"]} for n in counts
             }
             above = ""
-            if parent in found:
-                theirs = {seed: share(report["test"]["256"]) for seed, report in found[parent].items()}
+            if (parent, "ladder") in found:
+                theirs = {seed: share(report["test"]["256"]) for seed, report in found[parent, "ladder"].items()}
                 points = [100 * (solved[256][seed] - theirs[seed]) for seed in mine if seed in theirs]
                 above = f"{sum(points) / len(points):+.1f} ({', '.join(f'{point:+.1f}' for point in points)})"
             cells = [spread(pd.Series(solved[n])) for n in counts]
