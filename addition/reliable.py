@@ -6,7 +6,7 @@ python -m addition.reliable --pos-rank 3 --qkv-rank 3 --attn-out-rank 2 --ffn-ra
 
 from dataclasses import dataclass
 
-import numba
+import numpy as np
 
 from addition import train
 from addition.train import DIGITS
@@ -35,20 +35,6 @@ class Settings(train.Settings):
     @property
     def steps(self):
         return max(self.budget, self.train_steps)
-
-
-@numba.njit(cache=True, nogil=True)
-def composed(a, b, simple, carries, counts):
-    """Operands of so many digits, made of zeros and nines where they are simple; where it carries on, a sum of nine."""
-    for row in range(len(a)):
-        for i in range(DIGITS):
-            if simple[row]:
-                a[row, i], b[row, i] = 9 * (a[row, i] >= 5), 9 * (b[row, i] >= 5)
-            if carries[row, i]:
-                b[row, i] = 9 - a[row, i]
-            if i >= counts[row]:
-                a[row, i] = b[row, i] = 0
-    return a, b
 
 
 class Recipe(train.Recipe):
@@ -81,8 +67,11 @@ class Recipe(train.Recipe):
             self.first = False
         a, b = random.integers(0, 10, (2, size, DIGITS))
         simple = random.random(size) < (1 if self.first else s.rehearse)
-        rich = random.random(size) * (random.random(size) < s.carry)
-        return composed(a, b, simple, random.random((size, DIGITS)) < rich[:, None], self.counts(step)[:, 0])
+        a[simple], b[simple] = 9 * (a[simple] >= 5), 9 * (b[simple] >= 5)
+        rich = random.random((size, 1)) * (random.random((size, 1)) < s.carry)
+        b = np.where(random.random((size, DIGITS)) < rich, 9 - a, b)
+        used = np.arange(DIGITS) < self.counts(step)
+        return a * used, b * used
 
     def counts(self, step):
         """How many digits the operands of each row have."""

@@ -7,14 +7,12 @@ Data, model, recipe and loop are in this file. For a recipe of your own, overrid
 reliable.py does; python -m addition.fast.sweep trains many seeds of any recipe at once.
 """
 
-import functools
 import math
 import sys
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import ClassVar, Literal, NamedTuple
 
-import numba
 import numpy as np
 import torch
 import torch.nn as nn
@@ -66,26 +64,10 @@ def digits(numbers, count=DIGITS):
 
 def encode(a, b, layout=STANDARD):
     """Rows of tokens, prompt and answer; the digits of the operands are the columns of a and b, [rows, 10] each."""
-    return torch.from_numpy(written(a, b, *arrays(layout)))
-
-
-@functools.cache
-def arrays(layout):
-    return [np.array(part) for part in layout[:4]]
-
-
-@numba.njit(cache=True, nogil=True)
-def written(a, b, template, at_a, at_b, at_sum):
-    """The rows, with sums made digit by digit as on paper: much faster than numpy's divisions."""
-    rows = np.empty((len(a), len(template)), np.uint8)
-    for row in range(len(a)):
-        rows[row], carry = template, 0
-        for i in range(DIGITS):
-            total = a[row, i] + b[row, i] + carry
-            carry = int(total > 9)
-            rows[row, at_a[i]], rows[row, at_b[i]], rows[row, at_sum[i]] = a[row, i], b[row, i], total - 10 * carry
-        rows[row, at_sum[DIGITS]] = carry
-    return rows
+    rows = np.tile(np.array(layout.template, dtype=np.uint8), (len(a), 1))
+    rows[:, layout.a], rows[:, layout.b] = a, b
+    rows[:, layout.sum] = digits(a @ POWERS + b @ POWERS, DIGITS + 1)
+    return torch.from_numpy(rows)
 
 
 def encode_pairs(pairs, layout=STANDARD):
@@ -301,8 +283,7 @@ class Recipe:
         self.random, self.losses = np.random.default_rng([settings.seed, 2]), []
         sizes = [settings.val_size, settings.test_size]
         pairs = uniform_pairs([settings.seed, 1], sum(sizes))
-        self.held_out, self.near = np.sort(key(*pairs.T)), np.zeros(2**18, bool)
-        self.near[self.held_out >> np.uint64(46)] = True
+        self.held_out = np.sort(key(*pairs.T))
         self.validation, self.test = encode_pairs(pairs, settings.model.layout).split(sizes)
 
     def model(self):
@@ -325,11 +306,12 @@ class Recipe:
         """Rows of tokens. Pairs of the validation and test sets never come."""
         while True:
             a, b = self.operands(step)
-            keys = key(a @ POWERS, b @ POWERS)
-            keys = keys[self.near[keys >> np.uint64(46)]]  # few: the others are looked up in a small table only
-            found = self.held_out.take(np.searchsorted(self.held_out, keys), mode="clip")
-            if not (found == keys).any():
+            if not self.held(key(a @ POWERS, b @ POWERS)).any():
                 return encode(a, b, self.s.model.layout)
+
+    def held(self, keys):
+        """Which keys are those of pairs in the validation and test sets."""
+        return self.held_out.take(np.searchsorted(self.held_out, keys), mode="clip") == keys
 
     def learning_rate(self, step):
         """Linear warm-up, then a cosine to a tenth."""

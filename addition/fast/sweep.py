@@ -21,6 +21,7 @@ import torch
 
 from addition import run as outputs
 from addition.fast import kernels
+from addition.fast.batches import batches
 from addition.fast.engine import Compiled, Torch
 from addition.train import Recipe, mean_loss, score_rows
 from plumbing import disk
@@ -94,11 +95,12 @@ class Stack:
     """The models that are still training, as rows of one matrix of parameters."""
 
     ROWS = ("flat", "mean", "square", "best")
-    LISTS = ("names", "recipes", "best_at", "rows")
+    LISTS = ("names", "recipes", "batches", "best_at", "rows")
 
     def __init__(self, recipes, device, engine):
         """`recipes` by the names of their runs."""
         self.names, self.recipes = list(recipes), list(recipes.values())
+        self.batches = [batches(recipe) for recipe in self.recipes]
         models = [recipe.model() for recipe in self.recipes]
         self.device, self.model = device, models[0].to(device)
         self.shapes = {name: p.shape for name, p in self.model.named_parameters()}
@@ -120,10 +122,10 @@ class Stack:
     def step(self, step):
         """AdamW on every model's own batch. -> indices of the models that are not finite any more"""
         steps = [(recipe, step - recipe.begun) for recipe in self.recipes]
-        batches = kernels.in_parallel([(recipe.batch, at) for recipe, at in steps])
+        rows = kernels.in_parallel([(batch, at) for batch, (_, at) in zip(self.batches, steps, strict=True)])
         sharpness = self.column([recipe.sharpness(at) for recipe, at in steps])[:, 0]
         flat = self.flat.detach().requires_grad_()
-        loss = self.engine.losses(self.named(flat), torch.stack(batches).to(self.device), sharpness)
+        loss = self.engine.losses(self.named(flat), torch.stack(rows).to(self.device), sharpness)
         (gradient,) = torch.autograd.grad(loss.sum(), flat)
         rate = self.column([recipe.learning_rate(at) for recipe, at in steps])
         decay = self.column([recipe.weight_decay(at) for recipe, at in steps])

@@ -10,6 +10,7 @@ import torch
 
 from addition import reliable, report, run, smallest, tiny, train
 from addition.fast import bench, kernels, sweep
+from addition.fast.batches import batches
 from addition.fast.engine import Compiled, Torch
 from addition.train import encode_pairs, uniform_pairs
 from plumbing import disk
@@ -82,6 +83,23 @@ def test_what_is_no_answer_is_not_right(kind, engine):
     stacked = {name: p.detach()[None] for name, p in model.named_parameters()}
     rows = encode_pairs(uniform_pairs(1, 50), model.config.layout)
     assert engine(model).test(stacked, rows[None])[1].tolist() == [0] == [train.test(model, rows)[1]]
+
+
+@pytest.mark.parametrize("module", [train, reliable, tiny, smallest])
+def test_batches_of_a_sweep_are_those_of_the_recipe(module):
+    one, other = (module.Recipe(module.Settings(val_size=1, test_size=1)) for _ in range(2))
+    make = batches(other)
+    for step in (0, 5_000, 50_000):
+        one.note(0.1), other.note(0.1)
+        assert torch.equal(one.batch(step), make(step))
+
+
+def test_a_recipe_s_own_batches_are_taken():
+    class Own(tiny.Recipe):
+        def batch(self, step):
+            return step
+
+    assert batches(Own(tiny.Settings(val_size=1, test_size=1)))(7) == 7
 
 
 def test_torch_tests_in_parts():

@@ -14,6 +14,7 @@ import torch
 
 import plumbing.run
 from addition import evaluate_checkpoints, plots, reliable, run, smallest, tiny, train
+from addition.fast.batches import batches
 from addition.train import EOS, EQUALS, LIMIT, PLUS, STANDARD, ModelConfig, Recipe, Settings, TinyDecoderLM
 from plumbing import disk
 
@@ -99,16 +100,19 @@ def test_batches_follow_from_the_seed():
     assert torch.equal(batch(1), batch(1)) and not torch.equal(batch(1), batch(2))
 
 
-def test_held_out_pairs_never_come(monkeypatch):
+@pytest.mark.parametrize("make", [lambda recipe: recipe.batch, batches])
+def test_held_out_pairs_never_come(make, monkeypatch):
     recipe = Recipe(Settings(batch_size=2, val_size=50, test_size=50))
     assert len(recipe.validation) == len(recipe.test) == 50 and len(recipe.held_out) == 100
-    row, free = recipe.test[:1].numpy(), (5, 7)
-    held = int(number(row[:, STANDARD.a])[0]), int(number(row[:, STANDARD.b])[0])
-    offers = iter([[held, free], [free, held], [free, free]])
+    rows, free = torch.cat([recipe.validation, recipe.test]).numpy(), (5, 7)
+    held = zip(number(rows[:, STANDARD.a]).tolist(), number(rows[:, STANDARD.b]).tolist())
+    refused = [pairs for pair in held for pairs in ([pair, free], [free, pair])]
+    offers = iter([*refused, [free, free]])
     monkeypatch.setattr(
         recipe, "operands", lambda step: train.digits(np.array(next(offers)).T.ravel()).reshape(2, 2, 10)
     )
-    assert torch.equal(recipe.batch(0), train.encode_pairs([free, free]))
+    assert torch.equal(make(recipe)(0), train.encode_pairs([free, free]))
+    assert not list(offers)
 
 
 def chains(a, b):
