@@ -131,17 +131,21 @@ def speed(name):
     kept = disk.read_json(RESULTS / name / "summary.json")
     if kept is None or "cases" not in kept:
         return ["not run"]
-    rows = []
+    rows, before = [], next(iter(kept["before"].values()), [])
     for case in kept["cases"]:
         ms = case["ms"]
         best = min(ms, key=ms.get)
         ideal = 1000 * case["operations"] / kept["operations_a_second"]  # of the kernels, in ms
         now = ms[best] * case["shares"]["kernels"]
+        singles = [turn[str(case["parameters"])] for turn in before if case["recipe"] == "train"]
+        earlier = statistics.median(singles) if singles else None
         rows.append({
             "recipe": case["recipe"], "parameters": case["parameters"], "batch": case["batch"],
             **{way.replace("stack_", "stack of "): f"{value:.2f}" for way, value in ms.items()},
             "best against plain": f"{ms['plain'] / ms[best]:.1f} x",
             "against a stack of 1": f"{ms['stack_1'] / ms[best]:.1f} x",
+            "earlier single run": f"{earlier:.2f}" if earlier else "",
+            "against it": f"{earlier / ms[best]:.1f} x" if earlier else "",
             **{part: f"{100 * share:.0f} %" for part, share in case["shares"].items()},
             "million operations": f"{case['operations'] / 1e6:.1f}",
             "of the machine's rate": f"{100 * ideal / now:.0f} %",
@@ -149,6 +153,7 @@ def speed(name):
         })  # fmt: skip
     rate = f"{kept['operations_a_second'] / 1e9:.0f} billion operations a second in registers"
     note = f"Milliseconds a step and a model, median of turns; {kept['hardware']}; {rate}; commit {kept['commit']}"
+    note += "".join(f"; the earlier single run with kernels is that of commit {commit}" for commit in kept["before"])
     return [note, "", *table(rows)]
 
 

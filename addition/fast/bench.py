@@ -6,13 +6,19 @@ The plain loop of train.py, and stacks of 1, 16 and 64 models with the kernels. 
 change of the machine's speed has the same effect on all, and so is code that only computes in registers. A step is a
 whole one: data, forward, backward, optimiser, on one thread and in its CPU time, which others on the machine hardly
 change. The parts of the largest stack's step are from a profile.
+
+--before FOLDER, a clone in which commit 65d02fe is checked out, also times its single run with kernels, by turns too.
 """
 
 import argparse
 import cProfile
 import functools
+import os
 import pstats
 import statistics
+import subprocess
+import sys
+import tempfile
 import timeit
 from dataclasses import replace
 from pathlib import Path
@@ -89,16 +95,27 @@ def registers(count=100_000):
     return 2 * 16 * kernels.LANES * count, lambda: function(data.ctypes.data, count)
 
 
+def single_before(folder):
+    """(commit, milliseconds of a step of the single run with kernels, by parameters) from an earlier commit's bench."""
+    with tempfile.TemporaryDirectory() as found:
+        command = [sys.executable, "-m", "addition.bench", "--turns", "1", "--steps", "20", "--output", found]
+        one_thread = os.environ | {"OMP_NUM_THREADS": "1"}
+        subprocess.run(command, cwd=folder, env=one_thread, check=True, stdout=subprocess.DEVNULL)
+        kept = disk.read_json(Path(found) / "summary.json")
+    return kept["commit"], {case["parameters"]: case["compiled_ms"] for case in kept["models"]}
+
+
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--turns", type=int, default=7, help="timings of each way, of which the median counts")
     parser.add_argument("--steps", type=int, default=64, help="models' steps a turn")
     parser.add_argument("--output", default=str(Path(__file__).parents[2] / "results/addition/bench"))
+    parser.add_argument("--before", help="a clone at commit 65d02fe")
     options = parser.parse_args(argv)
     if options.turns < 1 or options.steps < 1:
         parser.error(f"--turns {options.turns} --steps {options.steps}: both must be at least 1")
     torch.set_num_threads(1)
-    found, rates, (work, in_registers) = [], [], registers()
+    found, rates, (work, in_registers), before = [], [], registers(), []
     for module, settings in CASES:
         ways = {"plain": (1, plain_step(module.Recipe(settings)))}
         for models in STACKS:
@@ -113,6 +130,8 @@ def main(argv=None):
                 count = max(1, options.steps // models)
                 turns[way].append(1000 * timeit.timeit(step, timer=process_time, number=count) / count / models)
             rates.append(work / timeit.timeit(in_registers, timer=process_time, number=1))
+            if options.before and module is train:
+                before.append(single_before(options.before))
         times = {way: statistics.median(values) for way, values in turns.items()}
         found.append({
             "recipe": module.__name__.rpartition(".")[2], "parameters": train.count(module.Recipe(settings).model()),
@@ -122,9 +141,12 @@ def main(argv=None):
         shown = ", ".join(f"{way} {ms:.2f} ms" for way, ms in times.items())
         print(found[-1]["recipe"], found[-1]["parameters"], shown, flush=True)
     path = Path(options.output) / "summary.json"
+    single = {commit: [found for _, found in before] for commit, _ in before}  # one commit, or none
     with disk.writing(path.parent, path.name):
-        disk.write_json(path, {"hardware": disk.describe(torch.device("cpu")), "commit": disk.commit(),
-                               "operations_a_second": statistics.median(rates), "cases": found})  # fmt: skip
+        disk.write_json(path, {
+            "hardware": disk.describe(torch.device("cpu")), "commit": disk.commit(), "cases": found, "before": single,
+            "operations_a_second": statistics.median(rates),
+        })  # fmt: skip
 
 
 if __name__ == "__main__":
