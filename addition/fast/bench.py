@@ -1,6 +1,6 @@
 """What a training step costs, side by side in one run: the table in addition/README.md.
 
-python -m addition.fast.bench     a minute on a quiet machine, nine with --before; writes results/addition/bench/summary.json
+python -m addition.fast.bench     a minute on a quiet machine, nine with --before; writes results/addition/bench/
 
 The plain loop of train.py, and stacks of 1, 16 and 64 models with the kernels. They are timed in turns, so that a
 change of the machine's speed has the same effect on all, and so is code that only computes in registers. A step is a
