@@ -5,7 +5,6 @@ compute it once a step for every token at every place, instead of once for every
 from there.
 """
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -29,22 +28,17 @@ class Kind(NamedTuple):
 def tables(model, sharpness=1.0):
     layout, first = model.config.layout, model.config.layout.first
     room = kernels.LANES - layout.vocabulary
-    if isinstance(model, TinyDecoderLM):  # as in its forward, but the columns come first
-        d, qkv = model.config.d_model, model.qkv().T
-        kv = qkv[2 * d :] if model.config.tie_qkv != "none" else qkv[d:]
-        x = F.pad(model.token_emb.weight, (0, 0, 0, room)).T[:, None] + model.pos_emb().T[..., None]
-        h = model.norm1(x.movedim(0, -1)).movedim(-1, 0)
-        q = (sharpness / math.sqrt(d) * qkv[:d]) @ h[:, first:].flatten(1)
-        kv, xq = (kv @ h.flatten(1)).unflatten(1, x.shape[1:]), torch.cat([x[:, first:], q.view_as(x[:, first:])])
+    tokens = torch.arange(layout.vocabulary).expand(layout.length, -1)
+    x, q, k, v = model.inputs(tokens, torch.arange(layout.length)[:, None])
+    attended = [v] if getattr(model.config, "tie_qkv", "none") != "none" else [k, v]  # tied: keys are the values
+    kv, xq = (F.pad(torch.cat(parts, -1).movedim(-1, 0), (0, room))
+              for parts in (attended, (x[first:], sharpness * q[first:])))  # fmt: skip
+    if isinstance(model, TinyDecoderLM):
         norm, final = (torch.stack([n.weight, getattr(n, "bias", torch.zeros_like(n.weight))])
                        for n in (model.norm2, model.final))  # fmt: skip
         out, up, down, head = model.attn_out(), model.up(), model.down(), model.lm_head.weight
         gate = up[:, :0]
     else:
-        tokens = torch.arange(layout.vocabulary).expand(layout.length, -1)
-        x, q, k, v = model.inputs(tokens, torch.arange(layout.length)[:, None])
-        kv, xq = (F.pad(torch.cat(parts, -1).movedim(-1, 0), (0, room))
-                  for parts in ((k, v), (x[first:], sharpness * q[first:])))  # fmt: skip
         weights = (model.norm_weight(name) for name in ("norm2", "final"))
         norm, final = (torch.stack([w, torch.zeros_like(w)]) for w in weights)
         out, up, gate, down = model.matrices()
