@@ -118,7 +118,7 @@ class Model(nn.Module):
 
         Fewer times where a puzzle begins or ends a supposition before.
         """
-        puzzle, board, x, mind, clock = self.turn(shard, choose or most_doubtful)
+        puzzle, board, x, mind, clock = self.turn(shard, choose or most_promising)
         count = min(count, self.until_turn(clock[:, 0]))
         seen = torch.cat([board.sizes, mind[:, : BITS + len(self.first)]], 1).to(self.bias)  # sees more
         given = torch.addmm(self.bias, seen, torch.cat([self.seen[:KINDS], self.supposed]))
@@ -153,7 +153,7 @@ class Model(nn.Module):
         share, times = now[:, -KINDS].cpu().numpy(), tried[:, 0].cpu().numpy().copy()  # share: in its cell
         for i in (begins & (phase == EXPLORE)).nonzero().ravel().tolist():
             rows = slice(*np.searchsorted(board.place[0], [i, i + 1]))
-            row = rows.start + choose(share[rows], times[rows], i, rows)
+            row = rows.start + choose(share[rows], times[rows], board.place[1][rows], i)
             times[row] += 1
             clock[i, 1] = int(board.place[1][row])
         chosen, number = clock[mine, 1], torch.from_numpy(board.place[1])
@@ -202,9 +202,11 @@ def numbers(width):
     return (width + KINDS) + BITS + width + (width + KINDS) + 1
 
 
-def most_doubtful(share, tried, puzzle, rows):
-    """The candidate to suppose next; one that was tried before counts half each time."""
-    return int((share * (1 - share) * 0.5**tried).argmax())
+def most_promising(share, tried, number, puzzle):
+    """The candidate to suppose next: likely, but in doubt, and with peers in doubt, which it would decide."""
+    doubt = share * (1 - share)
+    decides = PEERS.numpy()[np.ix_(number, number)] @ doubt**2
+    return int((share * doubt * decides * 0.25**tried).argmax())  # tried before: less often
 
 
 @functools.cache
@@ -296,10 +298,10 @@ def shard_gradients(model, config, slots, blanks, step, part):  # suppositions, 
     # a generator for each SHARD puzzles, because threads have no order
     generators = [np.random.default_rng([config.seed, step, at]) for at in range(0, config.batch, SHARD)]
 
-    def choose(share, tried, puzzle, rows):
+    def choose(share, tried, number, puzzle):
         """A supposition for training, at random; half of them are true, so that it learns where these lead."""
         random, weight = generators[(part.start + puzzle) // SHARD], share.astype(float) * (1 - share) + 1e-6
-        weight = weight * right[rows].numpy() if random.random() < config.supposed_true else weight
+        weight = weight * right[mine == puzzle].numpy() if random.random() < config.supposed_true else weight
         return int(random.choice(len(weight), p=weight / weight.sum()))
 
     loss, left = 0.0, config.depth

@@ -44,18 +44,21 @@ def run(model, puzzles, count):
     return [*found, shard]
 
 
-def test_it_marks_the_most_doubtful_candidate_and_what_it_excludes(puzzles):
+def test_it_marks_a_promising_candidate_and_what_it_excludes(puzzles):
     _, model = small()
     at = run(model, puzzles[0][:3], 6)
     _, board, _, mind, clock = at[5]
     for n in range(3):
         rows = np.flatnonzero(board.place[0] == n)
         p = at[4][2][rows, -candidates.KINDS]
-        chosen = rows[int((p * (1 - p)).argmax())]
+        group = candidates.GROUP[:, board.place[1][rows]]
+        peers = [(group == group[:, [row]]).any(0) & (np.arange(len(rows)) != row) for row in range(len(rows))]
+        decides = [float(((p * (1 - p)) ** 2)[mine].sum()) for mine in peers]
+        chosen = rows[int((p**2 * (1 - p) * torch.tensor(decides)).argmax())]
         assert clock[n, 1] == board.place[1][chosen]
-        same = (candidates.GROUP[:, board.place[1][rows]] == candidates.GROUP[:, board.place[1][[chosen]]]).any(0)
+        same = peers[chosen - rows[0]]
         assert mind[rows, 0].numpy().nonzero()[0].tolist() == [chosen - rows[0]]
-        assert (mind[rows, 1].numpy() == (same & (rows != chosen))).all()
+        assert (mind[rows, 1].numpy() == same).all()
         assert (mind[rows, 2] == 1).all() and (mind[rows, 3] == 0).all()
     assert (at[4][3] == 0).all(), "nothing is supposed before"
 
@@ -66,7 +69,7 @@ def test_it_goes_back_and_sees_where_the_supposition_led(puzzles):
     width = 8
     before, explored, merging = at[4], at[7], at[8]
     with torch.no_grad():
-        turned = model.turn(explored, experiment.most_doubtful)
+        turned = model.turn(explored, experiment.most_promising)
     assert torch.equal(turned[2], before[2]), "the state from before"
     assert torch.equal(turned[3][:, BITS : BITS + width], explored[2][:, :width]), "and where the supposition led"
     assert (turned[3][:, 3] == 1).all() and (turned[3][:, 2] == 0).all()
