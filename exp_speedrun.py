@@ -28,8 +28,7 @@ REGROUP = 8  # iterations of a test at a time; then the puzzles not yet solved a
 KINDS = candidates.KINDS  # kinds of groups: a cell; a digit in a row, in a column, in a box
 BITS = 4  # it is supposed; it would then be false; exploring; merging
 PLAIN, EXPLORE, MERGE = range(3)  # phases of the iterations
-# [729, 729], whether two candidates exclude each other
-PEERS = torch.from_numpy((candidates.GROUP[:, :, None] == candidates.GROUP[:, None]).any(0) & ~np.eye(729, dtype=bool))
+PEERS = torch.from_numpy(candidates.PEERS)  # [729, 729], whether two candidates exclude each other
 
 
 @dataclass
@@ -205,7 +204,7 @@ def numbers(width):
 def most_promising(share, tried, number, puzzle):
     """The candidate to suppose next: likely, but in doubt, and with peers in doubt, which it would decide."""
     doubt = share * (1 - share)
-    decides = PEERS.numpy()[np.ix_(number, number)] @ doubt**2
+    decides = candidates.PEERS[np.ix_(number, number)] @ doubt**2
     return int((share * doubt * decides * 0.25**tried).argmax())  # tried before: less often
 
 

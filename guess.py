@@ -2,10 +2,10 @@
 
 `python solve.py --guess` uses it. The network does not decide that a puzzle is solved or that a supposition is wrong:
 the rules do, as the exact solver of data/solver.py applies them between two guesses. The network says what to suppose:
-the likeliest digit of a cell with fewest candidates, the cell where its probability is nearest to RISK.
+in a cell with fewest candidates, one that is likely and has many peers in such cells, so that much follows from it.
 Its state goes on with the candidates that are left, so that each supposition costs it one iteration.
 
-python guess.py puzzles.csv                        how long the search takes, beside one without a network
+python guess.py puzzles.csv                        how long the search takes, and if the network were not asked
 python guess.py puzzles.csv --held-out             only the tenth that training with --hard puzzles.csv leaves out
 python guess.py puzzles.csv --weights runs/exp_suppose/full-seed0 --output results/guess/NAME.json
 """
@@ -26,7 +26,6 @@ from plumbing import candidates, disk
 
 FIRST, MORE = 8, 1  # iterations of the network at the start, and for each supposition; more were not worth it
 SHARD = 16  # puzzles that a thread works on at a time
-RISK = 0.7  # a surer digit teaches less, a less sure one is wrong more often; 0.4 to 0.9 were tried on two other sets
 OPEN = 128  # searches under way at a time; each keeps the network's states to which it may go back
 
 
@@ -78,11 +77,20 @@ def go_on(search):
     return True
 
 
-def likeliest_digit(share, alive):
+PEERS = candidates.PEERS.astype(np.float32)
+
+
+def best_guess(share, alive):
     """The candidate to suppose, from the network's probabilities [729]."""
-    p, count = np.where(alive, share, 0).reshape(81, 9), alive.reshape(81, 9).sum(1)
-    cell = np.lexsort((np.abs(p.max(1) - RISK), np.where(count > 1, count, 10)))[0]
-    return cell * 9 + p[cell].argmax()
+    count = alive.reshape(81, 9).sum(1).repeat(9)  # in the cell of each candidate
+    follows = PEERS @ (alive / np.maximum(count, 1) ** 2).astype(np.float32)
+    fewest = alive & (count == count[count > 1].min())
+    return int(np.where(fewest, share * follows, -1).argmax())
+
+
+def without_network(share, alive):
+    """As if all candidates were equally likely."""
+    return best_guess(1, alive)
 
 
 def suppose(search, candidate):
@@ -111,7 +119,7 @@ def workers_of(model):
     return sys.modules[type(model).__module__].workers()
 
 
-def solve(model, puzzles, workers, choose=likeliest_digit):
+def solve(model, puzzles, workers, choose=best_guess):
     """The finished Search of each puzzle, uint8 [n, 81]; one without a solution is `impossible`."""
 
     def work(part):
@@ -126,13 +134,6 @@ def solve(model, puzzles, workers, choose=likeliest_digit):
         parts = [part[i : i + SHARD] for part in (todo, fresh) for i in range(0, len(part), SHARD)]
         todo = [search for part in workers.map(work, parts) for search in part]
     return searches
-
-
-def first_of_fewest(share, alive):
-    """Without a network: the first candidate of the first cell that has fewest."""
-    count = alive.reshape(81, 9).sum(1)
-    cell = np.where(count > 1, count, 10).argmin()
-    return cell * 9 + alive[cell * 9 : cell * 9 + 9].argmax()
 
 
 # ---------------------------------------------------------------- the measurement
@@ -175,8 +176,8 @@ def main(argv=None):
     puzzle, solution = puzzles.rows(np.arange(len(puzzles)))
     workers = workers_of(model)
     solve(model, puzzle[:32], workers)  # compiles, and warms the caches
-    result = {"network": measure(model, puzzle, solution, workers, likeliest_digit)}
-    result["first candidate"] = measure(model, puzzle, solution, workers, first_of_fewest)
+    result = {"network": measure(model, puzzle, solution, workers, best_guess)}
+    result["network not asked"] = measure(model, puzzle, solution, workers, without_network)
     solver.solve(puzzle[:1], limit=2)
     begun = time.perf_counter()
     solver.solve(puzzle, limit=2)

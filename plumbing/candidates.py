@@ -21,6 +21,7 @@ GROUP = np.stack(  # the four groups, of 81 a kind, that a candidate is in
     [CELL, CELL // 9 * 9 + DIGIT, CELL % 9 * 9 + DIGIT, (CELL // 27 * 3 + CELL % 9 // 3) * 9 + DIGIT]
 )
 KINDS = len(GROUP)  # what may stand in a cell; where a row, a column, a box may have a digit
+PEERS = (GROUP[:, :, None] == GROUP[:, None]).any(0) & ~np.eye(729, dtype=bool)  # of two: each excludes the other
 MEMBERS = GROUP.argsort(1, kind="stable").reshape(KINDS, 81, 9)  # the candidates of each group
 LIMIT = np.float32(30)  # of a logit: its exp() stays finite
 

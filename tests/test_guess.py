@@ -98,9 +98,22 @@ def test_what_the_network_says_is_followed(model, workers, puzzles):
 def test_the_network_shortens_the_search(model, workers):
     minimal = generate.generate(400, clues="minimal", seed=5, progress=False)
     hard = minimal.rows(np.argsort(-minimal.rating, kind="stable")[:40])[0]
-    first = lambda share, alive: guess.likeliest_digit(np.ones(729), alive)  # noqa: E731
-    guesses = [sum(s.guesses for s in guess.solve(model, hard, workers, *how)) for how in ((), (first,))]
+    ways = (), (guess.without_network,)
+    guesses = [sum(s.guesses for s in guess.solve(model, hard, workers, *how)) for how in ways]
     assert guesses[0] < guesses[1]
+
+
+def test_what_decides_most_is_supposed():
+    """Of the cells with fewest candidates; a peer in a cell with few counts more."""
+    alive = np.zeros((81, 9), bool)
+    alive[[0, 1, 40], :2], alive[41, :3], alive[80, :2] = True, True, True
+    share = np.full(729, 0.5)
+    share[80 * 9] = 0.9  # likely, but it has no peer except in its own cell
+    assert guess.best_guess(share, alive.ravel()) // 9 in (0, 1)
+    alive[42, :2] = True  # digits 1 and 2 of cell 40 now have peers in cells 41 and 42
+    assert guess.best_guess(share, alive.ravel()) // 9 in (40, 42)
+    share[1], share[1 * 9 + 1] = 0.95, 0.95
+    assert guess.best_guess(share, alive.ravel()) in (1, 1 * 9 + 1)
 
 
 def test_an_impossible_puzzle_is_called_so(model, workers):
