@@ -181,13 +181,16 @@ def test_records_say_what_was_reached_in_how_much_time(root):
         put(root, "exp_iterate", f"minute-seed{seed}", {4: counts(80, 0), 8: counts(90 + seed, 20)})
         put(root, "exp_suppose", f"forum-seed{seed}", {4: counts(1, 1)})
         (root / "results/thinking").mkdir(exist_ok=True)
-        for end, data, solved in (("", "sudoku_extreme_sample.csv", 3 + seed), ("-easy", "easy.csv", 5)):
+        sample = "sudoku_extreme_sample.csv"
+        for run, end, data, solved in (("forum", "", sample, 3 + seed), ("forum", "-easy", "easy.csv", 5),
+                                       ("doubtful", "", sample, 2)):  # fmt: skip
             test = {"16": {"solved": [0], "puzzles": [5]}, "4096": {"solved": [solved], "puzzles": [5]}}
-            path = root / f"results/thinking/suppose-forum-seed{seed}{end}.json"
+            path = root / f"results/thinking/suppose-{run}-seed{seed}{end}.json"
             path.write_text(json.dumps({"data": data, "test": test}))
-    _, minute, seconds, hour = rows(report.records())
+    _, minute, seconds, doubtful, hour = rows(report.records())
     assert minute[2:6] == ["2", "60 s", "90.5 % (90.0-91.0)", "a laptop"]
     assert seconds[2:6] == 4 * ["not run"]
+    assert doubtful[2:6] == ["2", "60 s", "40.0 %", "a laptop"], "an earlier test of the same runs"
     assert hour[2:6] == ["2", "60 s", "70.0 % (60.0-80.0)", "a laptop"]
 
 
