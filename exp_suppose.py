@@ -154,6 +154,8 @@ class Model(nn.Module):
         share, times = now[:, -KINDS].cpu().numpy(), tried[:, 0].cpu().numpy().copy()  # share: in its cell
         for i in (begins & (phase == EXPLORE)).nonzero().ravel().tolist():
             rows = slice(*np.searchsorted(board.place[0], [i, i + 1]))
+            if rows.start == rows.stop:
+                continue  # no blanks, nothing to suppose
             row = rows.start + choose(share[rows], times[rows], board.place[1][rows], i)
             times[row] += 1
             clock[i, 1] = int(board.place[1][row])
@@ -206,7 +208,7 @@ def numbers(width):
 def most_promising(share, tried, number, puzzle):
     """The candidate to suppose next: likely, but in doubt, and with peers in doubt, which it would decide."""
     doubt = share * (1 - share)
-    decides = candidates.PEERS[np.ix_(number, number)] @ doubt**2
+    decides = candidates.PEERS.take(number, 0).take(number, 1).astype(np.float32) @ doubt**2
     return int((share * doubt * decides * 0.25**tried).argmax())  # tried before: less often
 
 

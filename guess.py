@@ -2,7 +2,8 @@
 
 `python solve.py --guess` uses it. The network does not decide that a puzzle is solved or that a supposition is wrong:
 the rules do, as the exact solver of data/solver.py applies them between two guesses. The network says what to suppose:
-in a cell with fewest candidates, one that is likely and has many peers in such cells, so that much follows from it.
+in a cell with fewest candidates, one that is likely and has many peers, above all in cells with few candidates, so that
+much follows from it.
 Its state goes on with the candidates that are left, so that each supposition costs it one iteration.
 
 python guess.py puzzles.csv                        how long the search takes, and if the network were not asked

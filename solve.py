@@ -4,7 +4,7 @@ python solve.py 53..7....6..195....98....6.8...6...34..8.3..17...2...6.6....28..
 python solve.py puzzles.txt            one puzzle a line, nine lines of nine, or a CSV with a column question or puzzle
 cat puzzles.txt | python solve.py -    the same from standard input
 python solve.py puzzles.txt --quiet    a line of 81 characters for each puzzle; dots for one that is not solved
-python solve.py puzzles.txt --guess    where the network is in doubt it supposes a digit, and takes back what was wrong
+python solve.py puzzles.txt --guess    the network says which digit to suppose; what was wrong is taken back
 python solve.py puzzles.txt --weights runs/exp_cosine/mini-seed0/checkpoint.pt
 python solve.py 53..7....6..195....98....6.8...6...34..8.3..17...2...6.6....28....419..5....8..79 --watch --plot 1.png
 
@@ -49,7 +49,7 @@ class Arguments:
     puzzles: tyro.conf.Positional[tuple[str, ...]] = ()  # 81 characters, a file, or - for standard input; or several
     weights: str = ""  # a checkpoint.pt or a run's folder; empty: your newest full exp_speedrun, else the shipped
     iterations: int = 1024  # at most this many; may be more than in training
-    guess: bool = False  # search: suppose digits where the network is in doubt, until the puzzle is solved
+    guess: bool = False  # search: suppose digits as the network says, until the puzzle is solved
     keep_going: bool = False  # go through all iterations and judge the last board, not the first legal one
     check: bool = False  # first prove that each puzzle has one solution; always done when a board is wrong
     watch: bool = False  # play the iterations in the terminal, cells coloured by confidence: red, yellow, green

@@ -131,7 +131,7 @@ def speed(name):
     kept = disk.read_json(RESULTS / name / "summary.json")
     if kept is None or "cases" not in kept:
         return ["not run"]
-    rows, before = [], next(iter(kept["before"].values()), [])
+    rows, before = [], next(iter(kept.get("before", {}).values()), [])
     for case in kept["cases"]:
         ms = case["ms"]
         best = min(ms, key=ms.get)
@@ -153,7 +153,9 @@ def speed(name):
         })  # fmt: skip
     rate = f"{kept['operations_a_second'] / 1e9:.0f} billion operations a second in registers"
     note = f"Milliseconds a step and a model, median of turns; {kept['hardware']}; {rate}; commit {kept['commit']}"
-    note += "".join(f"; the earlier single run with kernels is that of commit {commit}" for commit in kept["before"])
+    note += "".join(
+        f"; the earlier single run is that of commit {commit}, by the clock" for commit in kept.get("before", {})
+    )
     return [note, "", *table(rows)]
 
 

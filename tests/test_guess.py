@@ -104,7 +104,7 @@ def test_the_network_shortens_the_search(model, workers):
 
 
 def test_what_decides_most_is_supposed():
-    """Of the cells with fewest candidates; a peer in a cell with few counts more."""
+    """Of the cells with fewest candidates; what is likely, and decides most."""
     alive = np.zeros((81, 9), bool)
     alive[[0, 1, 40], :2], alive[41, :3], alive[80, :2] = True, True, True
     share = np.full(729, 0.5)
@@ -114,6 +114,13 @@ def test_what_decides_most_is_supposed():
     assert guess.best_guess(share, alive.ravel()) // 9 in (40, 42)
     share[1], share[1 * 9 + 1] = 0.95, 0.95
     assert guess.best_guess(share, alive.ravel()) in (1, 1 * 9 + 1)
+
+
+def test_a_peer_in_a_cell_with_few_candidates_counts_more():
+    """The candidates of cell 0 have a peer in another cell of two, those of cell 40 have three, in cells of five."""
+    alive = np.zeros((81, 9), bool)
+    alive[[0, 1, 40], :2], alive[[41, 42, 39], :5] = True, True
+    assert guess.without_network(None, alive.ravel()) // 9 in (0, 1)
 
 
 def test_an_impossible_puzzle_is_called_so(model, workers):

@@ -63,6 +63,28 @@ def test_it_marks_a_promising_candidate_and_what_it_excludes(puzzles):
     assert (at[4][3] == 0).all(), "nothing is supposed before"
 
 
+def test_what_is_likely_and_decides_most_is_promising():
+    """Of three candidates of a cell, two of another, and one without peers."""
+    number = np.array([0, 1, 2, 9 * 40, 9 * 40 + 1, 9 * 80 + 5])
+
+    def chosen(share, tried=(0, 0, 0, 0, 0, 0)):
+        share, tried = (np.array(numbers, np.float32) for numbers in (share, tried))
+        return experiment.most_promising(share, tried, number, 0)
+
+    assert chosen([0.6, 0.4, 0.0, 0.5, 0.5, 0.5]) == 0, "the likelier of two; the last one has no peer"
+    assert chosen([0.5, 0.2, 0.2, 0.5, 0.5, 0.0]) in (3, 4), "a peer much in doubt counts more than two that are less"
+    assert chosen([0.6, 0.4, 0.0, 0.5, 0.5, 0.5], [1, 1, 0, 0, 0, 0]) in (3, 4), "tried before"
+    assert chosen([1.0, 0.0, 0.0, 0.9, 0.1, 0.5]) == 3, "no doubt, nothing to suppose"
+
+
+def test_a_board_without_blanks_supposes_nothing(puzzles):
+    _, model = small()
+    boards = np.concatenate([puzzles[1][:1], puzzles[0][:10]])
+    with torch.no_grad():
+        *_, last = model(torch.from_numpy(boards), 12)
+    assert (last[0].argmax(-1).numpy() + 1 == boards[0]).all()
+
+
 def test_it_goes_back_and_sees_where_the_supposition_led(puzzles):
     _, model = small()
     at = run(model, puzzles[0][:3], 8)

@@ -7,7 +7,8 @@ change of the machine's speed has the same effect on all, and so is code that on
 whole one: data, forward, backward, optimiser, on one thread and in its CPU time, which others on the machine hardly
 change. The parts of the largest stack's step are from a profile.
 
---before FOLDER, a clone in which commit 65d02fe is checked out, also times its single run with kernels, by turns too.
+--before FOLDER, a clone in which commit 65d02fe is checked out, also times its single run with kernels, by turns too,
+but by the clock, as that commit's bench does: on a quiet machine the two are nearly the same.
 """
 
 import argparse
