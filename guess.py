@@ -27,6 +27,7 @@ from plumbing import candidates, disk
 
 FIRST, MORE = 8, 1  # iterations of the network at the start, and for each supposition; more were not worth it
 SHARD = 16  # puzzles that a thread works on at a time
+PEERS = candidates.PEERS.astype(np.float32)
 OPEN = 128  # searches under way at a time; each keeps the network's states to which it may go back
 
 
@@ -76,9 +77,6 @@ def go_on(search):
         search.memory, search.stack = None, [candidate for *_, candidate in search.stack]  # the states are large
         return False
     return True
-
-
-PEERS = candidates.PEERS.astype(np.float32)
 
 
 def best_guess(share, alive):

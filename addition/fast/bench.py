@@ -142,7 +142,7 @@ def main(argv=None):
         shown = ", ".join(f"{way} {ms:.2f} ms" for way, ms in times.items())
         print(found[-1]["recipe"], found[-1]["parameters"], shown, flush=True)
     path = Path(options.output) / "summary.json"
-    single = {commit: [found for _, found in before] for commit, _ in before}  # one commit, or none
+    single = {commit: [ms for _, ms in before] for commit, _ in before}  # one commit, or none
     with disk.writing(path.parent, path.name):
         disk.write_json(path, {
             "hardware": disk.describe(torch.device("cpu")), "commit": disk.commit(), "cases": found, "before": single,

@@ -25,12 +25,17 @@ class Kind(NamedTuple):
     tied: bool  # keys are the values
 
 
+def tied(model):
+    """Whether keys are the values."""
+    return getattr(model.config, "tie_qkv", "none") != "none"
+
+
 def tables(model, sharpness=1.0):
     layout, first = model.config.layout, model.config.layout.first
     room = kernels.LANES - layout.vocabulary
     tokens = torch.arange(layout.vocabulary).expand(layout.length, -1)
     x, q, k, v = model.inputs(tokens, torch.arange(layout.length)[:, None])
-    attended = [v] if getattr(model.config, "tie_qkv", "none") != "none" else [k, v]  # tied: keys are the values
+    attended = [v] if tied(model) else [k, v]
     kv, xq = (F.pad(torch.cat(parts, -1).movedim(-1, 0), (0, room))
               for parts in (attended, (x[first:], sharpness * q[first:])))  # fmt: skip
     if isinstance(model, TinyDecoderLM):
@@ -70,8 +75,7 @@ class Compiled:
     def __init__(self, model):
         self.layout, self.tables = model.config.layout, Call(model, tables)
         centered = any(isinstance(part, nn.LayerNorm) for part in model.modules())
-        self.kind = Kind(centered, model.config.eps, getattr(model.config, "gated", False),
-                         getattr(model.config, "tie_qkv", "none") != "none")  # fmt: skip
+        self.kind = Kind(centered, model.config.eps, getattr(model.config, "gated", False), tied(model))
 
     def losses(self, parameters, rows, sharpness):
         """Mean losses [models] of rows [models, batch, tokens], with gradients for the parameters."""
