@@ -19,7 +19,7 @@ import torch.distributed as dist
 import tyro
 
 import plumbing.run
-from data import sources
+from data import solver, sources  # noqa: F401 (passed on)
 from data.store import EASIEST, EXTREME, KAGGLE, PuzzleSet, from_arrays  # noqa: F401 (passed on)
 from plumbing import candidates, loop  # noqa: F401 (passed on)
 from plumbing.dropout import Dropout, seed_dropout  # noqa: F401 (passed on)

@@ -218,7 +218,7 @@ def search(puzzle, limit, banned, solutions, work):
     The solutions go to the rows of `solutions`, those beyond its end to the last row. If `banned` >= 0, cell
     banned // 9 may not hold the digit banned % 9 + 1.
     """
-    state, board, open_cells, seen, pairs, stack, guessed = work
+    state, board, open_cells, seen = work[:4]
     state[:] = FULL
     seen[:] = 0
     for cell in range(81):
@@ -229,8 +229,15 @@ def search(puzzle, limit, banned, solutions, work):
             place(board, open_cells, digit, band, bit)
     if banned >= 0:
         board[banned % 9 * 3 + banned // 243] &= ~(1 << banned // 9 % 27)
+    return _go_on(limit, np.int64(2) ** 62, solutions, work)
+
+
+@njit(cache=True, nogil=True)
+def _go_on(limit, most, solutions, work):
+    """The search from the board in `work`, with at most so many guesses."""
+    state, board, open_cells, seen, pairs, stack, guessed = work
     found = depth = guesses = until_first = 0
-    while True:
+    while guesses < most:
         if propagate(board, seen, open_cells):
             if open_cells[0] | open_cells[1] | open_cells[2]:
                 digit, band, bit = _choose(board, open_cells, pairs)
@@ -253,6 +260,55 @@ def search(puzzle, limit, banned, solutions, work):
         seen[:] = board
         board[3 * guessed[depth, 0] + guessed[depth, 1]] &= ~guessed[depth, 2]
     return found, until_first if found else guesses, guesses
+
+
+@njit(cache=True, nogil=True)
+def _read(alive, board, open_cells, seen):
+    """The board with these candidates, bool [729]: 9 * cell + digit - 1."""
+    board[:], open_cells[:], seen[:] = 0, FULL, -1
+    for candidate in range(729):
+        if alive[candidate]:
+            board[candidate % 9 * 3 + candidate // 243] |= 1 << candidate // 9 % 27
+
+
+@njit(cache=True, nogil=True)
+def settle(alive):
+    """Apply the rules to these candidates, bool [729], until nothing changes. -> False where they are broken"""
+    board, open_cells, seen = np.empty(27, np.int32), np.empty(3, np.int32), np.empty(27, np.int32)
+    _read(alive, board, open_cells, seen)
+    if not propagate(board, seen, open_cells):
+        return False
+    for candidate in range(729):
+        alive[candidate] = board[candidate % 9 * 3 + candidate // 243] >> candidate // 9 % 27 & 1
+    return True
+
+
+@njit(cache=True, nogil=True)
+def _settle_all(alive, kept):
+    for i in range(len(alive)):
+        kept[i] = settle(alive[i])
+
+
+def settled(puzzles):
+    """(bool [n, 729], the candidates that the rules leave of puzzles [n, 81]; bool [n], whether the rules are kept)"""
+    alive = (puzzles[:, :, None] == np.arange(1, 10)) | (puzzles == 0)[:, :, None]
+    alive, kept = alive.reshape(-1, 729), np.empty(len(puzzles), bool)
+    _settle_all(alive, kept)
+    return alive, kept
+
+
+@njit(cache=True, nogil=True)
+def efforts(alive, candidates, most):
+    """int64 [n]: the guesses, itself and at most `most` after it, until each of these candidates of a board has led to
+    a solution or is refuted."""
+    work, solution, found = workspace(), np.empty((1, 81), np.uint8), np.empty(len(candidates), np.int64)
+    board, open_cells, seen = work[1:4]
+    for i, candidate in enumerate(candidates):
+        _read(alive, board, open_cells, seen)
+        cell = candidate // 9
+        place(board, open_cells, np.int64(candidate % 9), cell // 27, np.int64(1) << (cell % 27))
+        found[i] = 1 + _go_on(np.int64(1), np.int64(most), solution, work)[2]
+    return found
 
 
 @njit(cache=True, nogil=True)

@@ -343,6 +343,26 @@ def obeys_rules(puzzle, logits):
     return (torch.cat(sums, 1) == 0b1111111110).all(1)  # nine powers of two have this sum only if all nine differ
 
 
+def fewest(alive):
+    """Which candidates, bool [729], are in the open cells that have the fewest."""
+    count = alive.reshape(81, 9).sum(1).repeat(9)
+    return alive & (count == count[count > 1].min(initial=10))
+
+
+def first_costs(effort, true):
+    """[729]: the guesses to expect where each candidate is the first to be supposed in its cell: its own effort, and if
+    it is not true that of the others."""
+    of_cell = effort.reshape(81, 9).sum(1).repeat(9)
+    return effort + (1 - true) * (of_cell - effort)
+
+
+def keep_only(alive, candidate):
+    """Take the other candidates of its cell out of alive [729]."""
+    begin = candidate // 9 * 9
+    alive[begin : begin + 9] = False
+    alive[candidate] = True
+
+
 def think(count, board, x, *weights):
     """As `think_anywhere`, on a CPU by the kernels above."""
     if x.device.type == "cpu" and x.dtype == torch.float32:
@@ -566,6 +586,10 @@ class Board:
         self.sizes, self.index = (torch.from_numpy(part).to(device) for part in (sizes, self.group))
         places = np.concatenate([[0], np.diff(starts).max(0, initial=0).cumsum()])  # of puzzles, in what Think keeps
         self.layout = self.members, self.first, self.group, rows, starts, places
+
+    def flat(self):
+        """The place of each candidate as one rising number."""
+        return 729 * self.place[0] + self.place[1]
 
     def dense(self, numbers):
         """[puzzles, 729, width] from [candidates, width]."""

@@ -95,7 +95,8 @@ UNCHANGED |= {"edges", "muon_lr", "weight_decay", "depth", "lifetime", "easy_ste
 UNCHANGED |= {"cycles", "low_cycles", "clip", "pool", "descent", "rounds", "solved_lifetime", "sharp", "rise", "fall"}
 UNCHANGED |= {"apart", "hard_share", "plain", "explore", "merge", "supposing_lifetime", "supposed_true"}
 UNCHANGED |= {"keep_every", "verdict", "test_descent", "judge", "high", "spread", "patience", "easy", "noise", "sums"}
-UNCHANGED |= {"again", "late", "late_from", "refuted", "restart"}
+UNCHANGED |= {"again", "late", "late_from", "refuted", "restart", "read", "first", "between", "lies", "denied"}
+UNCHANGED |= {"search_noise", "asked", "most", "effort"}
 
 
 def with_preset(config, preset):
