@@ -1,21 +1,21 @@
 """Search with a network: suppose a digit, go on from there, take back what breaks the rules. Every puzzle is solved.
 
-`python solve.py --guess` uses it. The network does not decide that a puzzle is solved or that a supposition is wrong:
-the rules do, as the exact solver of data/solver.py applies them between two guesses. The network says what to suppose:
-in a cell with fewest candidates, one that is likely and has many peers, above all in cells with few candidates, so that
-much follows from it.
-Its state goes on with the candidates that are left, so that each supposition costs it one iteration.
+`python solve.py --guess` uses it, with a network of exp_guess.py. The network does not decide that a puzzle is solved or
+that a supposition is wrong: the rules do, as the exact solver of data/solver.py applies them between two guesses. The
+network says what to suppose, in a cell with fewest candidates: what should cost the fewest guesses. For each candidate
+it says how many it will take until it has led to the solution or is refuted, and how likely it is; for the puzzle,
+whether what is supposed so far can be true. Its state goes on with the candidates that are left, so that each
+supposition costs it two iterations.
 
 python guess.py puzzles.csv                        how long the search takes, and if the network were not asked
 python guess.py puzzles.csv --held-out             only the tenth that training with --hard puzzles.csv leaves out
-python guess.py puzzles.csv --weights runs/exp_suppose/full-seed0 --output results/guess/NAME.json
+python guess.py puzzles.csv --weights runs/exp_guess/full-seed0 --output results/guess/NAME.json
 """
 
 import sys
 import time
 from dataclasses import dataclass, field
 
-import numba
 import numpy as np
 import torch
 import tyro
@@ -25,7 +25,7 @@ import lineage
 from data import solver
 from plumbing import candidates, disk
 
-FIRST, MORE = 8, 1  # iterations of the network at the start, and for each supposition; more were not worth it
+FIRST, MORE = 8, 2  # iterations of the network at the start, and for each supposition
 SHARD = 16  # puzzles that a thread works on at a time
 PEERS = candidates.PEERS.astype(np.float32)
 OPEN = 128  # searches under way at a time; each keeps the network's states to which it may go back
@@ -33,7 +33,6 @@ OPEN = 128  # searches under way at a time; each keeps the network's states to w
 
 @dataclass
 class Search:
-    puzzle: np.ndarray  # uint8 [81]
     alive: np.ndarray  # bool [729], the candidates not ruled out under what is supposed
     memory: torch.Tensor | None = None  # [729, width], the network's state on them
     stack: list = field(default_factory=list)  # (alive, memory, the candidate supposed), to go back to
@@ -43,30 +42,13 @@ class Search:
     impossible: bool = False
 
 
-@numba.njit(cache=True, nogil=True)
-def settle(alive):
-    """Apply the rules as the exact solver does between two guesses. -> False where they are broken"""
-    board, open_cells, seen = np.zeros(27, np.int32), np.full(3, solver.FULL, np.int32), np.full(27, -1, np.int32)
-    for candidate in range(729):
-        if alive[candidate]:
-            board[candidate % 9 * 3 + candidate // 243] |= 1 << candidate // 9 % 27
-    if not solver.propagate(board, seen, open_cells):
-        return False
-    for candidate in range(729):
-        alive[candidate] = board[candidate % 9 * 3 + candidate // 243] >> candidate // 9 % 27 & 1
-    return True
-
-
 def start(puzzle):
-    alive = np.ones((81, 9), bool)
-    alive[puzzle > 0] = False
-    alive[puzzle > 0, puzzle[puzzle > 0] - 1] = True
-    return Search(puzzle, alive.ravel())
+    return Search(solver.possible(puzzle[None])[0])
 
 
 def go_on(search):
     """Settle the cells; take suppositions back while the rules are broken. -> whether the network is needed"""
-    while not settle(search.alive):
+    while not solver.settle(search.alive):
         if not search.stack:
             search.impossible = True
             return False
@@ -79,37 +61,55 @@ def go_on(search):
     return True
 
 
-def best_guess(share, alive):
-    """The candidate to suppose, from the network's probabilities [729]."""
-    count = alive.reshape(81, 9).sum(1).repeat(9)  # in the cell of each candidate
-    follows = PEERS @ (alive / np.maximum(count, 1) ** 2).astype(np.float32)
-    fewest = alive & (count == count[count > 1].min())
-    return int(np.where(fewest, share * follows, -1).argmax())
-
-
-def without_network(share, alive):
-    """As if all candidates were equally likely."""
-    return best_guess(1, alive)
-
-
 def suppose(search, candidate):
     search.stack.append((search.alive.copy(), search.memory, candidate))
-    search.alive[candidate // 9 * 9 : candidate // 9 * 9 + 9] = False
-    search.alive[candidate] = True
+    candidates.keep_only(search.alive, candidate)
     search.guesses += 1
+
+
+# ways to choose what to suppose: from the guesses each candidate [729] will cost, its probability, the probability that
+# what is supposed is true, and the candidates
+
+
+def cheapest(effort, share, chance, alive):
+    """The least guesses to expect: the less likely it is, the more count those of the cell's other candidates."""
+    costs = candidates.first_costs(effort, share * chance)
+    return int(np.where(candidates.fewest(alive), costs, np.inf).argmin())
+
+
+def without_verdict(effort, share, chance, alive):
+    """As if nothing supposed could be false."""
+    return cheapest(effort, share, 1, alive)
+
+
+def without_effort(effort, share, chance, alive):
+    """As if every candidate cost the same: the likeliest."""
+    return cheapest(alive.astype(float), share, chance, alive)
+
+
+def without_network(effort, share, chance, alive):
+    """The candidate with most peers, above all in cells with few candidates, so that much follows from it."""
+    count = alive.reshape(81, 9).sum(1).repeat(9)  # in the cell of each candidate
+    follows = PEERS @ (alive / np.maximum(count, 1) ** 2).astype(np.float32)
+    return int(np.where(candidates.fewest(alive), follows, -1).argmax())
+
+
+WAYS = {"network": cheapest, "verdict not asked": without_verdict, "effort not asked": without_effort,
+        "network not asked": without_network}  # fmt: skip
 
 
 def think(model, searches, choose):
     """Some iterations of the network on these searches, and a supposition in each. -> those that are not at an end"""
     board = candidates.Board.of(np.stack([s.alive for s in searches]))
-    shard = model.start_shard(torch.from_numpy(np.stack([s.puzzle for s in searches])), board)
-    count = FIRST if searches[0].memory is None else MORE
+    count, x = FIRST, model.first_state().expand(len(board.place[0]), -1)
     if searches[0].memory is not None:
-        shard = *shard[:2], torch.stack([s.memory for s in searches])[board.place], *shard[3:]
-    *_, shard = model.think_shard(shard, count)
-    for search, mine in zip(searches, board.dense(shard[2])):
+        count, x = MORE, torch.stack([s.memory for s in searches])[board.place]
+    x = model.think_on(board, x, count)[0][-1]
+    effort, verdict = model.judge(board, x)
+    effort, chance = board.dense(effort.exp()[:, None])[:, :, 0].double().numpy(), verdict.sigmoid().tolist()
+    for search, mine, costs, true in zip(searches, board.dense(x), effort, chance):
         search.memory, search.iterations = mine, search.iterations + count
-        suppose(search, choose(mine[:, -candidates.KINDS].numpy(), search.alive))
+        suppose(search, choose(costs, mine[:, -candidates.KINDS].double().numpy(), true, search.alive))
     return [search for search in searches if go_on(search)]
 
 
@@ -118,7 +118,7 @@ def workers_of(model):
     return sys.modules[type(model).__module__].workers()
 
 
-def solve(model, puzzles, workers, choose=best_guess):
+def solve(model, puzzles, workers, choose=cheapest):
     """The finished Search of each puzzle, uint8 [n, 81]; one without a solution is `impossible`."""
 
     def work(part):
@@ -141,7 +141,7 @@ def solve(model, puzzles, workers, choose=best_guess):
 @dataclass
 class Arguments:
     puzzles: tyro.conf.Positional[str]  # a .csv file of puzzles with their solutions
-    weights: str = ""  # a checkpoint.pt or a run's folder; empty: as solve.py chooses
+    weights: str = ""  # of exp_guess.py, a checkpoint.pt or a run's folder; empty: the shipped ones
     held_out: bool = False  # only the tenth of the file that `--hard FILE` of an experiment leaves out of its training
     output: str = ""  # also write the figures to this .json file
 
@@ -165,7 +165,7 @@ def main(argv=None):
     if asked.output and (problem := disk.wrong_json(asked.output)):
         raise SystemExit(problem)
     console = Console(highlight=False, soft_wrap=True)
-    path = program.choose_weights(asked.weights, console)
+    path = program.choose_weights(asked.weights, console, guess=True)
     model = program.load(path, torch.device("cpu"), console)
     try:
         puzzles = read_csv(asked.puzzles)
@@ -175,8 +175,7 @@ def main(argv=None):
     puzzle, solution = puzzles.rows(np.arange(len(puzzles)))
     workers = workers_of(model)
     solve(model, puzzle[:32], workers)  # compiles, and warms the caches
-    result = {"network": measure(model, puzzle, solution, workers, best_guess)}
-    result["network not asked"] = measure(model, puzzle, solution, workers, without_network)
+    result = {name: measure(model, puzzle, solution, workers, way) for name, way in WAYS.items()}
     solver.solve(puzzle[:1], limit=2)
     begun = time.perf_counter()
     solver.solve(puzzle, limit=2)

@@ -3,7 +3,8 @@
 python report.py                       write them anew, in place, with results.png, curves.png and tree.png
 python report.py --check               change nothing; fail when a document does not match results/
 python report.py keep runs/exp_x/mini-seed0 ...   copy a run's evidence (config, metrics, summary) to results/
-python report.py ship runs/exp_suppose/full-seed0   make its weights those that solve.py uses by default
+python report.py ship runs/exp_suppose/full-seed0   make its weights those that solve.py uses by default, or with
+                                                    --guess those of exp_guess
 
 A document holds `<!-- report NAME -->` and `<!-- end -->`; what stands between them is written here. Runs whose names
 differ only in `-seed0`, `-seed1`, ... are pooled: a table shows their mean, and the lowest and highest in brackets.
@@ -573,9 +574,10 @@ def keep(folders, config_class=None):
         print(target.relative_to(ROOT))
 
 
-def ship(folder, name="suppose.pt"):
+def ship(folder, name=""):
     """The weights without what only a resumed run needs."""
     saved = disk.load_checkpoint(Path(folder) / "checkpoint.pt")
+    name = name or ("guess.pt" if saved["experiment"] == "exp_guess" else "suppose.pt")
     target = ROOT / "weights" / name
     disk.save_checkpoint(target, {name: saved[name] for name in ("experiment", "step", "config", "model")})
     print(target.relative_to(ROOT))

@@ -55,7 +55,7 @@ class Arguments:
     watch: bool = False  # play the iterations in the terminal, cells coloured by confidence: red, yellow, green
     plot: str = ""  # write a picture of confidence over iterations to this .png, .svg or .pdf; for one puzzle
     quiet: bool = False  # print a line of 81 characters for each puzzle; all else goes to standard error
-    device: Literal["cpu", "cuda", "mps"] = "cpu"  # enough for the default network; --guess stays on it
+    device: Literal["cpu", "cuda", "mps"] = "cpu"  # enough for the default network, and the only one for --guess
 
 
 @dataclass
@@ -161,10 +161,12 @@ def prove(puzzles):
                 p.right = int(((p.boards[-1] == solution) & (p.cells == 0)).sum())
 
 
-def choose_weights(given, console):
+def choose_weights(given, console, guess=False):
     """The checkpoint of --weights, else of the newest finished full run of exp_speedrun here, else the shipped one."""
     if given:
         return disk.checkpoint_path(given)
+    if guess:
+        return ROOT / "weights/guess.pt"
     for path in sorted(Path("runs/exp_speedrun").glob("*/checkpoint.pt"), key=os.path.getmtime, reverse=True):
         saved = {"config": {}} | disk.load_checkpoint(path, "cpu")
         if saved["config"].get("preset") == "full" and saved.get("step") == saved["config"].get("steps"):
@@ -227,10 +229,9 @@ def search(model, puzzles):
     """Solve all of these puzzles, with suppositions that the rules can refute."""
     import guess  # imported only here, because its first compilation takes seconds
 
-    if not hasattr(model, "think_shard"):
-        raise SystemExit("--guess needs weights of a network on candidates, such as exp_speedrun.py")
+    if not hasattr(model, "judge"):
+        raise SystemExit("--guess needs weights of exp_guess.py: leave out --weights, or name a run of it")
     cells = np.stack([p.cells for p in puzzles])
-    model.cpu()  # one iteration between two suppositions is nothing for a GPU
     for p, found in zip(puzzles, guess.solve(model, cells, guess.workers_of(model))):
         p.iterations, p.guesses = found.iterations, found.guesses
         if found.impossible:
@@ -351,7 +352,7 @@ def plot(p, path):
 
 
 def model_for(arguments, device, console):
-    return load(choose_weights(arguments.weights, console), device, console)
+    return load(choose_weights(arguments.weights, console, arguments.guess), device, console)
 
 
 def report(arguments, console, tool):

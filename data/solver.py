@@ -289,10 +289,14 @@ def _settle_all(alive, kept):
         kept[i] = settle(alive[i])
 
 
+def possible(puzzles):
+    """bool [n, 729]: of puzzles [n, 81] every candidate of a blank cell, and the digits of the others."""
+    return ((puzzles[:, :, None] == np.arange(1, 10)) | (puzzles == 0)[:, :, None]).reshape(-1, 729)
+
+
 def settled(puzzles):
     """(bool [n, 729], the candidates that the rules leave of puzzles [n, 81]; bool [n], whether the rules are kept)"""
-    alive = (puzzles[:, :, None] == np.arange(1, 10)) | (puzzles == 0)[:, :, None]
-    alive, kept = alive.reshape(-1, 729), np.empty(len(puzzles), bool)
+    alive, kept = possible(puzzles), np.empty(len(puzzles), bool)
     _settle_all(alive, kept)
     return alive, kept
 

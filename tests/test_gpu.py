@@ -117,7 +117,7 @@ def test_nothing_waits_in_an_iteration(experiment, gpu):
 
 @pytest.mark.parametrize("weights", ["iterate", "suppose"])
 def test_the_shipped_networks_solve_the_same_puzzles(weights, gpu):
-    """Solved ones leave and the rest are put together anew; --guess goes on without the GPU."""
+    """Solved ones leave and the rest are put together anew."""
     console = SimpleNamespace(print=lambda text: None)
     rows = generate.cached(30, clues="minimal", seed=6, progress=False).rows(range(30))
     given, solution = (torch.from_numpy(part.astype(np.int64)) for part in rows)
@@ -130,9 +130,6 @@ def test_the_shipped_networks_solve_the_same_puzzles(weights, gpu):
             assert (next(model(given[:1].to(device), 1)).cpu().argmax(-1) + 1 == solution[:1]).all()
     right = [(boards == solution).all(2) for boards in found.values()]
     assert torch.equal(*right) and 10 < right[0][-1].sum() <= 30 and right[0][7].sum() < right[0][-1].sum()
-    puzzles = [SimpleNamespace(cells=cells) for cells in rows[0][:3]]
-    solve.search(model, puzzles)
-    assert all((p.boards[0] == right).all() for p, right in zip(puzzles, rows[1]))
 
 
 def test_boards_that_obey_the_rules():

@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-import exp_iterate
-import exp_suppose
+import exp_guess
 import guess
 import solve
 from data import generate, solver
-from plumbing import candidates, disk
+from plumbing import disk
 
 HARD = (  # puzzles that are known for being hard
     "8..........36......7..9.2...5...7.......457.....1...3...1....68..85...1..9....4..",
@@ -24,13 +23,16 @@ def cells(text):
     return np.array([int(c) for c in text.replace(".", "0")], np.uint8)
 
 
-@pytest.fixture(scope="module")
-def model():
-    saved = disk.load_checkpoint(solve.ROOT / "weights/iterate.pt")
-    known = exp_iterate.Config.__dataclass_fields__
-    model = exp_iterate.Model(exp_iterate.Config(**{k: v for k, v in saved["config"].items() if k in known}))
+def load(path):
+    saved = disk.load_checkpoint(path)
+    model = exp_guess.Model(exp_guess.Config(**saved["config"]))
     model.load_state_dict(saved["model"])
     return model.eval()
+
+
+@pytest.fixture(scope="module")
+def model():
+    return load(solve.ROOT / "weights/guess.pt")
 
 
 @pytest.fixture(scope="module")
@@ -46,29 +48,6 @@ def puzzles():
     return np.concatenate([minimal, hard]), np.concatenate([solution, solver.solve(hard, limit=2)[0]])
 
 
-def test_settling_sets_what_has_one_place_left(puzzles):
-    """And more, but nothing that the solution has; the rules are written in another way here."""
-    for puzzle, solution in zip(*puzzles):
-        search = guess.start(puzzle)
-        expected = search.alive.reshape(81, 9).copy()
-        while True:
-            before = expected.copy()
-            for kind in candidates.MEMBERS:
-                for group in kind:
-                    left = [c for c in group if expected.flat[c]]
-                    if len(left) == 1:
-                        shared = (candidates.GROUP[:, left] == candidates.GROUP).any(0)
-                        expected.ravel()[shared & (np.arange(729) != left[0])] = False
-            if (before == expected).all():
-                break
-        assert guess.settle(search.alive)
-        assert not (search.alive.reshape(81, 9) & ~expected).any()
-        right = np.arange(81) * 9 + solution - 1
-        assert search.alive[right].all()
-        search.alive[right[0] // 9 * 9 : right[0] // 9 * 9 + 9] = False
-        assert not guess.settle(search.alive), "a cell has no digit left"
-
-
 def test_every_puzzle_is_solved(model, workers, puzzles):
     found = guess.solve(model, puzzles[0], workers)
     assert all((search.board == solution).all() for search, solution in zip(found, puzzles[1]))
@@ -81,7 +60,7 @@ def test_what_the_network_says_is_followed(model, workers, puzzles):
     """Told the solution, no supposition is taken back; told the opposite, the rules refute it."""
 
     def with_oracle(truth):
-        def choose(share, alive):
+        def choose(effort, share, chance, alive):
             right = np.zeros((81, 9), bool)
             right[np.arange(81), solution - 1] = True
             open_ = alive & (alive.reshape(81, 9).sum(1) > 1).repeat(9)
@@ -96,31 +75,37 @@ def test_what_the_network_says_is_followed(model, workers, puzzles):
 
 
 def test_the_network_shortens_the_search(model, workers):
+    """What it says of the effort most of all."""
     minimal = generate.generate(400, clues="minimal", seed=5, progress=False)
     hard = minimal.rows(np.argsort(-minimal.rating, kind="stable")[:40])[0]
-    ways = (), (guess.without_network,)
-    guesses = [sum(s.guesses for s in guess.solve(model, hard, workers, *how)) for how in ways]
-    assert guesses[0] < guesses[1]
+    guesses = {name: sum(s.guesses for s in guess.solve(model, hard, workers, way)) for name, way in guess.WAYS.items()}
+    assert 1.3 * guesses["network"] < min(guesses["effort not asked"], guesses["network not asked"])
 
 
-def test_what_decides_most_is_supposed():
-    """Of the cells with fewest candidates; what is likely, and decides most."""
-    alive = np.zeros((81, 9), bool)
-    alive[[0, 1, 40], :2], alive[41, :3], alive[80, :2] = True, True, True
-    share = np.full(729, 0.5)
-    share[80 * 9] = 0.9  # likely, but it has no peer except in its own cell
-    assert guess.best_guess(share, alive.ravel()) // 9 in (0, 1)
-    alive[42, :2] = True  # digits 1 and 2 of cell 40 now have peers in cells 41 and 42
-    assert guess.best_guess(share, alive.ravel()) // 9 in (40, 42)
-    share[1], share[1 * 9 + 1] = 0.95, 0.95
-    assert guess.best_guess(share, alive.ravel()) in (1, 1 * 9 + 1)
+def test_what_should_cost_least_is_supposed():
+    """In cells 0 and 40 with two candidates; cell 80 has three, which counts as more."""
+    alive, share = np.zeros((81, 9), bool), np.full(729, 0.5)
+    alive[[0, 40], :2], alive[80, :3] = True, True
+    alive = alive.ravel()
+    effort = np.where(alive, 8.0, 0.0)
+    effort[720:723] = 1.0
+    assert guess.cheapest(effort, share, 1.0, alive) in (0, 1, 360, 361)
+    effort[[0, 1, 360, 361]] = 4.4, 4.4, 6, 2
+    assert guess.cheapest(effort, share, 1.0, alive) == 361, "2 and, if it is false, 6"
+    share[[0, 1]] = 0.1, 0.9
+    assert guess.cheapest(effort, share, 1.0, alive) == 1, "4.4, and hardly ever twice"
+    assert guess.cheapest(effort, share, 0.1, alive) == 361, "where something is false, both must be refuted"
+    assert guess.without_verdict(effort, share, 0.1, alive) == 1
+    assert guess.without_effort(effort, share, 1.0, alive) == 1
+    effort[[0, 1]] = 20
+    assert guess.without_effort(effort, share, 1.0, alive) == 1 != guess.cheapest(effort, share, 1.0, alive)
 
 
 def test_a_peer_in_a_cell_with_few_candidates_counts_more():
     """The candidates of cell 0 have a peer in another cell of two, those of cell 40 have three, in cells of five."""
     alive = np.zeros((81, 9), bool)
     alive[[0, 1, 40], :2], alive[[41, 42, 39], :5] = True, True
-    assert guess.without_network(None, alive.ravel()) // 9 in (0, 1)
+    assert guess.without_network(None, None, None, alive.ravel()) // 9 in (0, 1)
 
 
 def test_an_impossible_puzzle_is_called_so(model, workers):
@@ -131,9 +116,9 @@ def test_an_impossible_puzzle_is_called_so(model, workers):
     assert guess.solve(model, broken[None], workers)[0].impossible
 
 
-def test_a_descendant_searches_too(workers, puzzles):
+def test_an_untrained_network_searches_too(workers, puzzles):
     torch.manual_seed(0)
-    model = exp_suppose.Model(exp_suppose.Config(width=8, mlp=8))
+    model = exp_guess.Model(exp_guess.Config(width=8, mlp=8, sums=2))
     found = guess.solve(model, puzzles[0][:3], workers)
     assert all((search.board == solution).all() for search, solution in zip(found, puzzles[1]))
 
@@ -148,12 +133,15 @@ def test_the_command(capsys):
     assert " with " in (said := capsys.readouterr().out) and "guesses" in said
     assert solve.main([HARD[0], "--guess", "--watch"]) == 2
     assert solve.main(["1" * 9 + "." * 72, "--guess"]) == 2
+    capsys.readouterr()
+    assert solve.main([HARD[0], "--guess", "--weights", str(solve.ROOT / "weights/suppose.pt")]) == 2
+    assert "exp_guess" in capsys.readouterr().err
 
 
 def test_the_measurement(clean, capsys, puzzles):
     lines = [",".join(["".join(map(str, row)) for row in pair] + ["1"]) for pair in zip(*puzzles)]
     (clean / "p.csv").write_text("\n".join(["question,answer,rating", *lines]))
-    guess.main(["p.csv", "--weights", str(solve.ROOT / "weights/iterate.pt"), "--output", "out.json"])
+    guess.main(["p.csv", "--output", "out.json"])
     assert "network: 23 of 23" in (said := capsys.readouterr().out) and "exact solver: 23 of 23" in said
     found = disk.read_json(clean / "out.json")
     assert found["ways"]["network"]["solved"] == found["puzzles"] == 23

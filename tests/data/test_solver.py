@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from data.generate import generate
-from data.solver import solve
+from data.solver import efforts, settled, solve
 from tests.data.puzzles import is_valid_solution
 
 FAMOUS = {
@@ -110,3 +110,36 @@ def test_bad_input_is_named():
         solve(np.array([[0] * 81, [0] * 80 + [12]], np.uint8))
     with pytest.raises(ValueError, match=r"\[N, 81\], found \[9, 9\]"):
         solve(np.zeros((9, 9), np.uint8))
+
+
+def test_settling_sets_what_has_one_place_left():
+    """And more, but nothing that the solution has; the rules are written in another way here."""
+    puzzle, solution = generate(20, clues="minimal", seed=5, progress=False).rows(np.arange(20))
+    hard = boards(*FAMOUS.values())
+    puzzle, solution = np.concatenate([puzzle, hard]), np.concatenate([solution, solve(hard)[0]])
+    cell, digit = np.arange(81).repeat(9), np.tile(np.arange(9), 81)
+    unit = np.stack([cell // 9, cell % 9, cell // 27 * 3 + cell % 9 // 3]) * 9 + digit + 81 * np.arange(1, 4)[:, None]
+    groups = (np.concatenate([cell[None], unit])[:, None] == np.arange(324)[:, None]).any(0)  # [324, 729]
+    excludes = (groups.T.astype(int) @ groups > 0) & ~np.eye(729, dtype=bool)
+    for given, right, alive in zip(puzzle, solution, settled(puzzle)[0]):
+        expected, before = (given[cell] == digit + 1) | (given[cell] == 0), None
+        while not np.array_equal(expected, before):
+            before = expected.copy()
+            alone = (groups[groups @ expected.astype(int) == 1] & expected).any(0)
+            expected &= ~excludes[alone].any(0)
+        assert not (alive & ~expected).any() and alive[np.arange(81) * 9 + right - 1].all()
+    broken = np.where(np.arange(81) == 1, solution[0, 0], solution[0])
+    assert settled(solution)[1].all() and not settled(broken[None])[1].any()
+
+
+def test_efforts_are_the_guesses_until_a_candidate_is_decided():
+    """As many as the whole solver makes where the candidate is given, and one."""
+    for puzzle in boards(*FAMOUS.values())[:3]:  # the rules alone solve the fourth
+        alive = settled(puzzle[None])[0][0]
+        asked = np.flatnonzero(alive & (alive.reshape(81, 9).sum(1) > 1).repeat(9))[::7]
+        given = np.tile(puzzle, (len(asked), 1))
+        given[np.arange(len(asked)), asked // 9] = asked % 9 + 1
+        found = efforts(alive, asked, 10_000)
+        assert np.array_equal(found, 1 + solve(given, limit=1)[2])
+        assert np.array_equal(efforts(alive, asked, 4), np.minimum(found, 5))
+        assert found.min() < 9 and found.max() > 30
