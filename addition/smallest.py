@@ -87,7 +87,6 @@ class SmallestConfig:
                 raise ValueError(f"{name} must be a number above 0")
 
     layout: ClassVar[Layout] = tiny.REVERSED
-    gated: ClassVar[bool] = True
     from_dict = classmethod(ModelConfig.from_dict.__func__)
     d_model = property(lambda self: 1 + self.up.count("/"))
     d_ff = property(lambda self: len(self.up.partition("/")[0]))

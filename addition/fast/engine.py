@@ -47,7 +47,7 @@ def tables(model, sharpness=1.0):
         weights = (model.norm_weight(name) for name in ("norm2", "final"))
         norm, final = (torch.stack([w, torch.zeros_like(w)]) for w in weights)
         out, up, gate, down = model.matrices()
-        gate, head = up[:, :0] if gate is None else gate, model.digits()
+        head = model.digits()
     return kernels.Tables(kv, xq, out, norm, up, gate, down, final, head.T)
 
 
@@ -75,7 +75,7 @@ class Compiled:
     def __init__(self, model):
         self.layout, self.tables = model.config.layout, Call(model, tables)
         centered = any(isinstance(part, nn.LayerNorm) for part in model.modules())
-        self.kind = Kind(centered, model.config.eps, getattr(model.config, "gated", False), tied(model))
+        self.kind = Kind(centered, model.config.eps, not isinstance(model, TinyDecoderLM), tied(model))
 
     def losses(self, parameters, rows, sharpness):
         """Mean losses [models] of rows [models, batch, tokens], with gradients for the parameters."""

@@ -11,7 +11,7 @@ from addition.attention import measure
 
 
 def test_flat_attention_is_shared_by_all_places():
-    config = tiny.TinyConfig(qk_norm="none")
+    config = tiny.TinyConfig()
     model = tiny.Recipe(tiny.Settings(model=config, val_size=1, test_size=1)).model()
     torch.nn.init.zeros_(model.query)
     found = measure(model)

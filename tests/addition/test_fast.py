@@ -19,8 +19,8 @@ from tests.addition.test_train import QUICK, SIZES, SMALL, STUCK, Killed, killed
 SMALLEST = dict(embedding="unit", values="joined", norms="final")
 TINY = (
     dict(), dict(embedding="arc", keys="turn", values="query", out="transpose"),
-    dict(embedding="arc", gated=False, norms="none", qk_norm="none", d_ff=3, head_dim=2, values="query"),
-    dict(norms="shared", keys="rotation", qk_norm="unit", d_model=5), SMALLEST | dict(query="zeros"),
+    dict(embedding="arc", norms="none", d_ff=3, head_dim=2, values="query"),
+    dict(norms="shared", keys="rotation", d_model=5), SMALLEST | dict(query="zeros"),
 )  # fmt: skip
 CASES = {
     **{f"log-{size}": (train, train.ModelConfig(**SIZES[size])) for size in (456, 512)},
