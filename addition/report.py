@@ -160,7 +160,7 @@ def speed(name):
 
 
 def attention(*names):
-    """Attention weights, from `python -m addition.attention`, apart for models at 99 % and below."""
+    """Attention weights, from `python -m addition.evaluate_checkpoints`, apart for models at 99 % and below."""
     summaries, found = [disk.read_json(RESULTS / name / "summary.json") for name in names], {}
     if None in summaries:
         return ["not run"]
