@@ -2,14 +2,14 @@
 
 python -m addition.report                              rewrite them in place
 python -m addition.report --check                      change nothing; fail when a document does not match
-python -m addition.report keep results/runs/NAME ...   copy the evidence of sweeps and runs, without checkpoints;
-                                                       --name NAME keeps them together, as one sweep
+python -m addition.report keep results/runs/NAME ...   copy the evidence of sweeps and runs, without checkpoints
+
+Runs whose names differ only in -seed0, -seed1, ... are kept together, as one sweep.
 
 The lines between `<!-- report KIND NAME ... -->` and `<!-- end -->` of a document are generated. Kinds: sweep (one row
 a configuration), seeds (one row a seed), command, attention, speed and verified.
 """
 
-import argparse
 import math
 import re
 import statistics
@@ -56,8 +56,8 @@ def groups(name):
 
 def table(rows):
     """Of rows {column: cell}; one may lack columns."""
-    columns = list(dict.fromkeys(column for row in rows for column in row))
-    return report.table(columns, [[row.get(column, "") for column in columns] for row in rows])
+    cells = pd.DataFrame(rows, dtype=object).fillna("")
+    return report.table(cells.columns, cells.values)
 
 
 def number(value):
@@ -218,12 +218,12 @@ def draw():
         plots.accuracy_plot(RESULTS / "accuracy.png", points)
 
 
-def keep(folders, name=""):
-    """Copy the evidence of each folder; with a name, that of all as one sweep, and of several sweeps with their names
-    before those of their members."""
-    folders = [Path(folder).resolve() for folder in folders]
-    for parts in [folders] if name else [[folder] for folder in folders]:
-        rows, members = [], {}
+def keep(folders):
+    together = {}
+    for folder in (Path(folder).resolve() for folder in folders):
+        together.setdefault(re.sub(r"-seed\d+$", "", folder.name), []).append(folder)
+    for name, parts in together.items():
+        target, rows, members = RESULTS / name, [], {}
         for folder in parts:
             kept, of_all = load(folder), folder / "members.csv"
             if kept is None:
@@ -231,10 +231,8 @@ def keep(folders, name=""):
             metrics = pd.read_csv(of_all if of_all.exists() else folder / "metrics.csv", dtype=str)
             if not of_all.exists():  # a single run
                 metrics.insert(0, "member", next(iter(kept["members"])))
-            before = f"{folder.name}-" if len(parts) > 1 and len(kept["members"]) > 1 else ""
-            rows.append(metrics.assign(member=before + metrics["member"]))
-            members |= {before + key: value for key, value in kept["members"].items()}
-        target = RESULTS / (name or folder.name)
+            rows.append(metrics)
+            members |= kept["members"]
         with disk.writing(target, "metrics.csv"):
             disk.replace(target / "metrics.csv", lambda file, rows=rows: pd.concat(rows).to_csv(file, index=False))
             disk.write_json(target / "summary.json", {**kept, "members": members})
@@ -242,16 +240,9 @@ def keep(folders, name=""):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="change nothing, fail when a document is out of date")
-    parser.add_argument("command", nargs="?", choices=("keep",), help="what to do with these runs")
-    parser.add_argument("folders", nargs="*", help="folders of runs")
-    parser.add_argument("--name", default="", help="keep them as one sweep of this name")
-    arguments = parser.parse_intermixed_args(argv)
+    arguments = report.command_line(__doc__, "results/runs/NAME", {"keep": keep}, argv)
     if arguments.command:
-        if not arguments.folders:
-            parser.error("keep needs the folder of a run, such as results/runs/NAME")
-        return keep(arguments.folders, arguments.name)
+        return
     report.write_documents(ROOT, DOCUMENTS, KINDS, arguments.check, "python -m addition.report")
     if not arguments.check:
         draw()
