@@ -10,6 +10,7 @@ The lines between `<!-- report KIND NAME ... -->` and `<!-- end -->` of a docume
 a configuration), seeds (one row a seed), command, attention, speed and verified.
 """
 
+import functools
 import math
 import re
 import statistics
@@ -46,9 +47,9 @@ def load(folder):
 
 
 def groups(name):
-    """{configuration: summaries} of a sweep: its members by their names without the seed; empty if it is not there."""
-    kept, found = load(RESULTS / name), {}
-    for member, summary in (kept or {"members": {}})["members"].items():
+    """{configuration: summaries} of a sweep: its members by their names without the seed."""
+    found = {}
+    for member, summary in load(RESULTS / name)["members"].items():
         configuration = re.sub(r"[ -]?seed\d+$", "", f"{name} {member}")
         found.setdefault(f"`{configuration}`", []).append(summary)
     return found
@@ -74,8 +75,6 @@ def sweep(*names):
     rows = []
     for name in names:
         configurations = groups(name)
-        if not configurations:
-            rows.append({"configuration": f"`{name}`", "parameters": "not run"})
         together = [s for runs in configurations.values() for s in runs]
         for label, runs in configurations.items():
             errors = pd.Series([s["errors_in_100000"] for s in runs])
@@ -99,7 +98,7 @@ def sweep(*names):
 
 def seeds(*names):
     """One row a seed."""
-    rows = [{"configuration": f"`{name}`", "seed": "not run"} for name in names if not groups(name)]
+    rows = []
     for label, runs in (item for name in names for item in groups(name).items()):
         for s in sorted(runs, key=lambda s: s["seed"]):
             words = {"diverged_at": "diverged", "pruned_at": "not continued"}
@@ -115,11 +114,7 @@ def command(*names):
     """The commands of these runs, with hardware and commit."""
     lines = ["```"]
     for name in names:
-        kept = load(RESULTS / name)
-        if kept is None:
-            lines.append(f"# {name}: not run")
-            continue
-        whole_words = dict(break_long_words=False, break_on_hyphens=False)
+        kept, whole_words = load(RESULTS / name), dict(break_long_words=False, break_on_hyphens=False)
         wrapped = textwrap.wrap(kept["command"], 110, subsequent_indent="  ", **whole_words)
         hardware, commits = (dict.fromkeys(s[key] for s in kept["members"].values()) for key in ("hardware", "commit"))
         lines += [*" \\\n".join(wrapped).splitlines(), f"# {' and '.join(hardware)}; commit {', '.join(commits)}"]
@@ -129,9 +124,7 @@ def command(*names):
 def speed(name):
     """Time of a step, from `python -m addition.fast.bench`."""
     kept = disk.read_json(RESULTS / name / "summary.json")
-    if kept is None or "cases" not in kept:
-        return ["not run"]
-    rows, before = [], next(iter(kept.get("before", {}).values()), [])
+    rows, before = [], next(iter(kept["before"].values()), [])
     for case in kept["cases"]:
         ms = case["ms"]
         best = min(ms, key=ms.get)
@@ -153,22 +146,15 @@ def speed(name):
         })  # fmt: skip
     rate = f"{kept['operations_a_second'] / 1e9:.0f} billion operations a second in registers"
     note = f"Milliseconds a step and a model, median of turns; {kept['hardware']}; {rate}; commit {kept['commit']}"
-    note += "".join(
-        f"; the earlier single run is that of commit {commit}, by the clock" for commit in kept.get("before", {})
-    )
+    note += "".join(f"; the earlier single run is that of commit {commit}, by the clock" for commit in kept["before"])
     return [note, "", *table(rows)]
 
 
 def attention(*names):
     """Attention weights, from `python -m addition.evaluate_checkpoints`, apart for models at 99 % and below."""
-    summaries, found = [disk.read_json(RESULTS / name / "summary.json") for name in names], {}
-    if None in summaries:
-        return ["not run"]
-    for model in (model for kept in summaries for model in kept["checkpoints"]):
-        path = Path(model["path"])
-        folder, member = path.parts[-4:-2] if path.stem in ("best", "last") else (path.parts[-3], path.stem)
-        if folder == "runs":  # a single run, kept with others as one sweep
-            folder, member = re.fullmatch(r"(.+)-(seed\d+)", member).groups()
+    kept, found = (disk.read_json(RESULTS / name / "summary.json") for name in names), {}
+    for model in (model for one in kept for model in one["checkpoints"]):
+        folder, member = re.search(r"([^/]+)[-/](?:checkpoints/)?(seed\d+)", model["path"]).groups()
         summary = load(RESULTS / folder)["members"][member]
         found.setdefault((folder, summary["errors_in_100000"] > GOOD), []).append(model)
     rows = []
@@ -187,8 +173,6 @@ def attention(*names):
 def verified(name):
     """The exported files in addition/weights/, from `python -m addition.verify`."""
     paths = sorted((RESULTS / name).glob("*.json"), key=lambda path: int(path.stem.removesuffix("p")))
-    if not paths:
-        return ["not run"]
     rows = []
     for v in map(disk.read_json, paths):
         passed = v["edge_cases"] - len(v["edge_cases_failed"])
@@ -202,7 +186,12 @@ def verified(name):
     return table(rows)
 
 
-KINDS = {kind.__name__: kind for kind in (sweep, seeds, command, attention, speed, verified)}
+def shown(kind, *names):
+    missing = [name for name in names if not (RESULTS / name).exists()]
+    return [f"not run: {', '.join(missing)}"] if missing else kind(*names)
+
+
+KINDS = {kind.__name__: functools.partial(shown, kind) for kind in (sweep, seeds, command, attention, speed, verified)}
 
 
 def draw():
