@@ -121,7 +121,7 @@ def main(argv=None):
         ways = {"plain": (1, plain_step(module.Recipe(settings)))}
         for models in STACKS:
             recipes = {str(seed): module.Recipe(replace(settings, seed=seed)) for seed in range(models)}
-            stack = Stack(recipes, torch.device("cpu"), "compiled")
+            stack = Stack(recipes, torch.device("cpu"))
             ways[f"stack_{models}"] = (models, functools.partial(stack.step, 0))
         for _, step in ways.values():  # compiles, and warms up
             step()
