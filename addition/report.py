@@ -38,20 +38,17 @@ def wilson(successes, total, z=1.959964):
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
-def load(folder):
-    """The summary of a finished sweep or single run, {"command", "members"}; None if there is none."""
-    kept = disk.read_json(folder / "summary.json")
-    if kept and "members" not in kept:
-        kept = {"command": kept["command"], "members": {f"seed{kept['seed']}": kept}}
-    return kept
+def summary(name):
+    """What is kept of a sweep, or None."""
+    return disk.read_json(RESULTS / name / "summary.json")
 
 
 def groups(name):
     """{configuration: summaries} of a sweep: its members by their names without the seed."""
     found = {}
-    for member, summary in load(RESULTS / name)["members"].items():
+    for member, run in summary(name)["members"].items():
         configuration = re.sub(r"[ -]?seed\d+$", "", f"{name} {member}")
-        found.setdefault(f"`{configuration}`", []).append(summary)
+        found.setdefault(f"`{configuration}`", []).append(run)
     return found
 
 
@@ -114,7 +111,7 @@ def command(*names):
     """The commands of these runs, with hardware and commit."""
     lines = ["```"]
     for name in names:
-        kept, whole_words = load(RESULTS / name), dict(break_long_words=False, break_on_hyphens=False)
+        kept, whole_words = summary(name), dict(break_long_words=False, break_on_hyphens=False)
         wrapped = textwrap.wrap(kept["command"], 110, subsequent_indent="  ", **whole_words)
         hardware, commits = (dict.fromkeys(s[key] for s in kept["members"].values()) for key in ("hardware", "commit"))
         lines += [*" \\\n".join(wrapped).splitlines(), f"# {' and '.join(hardware)}; commit {', '.join(commits)}"]
@@ -123,7 +120,7 @@ def command(*names):
 
 def speed(name):
     """Time of a step, from `python -m addition.fast.bench`."""
-    kept = disk.read_json(RESULTS / name / "summary.json")
+    kept = summary(name)
     rows, before = [], next(iter(kept["before"].values()), [])
     for case in kept["cases"]:
         ms = case["ms"]
@@ -152,11 +149,11 @@ def speed(name):
 
 def attention(*names):
     """Attention weights, from `python -m addition.evaluate_checkpoints`, apart for models at 99 % and below."""
-    kept, found = (disk.read_json(RESULTS / name / "summary.json") for name in names), {}
-    for model in (model for one in kept for model in one["checkpoints"]):
+    found = {}
+    for model in (model for name in names for model in summary(name)["checkpoints"]):
         folder, member = re.search(r"([^/]+)[-/](?:checkpoints/)?(seed\d+)", model["path"]).groups()
-        summary = load(RESULTS / folder)["members"][member]
-        found.setdefault((folder, summary["errors_in_100000"] > GOOD), []).append(model)
+        failed = summary(folder)["members"][member]["errors_in_100000"] > GOOD
+        found.setdefault((folder, failed), []).append(model)
     rows = []
     for (folder, failed), models in found.items():
         own, before = ([m[key] for m in models] for key in ("own", "before"))
@@ -198,11 +195,11 @@ def draw():
     """seeds.png of each sweep, and accuracy.png of the sweeps in the README's tables."""
     for metrics in sorted(RESULTS.glob("*/metrics.csv")):
         folder, rows = metrics.parent, pd.read_csv(metrics)
-        both = {name: (s, rows[rows["member"] == name]) for name, s in load(folder)["members"].items()}
+        both = {name: (s, rows[rows["member"] == name]) for name, s in summary(folder.name)["members"].items()}
         plots.seeds_plot(folder / "seeds.png", folder.name, both)
     words = [block[2].split() for block in report.BLOCK.finditer((ROOT / DOCUMENTS[0]).read_text())]
-    shown = dict.fromkeys(name for kind, *names in words if kind == "sweep" for name in names)
-    points = {name: list(kept["members"].values()) for name in shown if (kept := load(RESULTS / name))}
+    swept = dict.fromkeys(name for kind, *names in words if kind == "sweep" for name in names)
+    points = {name: list(kept["members"].values()) for name in swept if (kept := summary(name))}
     if points:
         plots.accuracy_plot(RESULTS / "accuracy.png", points)
 
@@ -214,12 +211,14 @@ def keep(folders):
     for name, parts in together.items():
         target, rows, members = RESULTS / name, [], {}
         for folder in parts:
-            kept, of_all = load(folder), folder / "members.csv"
+            kept = disk.read_json(folder / "summary.json")
             if kept is None:
                 raise SystemExit(f"{folder} has no summary.json: has the run finished? (--resume goes on)")
-            metrics = pd.read_csv(of_all if of_all.exists() else folder / "metrics.csv", dtype=str)
-            if not of_all.exists():  # a single run
-                metrics.insert(0, "member", next(iter(kept["members"])))
+            metrics = pd.read_csv(folder / ("members.csv" if "members" in kept else "metrics.csv"), dtype=str)
+            if "members" not in kept:  # a single run
+                member = f"seed{kept['seed']}"
+                metrics.insert(0, "member", member)
+                kept = {"command": kept["command"], "members": {member: kept}}
             rows.append(metrics)
             members |= kept["members"]
         with disk.writing(target, "metrics.csv"):

@@ -30,11 +30,6 @@ COLUMNS = ("member", "step", "train_loss", "val_loss", "val_exact", "lr", "stage
 LARGEST = 600  # d_model x d_ff of a model for the kernels: 15 seconds to compile
 
 
-def wrong(problem):
-    print(f"error: {problem}", file=sys.stderr)
-    raise SystemExit(2)
-
-
 def flags(recipe):
     """The recipe's settings, and those of a sweep."""
 
@@ -53,20 +48,20 @@ def numbers(words):
         low, high = (int(match[1]), int(match[2] or match[1])) if match else (0, -1)
         if not low <= high < min(low + MOST_SEEDS, outputs.LARGEST["seed"]):
             form = f"a number below {outputs.LARGEST['seed']:,} or a range of at most {MOST_SEEDS:,}, such as 0-7"
-            wrong(f"--seeds {word}: expected {form}")
+            raise SystemExit(f"--seeds {word}: expected {form}")
         found += range(low, high + 1)
     if not found:
-        wrong("--seeds is empty: expected numbers and ranges, such as 0-7 or 41 100")
+        raise SystemExit("--seeds is empty: expected numbers and ranges, such as 0-7 or 41 100")
     return list(dict.fromkeys(found))
 
 
 def parse_prune(text, interval):
     """'3000:20,6000:5' -> {3000: 20, 6000: 5}"""
     if not re.fullmatch(r"(\d+:[1-9]\d*(,|$))*", text):
-        wrong(f"--prune {text}: expected STEP:LEFT,STEP:LEFT such as 3000:20,6000:5")
+        raise SystemExit(f"--prune {text}: expected STEP:LEFT,STEP:LEFT such as 3000:20,6000:5")
     found = {int(step): int(left) for step, left in re.findall(r"(\d+):(\d+)", text)}
     if any(step == 0 or step % interval for step in found):
-        wrong(f"--prune {text}: expected multiples of --eval-interval, {interval}")
+        raise SystemExit(f"--prune {text}: expected multiples of --eval-interval, {interval}")
     return found
 
 
@@ -236,11 +231,11 @@ def main(argv=None):
         recipe = importlib.import_module(f"addition.{argv[0]}" if re.fullmatch(r"\w+", argv[0]) else "")
         recipe.Settings, recipe.Recipe  # noqa: B018
     except (ImportError, AttributeError, ValueError, IndexError):
-        wrong("give a recipe first: train, reliable, tiny, smallest, or a module of yours in addition/")
+        raise SystemExit("give a recipe first: train, reliable, tiny, smallest or your own in addition/") from None
     if recipe.Recipe.optimizer is not Recipe.optimizer:
-        wrong(f"{recipe.__name__} has an optimizer of its own; run that module by itself")
+        raise SystemExit(f"{recipe.__name__} has an optimizer of its own; run that module by itself")
     if "--seed" in argv:
-        wrong("--seed is of a single run; here it is --seeds")
+        raise SystemExit("--seed is of a single run; here it is --seeds")
     options = outputs.parse(flags(recipe), argv[1:])
     seeds, prune = numbers(options.seeds), parse_prune(options.prune, options.eval_interval)
     shared = recipe.Settings(**{f.name: getattr(options, f.name) for f in fields(recipe.Settings)})
