@@ -43,7 +43,7 @@ CASES = (
 )  # fmt: skip
 STACKS = (1, 16, 64)
 # Where a stack's time goes: the function of each part. What is between the tables and the weights is plain torch.
-PARTS = {"batches": ("batches.py", "__call__"), "tables": ("engine.py", "stacked"), "kernels": ("kernels.py", "call"),
+PARTS = {"batches": ("batches.py", "batch"), "tables": ("engine.py", "stacked"), "kernels": ("kernels.py", "call"),
          "gradients of the tables": ("__init__.py", "grad")}  # fmt: skip
 
 
