@@ -5,9 +5,9 @@ python -m addition.evaluate_checkpoints results/runs/repro_456_s43/checkpoints/b
 Checkpoints of the public 456-parameter project can be given, too: names of tensors differ, and full matrices are the
 other way round.
 
-The attention is the evidence for "Why it works" in README.md: the mean weight on the two digits of the same power of
-ten ("own") and on the two of the next lower power ("before"), at the positions that predict the digits of 10^1 to 10^9
-of the sum; beside it, the accuracy of every digit.
+The attention is the evidence for "Why it works" in README.md, with --output results/addition/attention/summary.json:
+the mean weight on the two digits of the same power of ten ("own") and on the two of the next lower power ("before"),
+at the positions that predict the digits of 10^1 to 10^9 of the sum; beside it, the accuracy of every digit.
 """
 
 import argparse

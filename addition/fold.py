@@ -53,7 +53,7 @@ def fold(model):
             name: w[name] / radius for name in ("out", "joined", "down") if name in w
         }  # what is added to an embedding
         w["final"] = w["final"] * radius
-        note("the radius, and what reads coordinates that are 0", embedding="unit", radius=1.0)
+        note("the radius, and what reads coordinates that are 0", embedding="unit")
     if config.values != "joined" and config.read <= config.head_dim:
         value = w["query" if config.values == "query" else "value"]
         joined = value @ w["out"]

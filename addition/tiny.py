@@ -30,9 +30,8 @@ class TinyConfig:
     d_model: int = 3
     head_dim: int = 4  # even: RoPE turns pairs
     d_ff: int = 2
-    # arc: digits on a circular arc, given by radius, start and span; unit: the radius is fixed
+    # arc: digits on a circular arc, given by radius, start and span; unit: the radius is 1
     embedding: Literal["free", "arc", "unit"] = "free"
-    radius: float = 10.0  # of a unit arc: any radius gives the same models, but other steps of training
     query: Literal["free", "zeros"] = "free"  # zeros: each pair turned so that one entry is 0
     # rotation: the queries, each pair turned by a learned angle; turn: only the first pair
     keys: Literal["free", "rotation", "turn"] = "free"
@@ -46,7 +45,6 @@ class TinyConfig:
         for wrong, problem in (
             (min(self.d_model, self.d_ff) < 1, "d_model and d_ff must be at least 1"),
             (self.head_dim < 2 or self.head_dim % 2, "head_dim must be even: RoPE turns pairs"),
-            (not 0 < self.radius < math.inf, "radius must be a number above 0"),
             (self.embedding != "free" and self.d_model < 2, "embedding arc needs d_model 2: an arc lies in a plane"),
             (self.query == "zeros" and self.read != 2, "query zeros needs embedding unit"),
             (self.values == "query" and self.query != "free", "values query needs query free"),
@@ -61,7 +59,7 @@ class TinyConfig:
 
     @property
     def eps(self):
-        return 1e-8 * self.radius**2 if self.embedding == "unit" else 1e-6
+        return 1e-8 if self.embedding == "unit" else 1e-6
 
     @property
     def read(self):
@@ -122,7 +120,7 @@ class TinyAdder(Adder):
         if self.config.embedding == "free":
             return self.embedding
         *radius, start, span = self.arc
-        return on_arc(radius[0] if radius else self.config.radius, start, span, self.config.d_model)
+        return on_arc(radius[0] if radius else 1, start, span, self.config.d_model)
 
     def norm_weight(self, name):
         """The weights of an RMSNorm [width]."""
