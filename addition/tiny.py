@@ -120,7 +120,7 @@ class TinyAdder(Adder):
         if self.config.embedding == "free":
             return self.embedding
         *radius, start, span = self.arc
-        return on_arc(radius[0] if radius else 1, start, span, self.config.d_model)
+        return on_arc(radius[0] if radius else 1.0, start, span, self.config.d_model)
 
     def norm_weight(self, name):
         """The weights of an RMSNorm [width]."""
