@@ -50,13 +50,12 @@ def build(architecture, config, named):
         raise ValueError(f"its architecture is {architecture!r}; known are {', '.join(KNOWN)}")
     config_class, model_class = KNOWN[architecture]
     config = config_class.from_dict(config)
-    if architecture == "ModelConfig":
-        model = model_class(config)
-    else:
+    if architecture != "ModelConfig":
         model = model_class(config, {name: torch.zeros(shape) for name, shape in config.shapes().items()})
-    if any(name.startswith("blocks.") for name in named):
-        named = from_published(named)
-    if architecture == "ModelConfig":
+    else:
+        model = model_class(config)
+        if any(name.startswith("blocks.") for name in named):
+            named = from_published(named)
         head = named.setdefault("lm_head.weight", named["token_emb.weight"])
         if not torch.equal(head, named["token_emb.weight"]):
             raise ValueError("its lm_head.weight is not its token_emb.weight, but this model's head is tied")
