@@ -80,7 +80,7 @@ class Stack:
     """The models that are still training, as rows of one matrix of parameters."""
 
     ROWS = ("flat", "mean", "square", "best")
-    LISTS = ("names", "recipes", "batches", "best_at", "rows")
+    LISTS = ("names", "recipes", "batches", "best_at")
 
     def __init__(self, recipes, device):
         """`recipes` by the names of their runs."""
@@ -93,7 +93,7 @@ class Stack:
         self.flat = self.flat.to(device)
         self.mean, self.square, self.best = torch.zeros_like(self.flat), torch.zeros_like(self.flat), self.flat.clone()
         self.best_at = [(-1.0, 0)] * len(models)  # (share of right sums, step); the first validation is better
-        self.rows, self.done, self.ended_rows = [[] for _ in models], {}, {}
+        self.rows, self.done = {name: [] for name in self.names}, {}  # of all runs; the summaries of those that ended
         self.engine = pick_engine(self.model, device, self.recipes[0])
 
     def named(self, flat):
@@ -132,7 +132,7 @@ class Stack:
         losses, right = self.engine.test(self.named(self.flat), rows)
         for i, (recipe, loss, exact) in enumerate(zip(self.recipes, losses.tolist(), (right / rows.shape[1]).tolist())):
             at = step - recipe.begun
-            self.rows[i].append({"step": step + 1} | recipe.row(at, loss, exact) | {"seconds": seconds})
+            self.rows[self.names[i]].append({"step": step + 1} | recipe.row(at, loss, exact) | {"seconds": seconds})
             if exact > self.best_at[i][0]:
                 self.best_at[i], self.best[i] = (exact, step + 1), self.flat[i]
             verdict = recipe.verdict(at, exact)
@@ -157,13 +157,13 @@ class Stack:
         return [self.flat[:1]]  # of one model
 
     def state_dict(self):
-        """Everything that a resumed sweep needs; also the summaries of the runs that have ended."""
-        state = {name: getattr(self, name) for name in (*self.ROWS, "names", "best_at", "rows", "done", "ended_rows")}
+        """Everything that a resumed sweep needs."""
+        state = {name: getattr(self, name) for name in (*self.ROWS, "names", "best_at", "rows", "done")}
         return state | {"recipes": [recipe.state_dict() for recipe in self.recipes]}
 
     def load_state_dict(self, state):
         self.keep([self.names.index(name) for name in state["names"]])
-        for name in (*self.ROWS, "best_at", "rows", "done", "ended_rows"):
+        for name in (*self.ROWS, "best_at", "rows", "done"):
             setattr(self, name, state[name])
         for recipe, saved in zip(self.recipes, state["recipes"], strict=True):
             recipe.load_state_dict(saved)
@@ -184,12 +184,11 @@ def train(recipes, run, prune):
             name, recipe, weights = stack.names[i], stack.recipes[i], stack.best[i]
             test = 1 - stack.errors(weights, recipe.test) / len(recipe.test)
             errors = {seed: stack.errors(weights, rows) for seed, rows in score.items()}
-            stack.done[name] = outputs.result(recipe, step, stack.rows[i], stack.best_at[i], test, errors) | {
+            stack.done[name] = outputs.result(recipe, step, stack.rows[name], stack.best_at[i], test, errors) | {
                 "name": name, "parameters": stack.flat.shape[1], "steps": step, "seconds": round(run.elapsed(), 1),
                 "models_together": together, "engine": stack.engine.name, "hardware": disk.describe(run.device),
                 "commit": disk.commit(), **({reason: step} if reason else {}),
             }  # fmt: skip
-            stack.ended_rows[name] = stack.rows[i]
             torch.nn.utils.vector_to_parameters(weights.clone(), stack.model.parameters())
             run.save(stack.model, recipe.s, name, *reversed(stack.best_at[i]))
             if reason == "diverged_at":
@@ -203,18 +202,18 @@ def train(recipes, run, prune):
         end(stack.step(step), step + 1, "diverged_at")
         if stack.names and run.due(step, settings.eval_interval):
             ended = stack.validate(step, round(run.elapsed(), 1))
-            exact = sorted((rows[-1]["val_exact"] for rows in stack.rows), reverse=True)
+            exact = sorted((stack.rows[name][-1]["val_exact"] for name in stack.names), reverse=True)
             good = sum(value >= 0.99 for value in exact) + sum(s["best_val_exact"] >= 0.99 for s in stack.done.values())
             run.row = {"at_99": good, "best": exact[0], "training": len(exact)}
             shown = " ".join(f"{value:.2f}" for value in exact[:8]) + " ..." * (len(exact) > 8)
             outputs.progress(run, step, f"{good} of {together} at 99 %  best {shown}")
             end(ended, step + 1, None)
         if (left := prune.get(step + 1, together)) < len(stack.names):
-            ranked = sorted(range(len(stack.names)), key=lambda i: stack.rows[i][-1]["val_loss"])
+            ranked = sorted(range(len(stack.names)), key=lambda i: stack.rows[stack.names[i]][-1]["val_loss"])
             end(ranked[left:], step + 1, "pruned_at")
         run.end_step(step, stack)
     with disk.writing(run.folder, "members.csv"):
-        rows = [{"member": name} | row for name in recipes for row in stack.ended_rows[name]]
+        rows = [{"member": name} | row for name in recipes for row in stack.rows[name]]
         disk.write_rows(run.folder / "members.csv", rows, COLUMNS)
     done = {name: stack.done[name] for name in recipes}
     run.end({"seed": sorted({s["seed"] for s in done.values()}), "members": done})
