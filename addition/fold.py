@@ -27,6 +27,8 @@ def fold(model):
     if isinstance(model, SmallestAdder):
         return fold_scores(model)
     config, w = model.config, {name: p.detach().double() for name, p in model.named_parameters()}
+    if config.out == "transpose":  # a norm in the values' matrix would be in the output, too
+        return copy.deepcopy(model).double(), []
     done = []
 
     def note(text, **changes):
@@ -34,15 +36,7 @@ def fold(model):
         config = replace(config, **changes)
         done.append((text, sum(w[name].numel() for name in config.shapes())))
 
-    def untie():
-        """The output matrix, where it is the values' transposed, as a matrix of its own."""
-        nonlocal config
-        if config.out == "transpose" and config.values != "joined":
-            w["out"] = w["query" if config.values == "query" else "value"].mT
-            config = replace(config, out="free")
-
     if config.norms in ("separate", "shared"):
-        untie()
         one, two, last = (w.get(name, w.get("norm")) for name in ("norm1", "norm2", "final"))
         readers = {"query": one, "key": one, "value": one, "joined": one, "up": two, "gate": two}
         for name, weight in readers.items():
@@ -52,22 +46,21 @@ def fold(model):
         w["final"] = last[: config.read]
         note("weights of the norms, into the matrices that follow", norms="final")
     if config.embedding == "arc" and config.norms == "final":
-        untie()
         radius, start, span = w["arc"]
         w["arc"] = torch.stack([start, span])
         w |= {name: w[name][:2] for name in ("query", "key", "value", "joined", "final") if name in w}
-        divide(w, radius)
-        note("the radius, and what reads coordinates that are 0", embedding="unit", radius=1.0)
-    elif config.embedding == "unit" and config.radius != 1 and config.norms == "final":
-        divide(w, config.radius)
-        note("the fixed radius", radius=1.0)
+        w |= {
+            name: w[name] / radius for name in ("out", "joined", "down") if name in w
+        }  # what is added to an embedding
+        w["final"] = w["final"] * radius
+        note("the radius, and what reads coordinates that are 0", embedding="unit")
     if config.values != "joined" and config.read <= config.head_dim:
         value = w["query" if config.values == "query" else "value"]
-        joined = value @ w.get("out", value.mT)
+        joined = value @ w["out"]
         spared = sum(w[name].numel() for name in ("value", "out") if name in w)
         if joined.numel() < spared:
             w["joined"] = joined
-            note("values and output, into one matrix", values="joined", out="free")
+            note("values and output, into one matrix", values="joined")
     if config.query == "free" and config.read == 2 and config.values != "query":
         pairs = config.head_dim // 2
         first, second = w["query"].chunk(2, -1)
@@ -75,10 +68,7 @@ def fold(model):
         w |= {name: turn(w[name], angle) for name in ("query", "key") if name in w}
         w["query"] = torch.stack([w["query"][0, :pairs], w["query"][1, :pairs], w["query"][1, pairs:]])
         note("an entry of each pair of the queries, by turning queries and keys", query="zeros")
-    folded = TinyAdder(config, {name: w[name] for name in config.shapes()})
-    if count(folded) > count(model):  # an output matrix that was the values' transposed is one of its own now
-        return copy.deepcopy(model).double(), []
-    return folded, done
+    return TinyAdder(config, {name: w[name] for name in config.shapes()}), done
 
 
 def fold_scores(model):
@@ -91,12 +81,6 @@ def fold_scores(model):
     signs = "".join("0" if entry == "0" else "-1"[entry.islower() == positive] for entry in config.final)
     folded = SmallestAdder(replace(config, final=signs), w)
     return folded, [("the size of the last norm's weights, a factor of all scores", count(folded))]
-
-
-def divide(w, radius):
-    """Divide what is added to an embedding, and multiply the last norm's weight, by the radius of the arc."""
-    w |= {name: w[name] / radius for name in ("out", "joined", "down") if name in w}
-    w["final"] = w["final"] * radius
 
 
 @torch.no_grad()

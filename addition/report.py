@@ -2,14 +2,15 @@
 
 python -m addition.report                              rewrite them in place
 python -m addition.report --check                      change nothing; fail when a document does not match
-python -m addition.report keep results/runs/NAME ...   copy the evidence of sweeps and runs, without checkpoints;
-                                                       --name NAME keeps them together, as one sweep
+python -m addition.report keep results/runs/NAME ...   copy the evidence of sweeps and runs, without checkpoints
+
+Runs whose names differ only in -seed0, -seed1, ... are kept together, as one sweep.
 
 The lines between `<!-- report KIND NAME ... -->` and `<!-- end -->` of a document are generated. Kinds: sweep (one row
 a configuration), seeds (one row a seed), command, attention, speed and verified.
 """
 
-import argparse
+import functools
 import math
 import re
 import statistics
@@ -37,27 +38,24 @@ def wilson(successes, total, z=1.959964):
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
-def load(folder):
-    """The summary of a finished sweep or single run, {"command", "members"}; None if there is none."""
-    kept = disk.read_json(folder / "summary.json")
-    if kept and "members" not in kept:
-        kept = {"command": kept["command"], "members": {f"seed{kept['seed']}": kept}}
-    return kept
+def summary(name):
+    """What is kept of a sweep, or None."""
+    return disk.read_json(RESULTS / name / "summary.json")
 
 
 def groups(name):
-    """{configuration: summaries} of a sweep: its members by their names without the seed; empty if it is not there."""
-    kept, found = load(RESULTS / name), {}
-    for member, summary in (kept or {"members": {}})["members"].items():
+    """{configuration: summaries} of a sweep: its members by their names without the seed."""
+    found = {}
+    for member, run in summary(name)["members"].items():
         configuration = re.sub(r"[ -]?seed\d+$", "", f"{name} {member}")
-        found.setdefault(f"`{configuration}`", []).append(summary)
+        found.setdefault(f"`{configuration}`", []).append(run)
     return found
 
 
 def table(rows):
     """Of rows {column: cell}; one may lack columns."""
-    columns = list(dict.fromkeys(column for row in rows for column in row))
-    return report.table(columns, [[row.get(column, "") for column in columns] for row in rows])
+    cells = pd.DataFrame(rows, dtype=object).fillna("")
+    return report.table(cells.columns, cells.values)
 
 
 def number(value):
@@ -74,8 +72,6 @@ def sweep(*names):
     rows = []
     for name in names:
         configurations = groups(name)
-        if not configurations:
-            rows.append({"configuration": f"`{name}`", "parameters": "not run"})
         together = [s for runs in configurations.values() for s in runs]
         for label, runs in configurations.items():
             errors = pd.Series([s["errors_in_100000"] for s in runs])
@@ -99,7 +95,7 @@ def sweep(*names):
 
 def seeds(*names):
     """One row a seed."""
-    rows = [{"configuration": f"`{name}`", "seed": "not run"} for name in names if not groups(name)]
+    rows = []
     for label, runs in (item for name in names for item in groups(name).items()):
         for s in sorted(runs, key=lambda s: s["seed"]):
             words = {"diverged_at": "diverged", "pruned_at": "not continued"}
@@ -115,11 +111,7 @@ def command(*names):
     """The commands of these runs, with hardware and commit."""
     lines = ["```"]
     for name in names:
-        kept = load(RESULTS / name)
-        if kept is None:
-            lines.append(f"# {name}: not run")
-            continue
-        whole_words = dict(break_long_words=False, break_on_hyphens=False)
+        kept, whole_words = summary(name), dict(break_long_words=False, break_on_hyphens=False)
         wrapped = textwrap.wrap(kept["command"], 110, subsequent_indent="  ", **whole_words)
         hardware, commits = (dict.fromkeys(s[key] for s in kept["members"].values()) for key in ("hardware", "commit"))
         lines += [*" \\\n".join(wrapped).splitlines(), f"# {' and '.join(hardware)}; commit {', '.join(commits)}"]
@@ -128,10 +120,8 @@ def command(*names):
 
 def speed(name):
     """Time of a step, from `python -m addition.fast.bench`."""
-    kept = disk.read_json(RESULTS / name / "summary.json")
-    if kept is None or "cases" not in kept:
-        return ["not run"]
-    rows, before = [], next(iter(kept.get("before", {}).values()), [])
+    kept = summary(name)
+    rows, before = [], next(iter(kept["before"].values()), [])
     for case in kept["cases"]:
         ms = case["ms"]
         best = min(ms, key=ms.get)
@@ -153,24 +143,17 @@ def speed(name):
         })  # fmt: skip
     rate = f"{kept['operations_a_second'] / 1e9:.0f} billion operations a second in registers"
     note = f"Milliseconds a step and a model, median of turns; {kept['hardware']}; {rate}; commit {kept['commit']}"
-    note += "".join(
-        f"; the earlier single run is that of commit {commit}, by the clock" for commit in kept.get("before", {})
-    )
+    note += "".join(f"; the earlier single run is that of commit {commit}, by the clock" for commit in kept["before"])
     return [note, "", *table(rows)]
 
 
 def attention(*names):
-    """Attention weights, from `python -m addition.attention`, apart for models at 99 % and below."""
-    summaries, found = [disk.read_json(RESULTS / name / "summary.json") for name in names], {}
-    if None in summaries:
-        return ["not run"]
-    for model in (model for kept in summaries for model in kept["checkpoints"]):
-        path = Path(model["path"])
-        folder, member = path.parts[-4:-2] if path.stem in ("best", "last") else (path.parts[-3], path.stem)
-        if folder == "runs":  # a single run, kept with others as one sweep
-            folder, member = re.fullmatch(r"(.+)-(seed\d+)", member).groups()
-        summary = load(RESULTS / folder)["members"][member]
-        found.setdefault((folder, summary["errors_in_100000"] > GOOD), []).append(model)
+    """Attention weights, from `python -m addition.evaluate_checkpoints`, apart for models at 99 % and below."""
+    found = {}
+    for model in (model for name in names for model in summary(name)["checkpoints"]):
+        folder, member = re.search(r"([^/]+)[-/](?:checkpoints/)?(seed\d+)", model["path"]).groups()
+        failed = summary(folder)["members"][member]["errors_in_100000"] > GOOD
+        found.setdefault((folder, failed), []).append(model)
     rows = []
     for (folder, failed), models in found.items():
         own, before = ([m[key] for m in models] for key in ("own", "before"))
@@ -187,8 +170,6 @@ def attention(*names):
 def verified(name):
     """The exported files in addition/weights/, from `python -m addition.verify`."""
     paths = sorted((RESULTS / name).glob("*.json"), key=lambda path: int(path.stem.removesuffix("p")))
-    if not paths:
-        return ["not run"]
     rows = []
     for v in map(disk.read_json, paths):
         passed = v["edge_cases"] - len(v["edge_cases_failed"])
@@ -202,39 +183,44 @@ def verified(name):
     return table(rows)
 
 
-KINDS = {kind.__name__: kind for kind in (sweep, seeds, command, attention, speed, verified)}
+def shown(kind, *names):
+    missing = [name for name in names if not (RESULTS / name).exists()]
+    return [f"not run: {', '.join(missing)}"] if missing else kind(*names)
+
+
+KINDS = {kind.__name__: functools.partial(shown, kind) for kind in (sweep, seeds, command, attention, speed, verified)}
 
 
 def draw():
     """seeds.png of each sweep, and accuracy.png of the sweeps in the README's tables."""
     for metrics in sorted(RESULTS.glob("*/metrics.csv")):
         folder, rows = metrics.parent, pd.read_csv(metrics)
-        both = {name: (s, rows[rows["member"] == name]) for name, s in load(folder)["members"].items()}
+        both = {name: (s, rows[rows["member"] == name]) for name, s in summary(folder.name)["members"].items()}
         plots.seeds_plot(folder / "seeds.png", folder.name, both)
     words = [block[2].split() for block in report.BLOCK.finditer((ROOT / DOCUMENTS[0]).read_text())]
-    shown = dict.fromkeys(name for kind, *names in words if kind == "sweep" for name in names)
-    points = {name: list(kept["members"].values()) for name in shown if (kept := load(RESULTS / name))}
+    swept = dict.fromkeys(name for kind, *names in words if kind == "sweep" for name in names)
+    points = {name: list(kept["members"].values()) for name in swept if (kept := summary(name))}
     if points:
         plots.accuracy_plot(RESULTS / "accuracy.png", points)
 
 
-def keep(folders, name=""):
-    """Copy the evidence of each folder; with a name, that of all as one sweep, and of several sweeps with their names
-    before those of their members."""
-    folders = [Path(folder).resolve() for folder in folders]
-    for parts in [folders] if name else [[folder] for folder in folders]:
-        rows, members = [], {}
+def keep(folders):
+    together = {}
+    for folder in (Path(folder).resolve() for folder in folders):
+        together.setdefault(re.sub(r"-seed\d+$", "", folder.name), []).append(folder)
+    for name, parts in together.items():
+        target, rows, members = RESULTS / name, [], {}
         for folder in parts:
-            kept, of_all = load(folder), folder / "members.csv"
+            kept = disk.read_json(folder / "summary.json")
             if kept is None:
                 raise SystemExit(f"{folder} has no summary.json: has the run finished? (--resume goes on)")
-            metrics = pd.read_csv(of_all if of_all.exists() else folder / "metrics.csv", dtype=str)
-            if not of_all.exists():  # a single run
-                metrics.insert(0, "member", next(iter(kept["members"])))
-            before = f"{folder.name}-" if len(parts) > 1 and len(kept["members"]) > 1 else ""
-            rows.append(metrics.assign(member=before + metrics["member"]))
-            members |= {before + key: value for key, value in kept["members"].items()}
-        target = RESULTS / (name or folder.name)
+            metrics = pd.read_csv(folder / ("members.csv" if "members" in kept else "metrics.csv"), dtype=str)
+            if "members" not in kept:  # a single run
+                member = f"seed{kept['seed']}"
+                metrics.insert(0, "member", member)
+                kept = {"command": kept["command"], "members": {member: kept}}
+            rows.append(metrics)
+            members |= kept["members"]
         with disk.writing(target, "metrics.csv"):
             disk.replace(target / "metrics.csv", lambda file, rows=rows: pd.concat(rows).to_csv(file, index=False))
             disk.write_json(target / "summary.json", {**kept, "members": members})
@@ -242,16 +228,9 @@ def keep(folders, name=""):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="change nothing, fail when a document is out of date")
-    parser.add_argument("command", nargs="?", choices=("keep",), help="what to do with these runs")
-    parser.add_argument("folders", nargs="*", help="folders of runs")
-    parser.add_argument("--name", default="", help="keep them as one sweep of this name")
-    arguments = parser.parse_intermixed_args(argv)
+    arguments = report.command_line(__doc__, "results/runs/NAME", {"keep": keep}, argv)
     if arguments.command:
-        if not arguments.folders:
-            parser.error("keep needs the folder of a run, such as results/runs/NAME")
-        return keep(arguments.folders, arguments.name)
+        return
     report.write_documents(ROOT, DOCUMENTS, KINDS, arguments.check, "python -m addition.report")
     if not arguments.check:
         draw()

@@ -19,6 +19,7 @@ answered on the mirrored arc.
 """
 
 import math
+import re
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -40,9 +41,6 @@ class Pattern:
     def __init__(self, text):
         rows, entries = text.split("/"), text.replace("/", "")
         self.shape, letters, self.count = (len(rows), len(rows[0])), {}, 0  # of learned numbers
-        known = text.isascii() and entries.replace("-", "0").replace("_", "0").isalnum()
-        if {len(row) for row in rows} != {self.shape[1]} or not known:
-            raise ValueError(f"{text!r}: expected rows of one length, of _ - digits and letters, apart by /")
         self.fixed = torch.tensor([float(c) if c.isdigit() else -float(c == "-") for c in entries])
         places = []  # of each entry: which learned number, and whether the other sign
         for entry in entries:
@@ -74,20 +72,17 @@ class SmallestConfig:
     def __post_init__(self):
         w, h = self.d_model, self.d_ff
         sizes = dict(joined=(2, w), up=(w, h), gate=(w, h), down=(h, w), final=(1, w))
-        for name, size in sizes.items():
-            try:
-                fits = Pattern(getattr(self, name)).shape == size
-            except ValueError as error:
-                raise ValueError(f"{name}: {error}") from None
-            if not fits:
-                raise ValueError(f"{name} {getattr(self, name)!r}: expected {size[0]} rows of {size[1]} entries")
+        for name, (rows, columns) in sizes.items():
+            text, row = getattr(self, name), rf"[\w-]{{{columns}}}"
+            if not re.fullmatch(rf"{row}(/{row}){{{rows - 1}}}", text, re.ASCII):
+                form = f"{rows} rows of {columns} entries, of _ - digits and letters, apart by /"
+                raise ValueError(f"{name} {text!r}: expected {form}")
         for name in ("period", "radius", "span", "scale"):
             value = getattr(self, name)
             if not 0 <= value < math.inf or (value == 0 and name in ("period", "radius")):
                 raise ValueError(f"{name} must be a number above 0")
 
     layout: ClassVar[Layout] = tiny.REVERSED
-    gated: ClassVar[bool] = True
     from_dict = classmethod(ModelConfig.from_dict.__func__)
     d_model = property(lambda self: 1 + self.up.count("/"))
     d_ff = property(lambda self: len(self.up.partition("/")[0]))

@@ -30,11 +30,8 @@ class TinyConfig:
     d_model: int = 3
     head_dim: int = 4  # even: RoPE turns pairs
     d_ff: int = 2
-    theta: float = 3.0  # RoPE turns a pair by the angle theta^(-pair / pairs) a position
-    gated: bool = True  # SwiGLU; else GELU, a third fewer parameters
-    # arc: digits on a circular arc, given by radius, start and span; unit: the radius is fixed
+    # arc: digits on a circular arc, given by radius, start and span; unit: the radius is 1
     embedding: Literal["free", "arc", "unit"] = "free"
-    radius: float = 10.0  # of a unit arc: any radius gives the same models, but other steps of training
     query: Literal["free", "zeros"] = "free"  # zeros: each pair turned so that one entry is 0
     # rotation: the queries, each pair turned by a learned angle; turn: only the first pair
     keys: Literal["free", "rotation", "turn"] = "free"
@@ -43,15 +40,11 @@ class TinyConfig:
     out: Literal["free", "transpose"] = "free"  # transpose: of the values' matrix
     # weights of the three RMSNorms; final: only the last one has some; none: no weights
     norms: Literal["separate", "shared", "final", "none"] = "separate"
-    # unit: queries and keys of length 1; scale: times a learned number
-    qk_norm: Literal["none", "unit", "scale"] = "scale"
 
     def __post_init__(self):
         for wrong, problem in (
             (min(self.d_model, self.d_ff) < 1, "d_model and d_ff must be at least 1"),
             (self.head_dim < 2 or self.head_dim % 2, "head_dim must be even: RoPE turns pairs"),
-            (not 0 < self.theta < math.inf, "theta must be a number above 0"),
-            (not 0 < self.radius < math.inf, "radius must be a number above 0"),
             (self.embedding != "free" and self.d_model < 2, "embedding arc needs d_model 2: an arc lies in a plane"),
             (self.query == "zeros" and self.read != 2, "query zeros needs embedding unit"),
             (self.values == "query" and self.query != "free", "values query needs query free"),
@@ -66,7 +59,7 @@ class TinyConfig:
 
     @property
     def eps(self):
-        return 1e-8 * self.radius**2 if self.embedding == "unit" else 1e-6
+        return 1e-8 if self.embedding == "unit" else 1e-6
 
     @property
     def read(self):
@@ -82,9 +75,7 @@ class TinyConfig:
             (self.keys, {"free": {"key": (r, h)}, "rotation": {"angle": (h // 2,)}, "turn": {"angle": (1,)}}),
             (self.values, {"free": {"value": (r, h)}, "joined": {"joined": (r, d)}}),
             (self.out if self.values != "joined" else "", {"free": {"out": (h, d)}}),
-            (self.qk_norm, {"scale": {"scale": (1,)}}),
-            ("", {"": {"up": (d, f), "down": (f, d)}}),
-            ("gate" if self.gated else "", {"gate": {"gate": (d, f)}}),
+            ("", {"": {"scale": (1,), "up": (d, f), "down": (f, d), "gate": (d, f)}}),
             (self.norms, {"separate": {"norm1": (d,), "norm2": (d,), "final": (r,)}, "shared": {"norm": (d,)},
                           "final": {"final": (r,)}}),
         )  # fmt: skip
@@ -119,7 +110,7 @@ class Adder(nn.Module):
         x, q, k, v = self.inputs(tokens, torch.arange(tokens.shape[1], device=tokens.device))
         x = x + F.scaled_dot_product_attention(sharpness * q, k, v, is_causal=True, scale=1) @ out
         h = F.rms_norm(x, width, self.norm_weight("norm2"), self.config.eps)
-        x = x + (F.gelu(h @ up) if gate is None else F.silu(h @ gate) * (h @ up)) @ down
+        x = x + (F.silu(h @ gate) * (h @ up)) @ down
         return F.rms_norm(x, width, self.norm_weight("final"), self.config.eps) @ self.digits().T
 
 
@@ -129,7 +120,7 @@ class TinyAdder(Adder):
         if self.config.embedding == "free":
             return self.embedding
         *radius, start, span = self.arc
-        return on_arc(radius[0] if radius else self.config.radius, start, span, self.config.d_model)
+        return on_arc(radius[0] if radius else 1.0, start, span, self.config.d_model)
 
     def norm_weight(self, name):
         """The weights of an RMSNorm [width]."""
@@ -156,14 +147,9 @@ class TinyAdder(Adder):
             k = h @ self.key
         else:
             k = turn(q, F.pad(self.angle, (0, pairs - 1)) if c.keys == "turn" else self.angle)
-        if c.qk_norm == "none":
-            q = q / math.sqrt(c.head_dim)
-        else:
-            q, k = (part * torch.rsqrt(part.square().sum(-1, keepdim=True) + 1e-6) for part in (q, k))
-            q = q * (self.scale if c.qk_norm == "scale" else math.sqrt(c.head_dim))
-        speed = (c.theta ** (-torch.arange(pairs) / pairs)).to(x)
-        angles = places[..., None] * speed
-        return x, turn(q, angles), turn(k, angles), v
+        q, k = (part * torch.rsqrt(part.square().sum(-1, keepdim=True) + 1e-6) for part in (q, k))  # of length 1
+        angles = places[..., None] * (3.0 ** (-torch.arange(pairs) / pairs)).to(x)  # RoPE's
+        return x, turn(q * self.scale, angles), turn(k, angles), v
 
     def matrices(self):
         """What follows the attention: its output matrix, up, gate, down."""
@@ -172,7 +158,7 @@ class TinyAdder(Adder):
             out = F.pad(self.joined, (0, 0, 0, c.head_dim - c.read))
         else:
             out = self.out if c.out == "free" else (self.query if c.values == "query" else self.value).T
-        return out, self.up, self.gate if c.gated else None, self.down
+        return out, self.up, self.gate, self.down
 
 
 @dataclass(frozen=True)

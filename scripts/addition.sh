@@ -82,6 +82,6 @@ for arm in $CHAIN; do
   [[ " $(echo $ARMS) " = *" $arm "* ]] && [ ! -s "results/addition/$arm/summary.json" ] || continue
   [ -e results/runs/smallest-19p/summary.json ] || one smallest-19p ${FLAGS[smallest-19p]} || exit 1
   printf '%s\n' $SEEDS | xargs -P "${JOBS:-2}" -I{} bash -c "shrink $arm {} ${SHRUNK[$arm]} $*" || exit 1
-  python -m addition.report keep --name "$arm" $(printf "results/runs/$arm-seed%s " $SEEDS) || exit 1
+  python -m addition.report keep $(printf "results/runs/$arm-seed%s " $SEEDS) || exit 1
 done
 python -m addition.report

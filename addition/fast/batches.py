@@ -23,25 +23,19 @@ def written(a, b, template, at_a, at_b, at_sum):
     return rows
 
 
-class Batches:
-    """Called with a step, what recipe.batch returns."""
-
-    def __init__(self, recipe):
-        self.recipe, self.layout = recipe, [np.array(part) for part in recipe.s.model.layout[:4]]
-        self.begins = np.zeros(2**BITS, bool)
-        self.begins[self.first_bits(recipe.held_out)] = True
-
-    def first_bits(self, keys):
-        return keys >> np.uint64(64 - BITS)
-
-    def __call__(self, step):
-        while True:
-            a, b = self.recipe.operands(step)
-            keys = key(a @ POWERS, b @ POWERS)
-            if not self.recipe.held(keys[self.begins[self.first_bits(keys)]]).any():
-                return torch.from_numpy(written(a, b, *self.layout))
-
-
 def batches(recipe):
-    """A function that makes the recipe's batches; its own where it has one."""
-    return Batches(recipe) if type(recipe).batch is Recipe.batch else recipe.batch
+    """A function of the step that makes the recipe's batches; its own where it has one."""
+    if type(recipe).batch is not Recipe.batch:
+        return recipe.batch
+    layout = [np.array(part) for part in recipe.s.model.layout[:4]]
+    begins, shift = np.zeros(2**BITS, bool), np.uint64(64 - BITS)
+    begins[recipe.held_out >> shift] = True
+
+    def batch(step):
+        while True:
+            a, b = recipe.operands(step)
+            keys = key(a @ POWERS, b @ POWERS)
+            if not recipe.held(keys[begins[keys >> shift]]).any():
+                return torch.from_numpy(written(a, b, *layout))
+
+    return batch

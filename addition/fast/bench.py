@@ -43,7 +43,7 @@ CASES = (
 )  # fmt: skip
 STACKS = (1, 16, 64)
 # Where a stack's time goes: the function of each part. What is between the tables and the weights is plain torch.
-PARTS = {"batches": ("batches.py", "__call__"), "tables": ("engine.py", "stacked"), "kernels": ("kernels.py", "call"),
+PARTS = {"batches": ("batches.py", "batch"), "tables": ("engine.py", "stacked"), "kernels": ("kernels.py", "call"),
          "gradients of the tables": ("__init__.py", "grad")}  # fmt: skip
 
 
@@ -121,7 +121,7 @@ def main(argv=None):
         ways = {"plain": (1, plain_step(module.Recipe(settings)))}
         for models in STACKS:
             recipes = {str(seed): module.Recipe(replace(settings, seed=seed)) for seed in range(models)}
-            stack = Stack(recipes, torch.device("cpu"), "compiled")
+            stack = Stack(recipes, torch.device("cpu"))
             ways[f"stack_{models}"] = (models, functools.partial(stack.step, 0))
         for _, step in ways.values():  # compiles, and warms up
             step()

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch.func import functional_call, vmap
 
 from addition.fast import kernels
-from addition.train import TinyDecoderLM, answers
+from addition.train import TinyDecoderLM, mean_loss, test
 
 
 class Kind(NamedTuple):
@@ -47,7 +47,7 @@ def tables(model, sharpness=1.0):
         weights = (model.norm_weight(name) for name in ("norm2", "final"))
         norm, final = (torch.stack([w, torch.zeros_like(w)]) for w in weights)
         out, up, gate, down = model.matrices()
-        gate, head = up[:, :0] if gate is None else gate, model.digits()
+        head = model.digits()
     return kernels.Tables(kv, xq, out, norm, up, gate, down, final, head.T)
 
 
@@ -75,7 +75,7 @@ class Compiled:
     def __init__(self, model):
         self.layout, self.tables = model.config.layout, Call(model, tables)
         centered = any(isinstance(part, nn.LayerNorm) for part in model.modules())
-        self.kind = Kind(centered, model.config.eps, getattr(model.config, "gated", False), tied(model))
+        self.kind = Kind(centered, model.config.eps, not isinstance(model, TinyDecoderLM), tied(model))
 
     def losses(self, parameters, rows, sharpness):
         """Mean losses [models] of rows [models, batch, tokens], with gradients for the parameters."""
@@ -89,29 +89,18 @@ class Compiled:
         return kernels.call(False, tables, rows.numpy(), self.layout, self.kind)[:2]
 
 
-def mean_losses(predicted, target):
-    """Of each model, from its logits [models, batch, answer, vocabulary]."""
-    losses = F.cross_entropy(predicted.flatten(0, 2), target.flatten(), reduction="none")
-    return losses.view(len(target), -1).mean(1)
-
-
 class Torch:
     """Plain PyTorch, for any device."""
 
     name = "torch"
 
     def __init__(self, model, at_once=10_000):
-        self.call, self.at_once, self.answer = Call(model, answers), at_once, len(model.config.layout.sum)
+        self.loss, self.tested, self.at_once = Call(model, mean_loss), Call(model, test), at_once
 
     def losses(self, parameters, rows, sharpness):
-        return mean_losses(*self.call.stacked(parameters, rows, sharpness))
+        return self.loss.stacked(parameters, rows, sharpness)
 
-    @torch.no_grad()
     def test(self, parameters, rows):
-        loss, right = 0.0, 0
-        at_once = max(1, self.at_once // len(rows))
-        for part in rows.split(at_once, 1):
-            predicted, target = self.call.stacked(parameters, part, torch.ones(len(rows), device=rows.device))
-            loss = loss + mean_losses(predicted, target) * (part.shape[1] / rows.shape[1])
-            right = right + (predicted.argmax(-1) == target)[..., : self.answer].all(-1).sum(-1)
-        return loss, right
+        each = ({f"model.{name}": value[i] for name, value in parameters.items()} for i in range(len(rows)))
+        found = [functional_call(self.tested, one, (part, self.at_once)) for one, part in zip(each, rows)]
+        return tuple(map(torch.tensor, zip(*found)))

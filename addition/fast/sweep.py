@@ -15,7 +15,6 @@ import math
 import re
 import sys
 from dataclasses import dataclass, fields, replace
-from typing import Literal
 
 import torch
 
@@ -31,11 +30,6 @@ COLUMNS = ("member", "step", "train_loss", "val_loss", "val_exact", "lr", "stage
 LARGEST = 600  # d_model x d_ff of a model for the kernels: 15 seconds to compile
 
 
-def wrong(problem):
-    print(f"error: {problem}", file=sys.stderr)
-    raise SystemExit(2)
-
-
 def flags(recipe):
     """The recipe's settings, and those of a sweep."""
 
@@ -43,7 +37,6 @@ def flags(recipe):
     class Sweep(recipe.Settings):
         seeds: tuple[str, ...] = ("0-7",)  # numbers and ranges: 0-7, or 41 100 200-205
         prune: str = ""  # STEP:LEFT,...: only so many runs go on then, the best by validation loss
-        engine: Literal["auto", "torch", "compiled"] = "auto"  # auto: compiled on a CPU
 
     return Sweep
 
@@ -55,39 +48,31 @@ def numbers(words):
         low, high = (int(match[1]), int(match[2] or match[1])) if match else (0, -1)
         if not low <= high < min(low + MOST_SEEDS, outputs.LARGEST["seed"]):
             form = f"a number below {outputs.LARGEST['seed']:,} or a range of at most {MOST_SEEDS:,}, such as 0-7"
-            wrong(f"--seeds {word}: expected {form}")
+            raise SystemExit(f"--seeds {word}: expected {form}")
         found += range(low, high + 1)
     if not found:
-        wrong("--seeds is empty: expected numbers and ranges, such as 0-7 or 41 100")
+        raise SystemExit("--seeds is empty: expected numbers and ranges, such as 0-7 or 41 100")
     return list(dict.fromkeys(found))
 
 
 def parse_prune(text, interval):
     """'3000:20,6000:5' -> {3000: 20, 6000: 5}"""
     if not re.fullmatch(r"(\d+:[1-9]\d*(,|$))*", text):
-        wrong(f"--prune {text}: expected STEP:LEFT,STEP:LEFT such as 3000:20,6000:5")
+        raise SystemExit(f"--prune {text}: expected STEP:LEFT,STEP:LEFT such as 3000:20,6000:5")
     found = {int(step): int(left) for step, left in re.findall(r"(\d+):(\d+)", text)}
     if any(step == 0 or step % interval for step in found):
-        wrong(f"--prune {text}: expected multiples of --eval-interval, {interval}")
+        raise SystemExit(f"--prune {text}: expected multiples of --eval-interval, {interval}")
     return found
 
 
-def pick_engine(model, wanted, device, recipe):
+def pick_engine(model, device, recipe):
     """The kernels, where they compute what the model computes; else torch."""
-    problem = ""
-    if device.type != "cpu":
-        problem = "is for a CPU"
-    elif model.config.d_model * model.config.d_ff > LARGEST:
-        problem = f"would take minutes to compile a model of this size (d_model x d_ff above {LARGEST})"
-    elif wanted != "torch":
+    if device.type == "cpu" and model.config.d_model * model.config.d_ff <= LARGEST:
         engine, rows = Compiled(model), recipe.validation[:64]
         stacked = {name: p.detach()[None] for name, p in model.named_parameters()}
         ours, theirs = float(engine.test(stacked, rows[None])[0]), float(mean_loss(model, rows).detach())
         if math.isclose(ours, theirs, rel_tol=1e-3):
             return engine
-        problem = f"has a loss of {ours:.4f}, the model itself {theirs:.4f}: the kernels do not know this model"
-    if wanted == "compiled":
-        raise SystemExit(f"--engine compiled {problem}; use --engine torch")
     return Torch(model, recipe.s.eval_batch_size)
 
 
@@ -95,9 +80,9 @@ class Stack:
     """The models that are still training, as rows of one matrix of parameters."""
 
     ROWS = ("flat", "mean", "square", "best")
-    LISTS = ("names", "recipes", "batches", "best_at", "rows")
+    LISTS = ("names", "recipes", "batches", "best_at")
 
-    def __init__(self, recipes, device, engine):
+    def __init__(self, recipes, device):
         """`recipes` by the names of their runs."""
         self.names, self.recipes = list(recipes), list(recipes.values())
         self.batches = [batches(recipe) for recipe in self.recipes]
@@ -108,8 +93,8 @@ class Stack:
         self.flat = self.flat.to(device)
         self.mean, self.square, self.best = torch.zeros_like(self.flat), torch.zeros_like(self.flat), self.flat.clone()
         self.best_at = [(-1.0, 0)] * len(models)  # (share of right sums, step); the first validation is better
-        self.rows, self.done, self.ended_rows = [[] for _ in models], {}, {}
-        self.engine = pick_engine(self.model, engine, device, self.recipes[0])
+        self.rows, self.done = {name: [] for name in self.names}, {}  # of all runs; the summaries of those that ended
+        self.engine = pick_engine(self.model, device, self.recipes[0])
 
     def named(self, flat):
         """Views of `flat` [models, parameters]."""
@@ -147,7 +132,7 @@ class Stack:
         losses, right = self.engine.test(self.named(self.flat), rows)
         for i, (recipe, loss, exact) in enumerate(zip(self.recipes, losses.tolist(), (right / rows.shape[1]).tolist())):
             at = step - recipe.begun
-            self.rows[i].append({"step": step + 1} | recipe.row(at, loss, exact) | {"seconds": seconds})
+            self.rows[self.names[i]].append({"step": step + 1} | recipe.row(at, loss, exact) | {"seconds": seconds})
             if exact > self.best_at[i][0]:
                 self.best_at[i], self.best[i] = (exact, step + 1), self.flat[i]
             verdict = recipe.verdict(at, exact)
@@ -172,25 +157,26 @@ class Stack:
         return [self.flat[:1]]  # of one model
 
     def state_dict(self):
-        """Everything that a resumed sweep needs; also the summaries of the runs that have ended."""
-        state = {name: getattr(self, name) for name in (*self.ROWS, "names", "best_at", "rows", "done", "ended_rows")}
+        """Everything that a resumed sweep needs."""
+        state = {name: getattr(self, name) for name in (*self.ROWS, "names", "best_at", "rows", "done")}
         return state | {"recipes": [recipe.state_dict() for recipe in self.recipes]}
 
     def load_state_dict(self, state):
         self.keep([self.names.index(name) for name in state["names"]])
-        for name in (*self.ROWS, "best_at", "rows", "done", "ended_rows"):
+        for name in (*self.ROWS, "best_at", "rows", "done"):
             setattr(self, name, state[name])
         for recipe, saved in zip(self.recipes, state["recipes"], strict=True):
             recipe.load_state_dict(saved)
 
 
-def train(recipes, run, prune, engine="auto"):
+def train(recipes, run, prune):
     """Train all runs together; -> {name: summary}"""
     if summary := run.ended():
         return summary["members"]
     kernels.flush_denormals()
-    stack, together = Stack(recipes, run.device, engine), len(recipes)
+    stack, together = Stack(recipes, run.device), len(recipes)
     settings, score = run.config, score_rows(stack.model.config.layout)
+    run.log(f"# losses by the {stack.engine.name} engine")
 
     def end(indices, step, reason):
         """Test and save the models whose run ends after so many steps; go on with the others."""
@@ -198,12 +184,11 @@ def train(recipes, run, prune, engine="auto"):
             name, recipe, weights = stack.names[i], stack.recipes[i], stack.best[i]
             test = 1 - stack.errors(weights, recipe.test) / len(recipe.test)
             errors = {seed: stack.errors(weights, rows) for seed, rows in score.items()}
-            stack.done[name] = outputs.result(recipe, step, stack.rows[i], stack.best_at[i], test, errors) | {
+            stack.done[name] = outputs.result(recipe, step, stack.rows[name], stack.best_at[i], test, errors) | {
                 "name": name, "parameters": stack.flat.shape[1], "steps": step, "seconds": round(run.elapsed(), 1),
                 "models_together": together, "engine": stack.engine.name, "hardware": disk.describe(run.device),
                 "commit": disk.commit(), **({reason: step} if reason else {}),
             }  # fmt: skip
-            stack.ended_rows[name] = stack.rows[i]
             torch.nn.utils.vector_to_parameters(weights.clone(), stack.model.parameters())
             run.save(stack.model, recipe.s, name, *reversed(stack.best_at[i]))
             if reason == "diverged_at":
@@ -217,18 +202,18 @@ def train(recipes, run, prune, engine="auto"):
         end(stack.step(step), step + 1, "diverged_at")
         if stack.names and run.due(step, settings.eval_interval):
             ended = stack.validate(step, round(run.elapsed(), 1))
-            exact = sorted((rows[-1]["val_exact"] for rows in stack.rows), reverse=True)
+            exact = sorted((stack.rows[name][-1]["val_exact"] for name in stack.names), reverse=True)
             good = sum(value >= 0.99 for value in exact) + sum(s["best_val_exact"] >= 0.99 for s in stack.done.values())
             run.row = {"at_99": good, "best": exact[0], "training": len(exact)}
             shown = " ".join(f"{value:.2f}" for value in exact[:8]) + " ..." * (len(exact) > 8)
             outputs.progress(run, step, f"{good} of {together} at 99 %  best {shown}")
             end(ended, step + 1, None)
         if (left := prune.get(step + 1, together)) < len(stack.names):
-            ranked = sorted(range(len(stack.names)), key=lambda i: stack.rows[i][-1]["val_loss"])
+            ranked = sorted(range(len(stack.names)), key=lambda i: stack.rows[stack.names[i]][-1]["val_loss"])
             end(ranked[left:], step + 1, "pruned_at")
         run.end_step(step, stack)
     with disk.writing(run.folder, "members.csv"):
-        rows = [{"member": name} | row for name in recipes for row in stack.ended_rows[name]]
+        rows = [{"member": name} | row for name in recipes for row in stack.rows[name]]
         disk.write_rows(run.folder / "members.csv", rows, COLUMNS)
     done = {name: stack.done[name] for name in recipes}
     run.end({"seed": sorted({s["seed"] for s in done.values()}), "members": done})
@@ -245,18 +230,18 @@ def main(argv=None):
         recipe = importlib.import_module(f"addition.{argv[0]}" if re.fullmatch(r"\w+", argv[0]) else "")
         recipe.Settings, recipe.Recipe  # noqa: B018
     except (ImportError, AttributeError, ValueError, IndexError):
-        wrong("give a recipe first: train, reliable, tiny, smallest, or a module of yours in addition/")
+        raise SystemExit("give a recipe first: train, reliable, tiny, smallest or your own in addition/") from None
     if recipe.Recipe.optimizer is not Recipe.optimizer:
-        wrong(f"{recipe.__name__} has an optimizer of its own; run that module by itself")
+        raise SystemExit(f"{recipe.__name__} has an optimizer of its own; run that module by itself")
     if "--seed" in argv:
-        wrong("--seed is of a single run; here it is --seeds")
+        raise SystemExit("--seed is of a single run; here it is --seeds")
     options = outputs.parse(flags(recipe), argv[1:])
     seeds, prune = numbers(options.seeds), parse_prune(options.prune, options.eval_interval)
     shared = recipe.Settings(**{f.name: getattr(options, f.name) for f in fields(recipe.Settings)})
     options = replace(options, name=options.name or f"{argv[0]}-sweep")
     run = outputs.Run(options, "fast.sweep", argv)
     recipes = {f"seed{seed}": recipe.Recipe(replace(shared, seed=seed)) for seed in seeds}
-    results = train(recipes, run, prune, options.engine)
+    results = train(recipes, run, prune)
     for name, r in results.items():
         found = f"best {r['best_val_exact']:.4f} at {r['best_step']}, 99 % at {r['step_at_99']}"
         print(f"{name:10s} {found}, {r['errors_in_100000']:,} errors in 100,000")

@@ -165,7 +165,7 @@ def test_from_dict_drops_what_it_does_not_know():
             dict(pos_rank=8), dict(ffn_rank=-1), dict(attn_out_rank=9), dict(tie_qkv="shareB"),
             dict(tie_qkv="shareA_tieKV"), dict(n_layer=2), dict(d_model=0))),
         *((tiny.TinyConfig, wrong) for wrong in (
-            dict(head_dim=3), dict(d_ff=0), dict(embedding="arc", d_model=1), dict(radius=0), dict(query="zeros"),
+            dict(head_dim=3), dict(d_ff=0), dict(embedding="arc", d_model=1), dict(query="zeros"),
             dict(values="query", query="zeros", embedding="unit"), dict(values="joined", head_dim=2))),
         *((smallest.SmallestConfig, wrong) for wrong in (
             dict(joined="___"), dict(up="11/__/_"), dict(gate="__/__/_"), dict(down="_x0/_?0"), dict(final="aA"),
