@@ -1,10 +1,10 @@
 """Search with a network: suppose a digit, go on from there, take back what breaks the rules. Every puzzle is solved.
 
-`python solve.py --guess` uses it, with a network of exp_guess.py. The network does not decide that a puzzle is solved or
-that a supposition is wrong: the rules do, as the exact solver of data/solver.py applies them between two guesses. The
-network says what to suppose, in a cell with fewest candidates: what should cost the fewest guesses. For each candidate
-it says how many it will take until it has led to the solution or is refuted, and how likely it is; for the puzzle,
-whether what is supposed so far can be true. Its state goes on with the candidates that are left, so that each
+`python solve.py --guess` uses it, with a network of exp_guess.py. The network does not decide that a puzzle is solved
+or that a supposition is wrong: the rules do, as the exact solver of data/solver.py applies them between two guesses.
+The network says what to suppose, in a cell with fewest candidates: what should cost the fewest guesses. For each
+candidate it says how many it will take until it has led to the solution or is refuted, and how likely it is; for the
+puzzle, whether what is supposed so far can be true. Its state goes on with the candidates that are left, so that each
 supposition costs it two iterations.
 
 python guess.py puzzles.csv                        how long the search takes, and if the network were not asked
@@ -143,6 +143,7 @@ class Arguments:
     puzzles: tyro.conf.Positional[str]  # a .csv file of puzzles with their solutions
     weights: str = ""  # of exp_guess.py, a checkpoint.pt or a run's folder; empty: the shipped ones
     held_out: bool = False  # only the tenth of the file that `--hard FILE` of an experiment leaves out of its training
+    ways: tuple[str, ...] = ()  # to choose what is supposed, as in the table of README.md; empty: all
     output: str = ""  # also write the figures to this .json file
 
 
@@ -164,6 +165,8 @@ def main(argv=None):
     asked = tyro.cli(Arguments, args=argv, description=__doc__.replace("\n", "\n "))
     if asked.output and (problem := disk.wrong_json(asked.output)):
         raise SystemExit(problem)
+    if unknown := set(asked.ways) - set(WAYS):
+        raise SystemExit(f"--ways {' '.join(sorted(unknown))}: expected some of {', '.join(map(repr, WAYS))}")
     console = Console(highlight=False, soft_wrap=True)
     path = program.choose_weights(asked.weights, console, guess=True)
     model = program.load(path, torch.device("cpu"), console)
@@ -175,7 +178,11 @@ def main(argv=None):
     puzzle, solution = puzzles.rows(np.arange(len(puzzles)))
     workers = workers_of(model)
     solve(model, puzzle[:32], workers)  # compiles, and warms the caches
-    result = {name: measure(model, puzzle, solution, workers, way) for name, way in WAYS.items()}
+    result = {
+        name: measure(model, puzzle, solution, workers, way)
+        for name, way in WAYS.items()
+        if name in (asked.ways or WAYS)
+    }
     solver.solve(puzzle[:1], limit=2)
     begun = time.perf_counter()
     solver.solve(puzzle, limit=2)

@@ -289,12 +289,14 @@ def faster():
 
 
 def thoughts(folder="thinking"):
-    """What eval_extreme.py wrote to this folder of results/: {(run without its seed, puzzles): [(seed, report)]}"""
+    """What eval_extreme.py or guess.py wrote to this folder of results/: {(run without its seed, puzzles): [(seed,
+    report)]}"""
     groups = {}
     for path in sorted((ROOT / "results" / folder).glob("*.json")):
         report = json.loads(path.read_text())
         run, _, seed = path.stem.partition("-seed")
-        groups.setdefault((run, Path(report["data"]).name), []).append((seed.partition("-")[0], report))
+        data = report["data"] if "data" in report else report["command"].split()[2]
+        groups.setdefault((run, Path(data).name), []).append((seed.partition("-")[0], report))
     return groups
 
 
@@ -350,19 +352,26 @@ def ladder():
 
 
 def guessing():
-    """What guess.py wrote to results/guess/: every way to search, on every set of puzzles."""
-    head = ["weights", "puzzles", "way", "solved", "guesses, median", "mean", "iterations, median", "mean",
+    """What guess.py wrote to results/guess/: every way to search, on every set of puzzles; means over the seeds."""
+    head = ["weights", "seeds", "puzzles", "way", "solved", "guesses, median", "mean", "iterations, median", "mean",
             "ms a puzzle"]  # fmt: skip
     rows = []
-    for path in sorted((ROOT / "results/guess").glob("*.json")):
-        report = json.loads(path.read_text())
-        for way, row in report["ways"].items():
-            cells = [f"{row[what][kind]:.4g}" if what in row else "" for what in ("guesses", "iterations")
-                     for kind in ("median", "mean")]  # fmt: skip
-            solved = f"{row['solved']} of {report['puzzles']}"
-            rows.append([path.stem, Path(report["command"].split()[2]).name, way, solved, *cells,
-                         f"{1e3 * row['seconds'] / report['puzzles']:.3g}"])  # fmt: skip
+    for (run, data), reports in thoughts("guess").items():
+        for way in dict.fromkeys(way for _, report in reports for way in report["ways"]):
+            tried = [(seed, report) for seed, report in reports if way in report["ways"]]
+            total, seeds = sum(report["puzzles"] for _, report in tried), ", ".join(seed for seed, _ in tried)
+            found = pd.json_normalize([report["ways"][way] for _, report in tried])
+            cells = [plain(found[f"{what}.{kind}"]) if f"{what}.{kind}" in found else ""
+                     for what in ("guesses", "iterations") for kind in ("median", "mean")]  # fmt: skip
+            rows.append([run, seeds, data, way, f"{found['solved'].sum()} of {total}", *cells,
+                         f"{1e3 * found['seconds'].sum() / total:.3g}"])  # fmt: skip
     return table(head, rows) if rows else ["Not run."]
+
+
+def plain(values):
+    """As spread, of numbers that are no shares."""
+    ends = f" ({values.min():.3g}-{values.max():.3g})" if values.nunique() > 1 else ""
+    return f"{values.mean():.3g}{ends}"
 
 
 def easy(experiment, group):

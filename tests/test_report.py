@@ -295,14 +295,15 @@ def test_what_more_thinking_gives(root):
         "| a | 0, 2 | hard.csv | 8 | 25.0 % | 62.5 % (50.0-75.0) | 100 |",
         "| a | 2 | easy.csv | 8 | 25.0 % | 75.0 % | 100 |",
     ]
-    spread = {"median": 3.0, "mean": 4.25, "most": 9}
-    ways = {"network": {"solved": 8, "seconds": 0.08, "guesses": spread, "iterations": spread}}
-    ways["exact solver"] = {"solved": 8, "seconds": 0.0008}
-    found = {"puzzles": 8, "command": "python guess.py x/hard.csv", "ways": ways}
-    (root / "results/guess/a.json").write_text(json.dumps(found))
+    for seed, mean in ((0, 4.25), (1, 5.25)):
+        spread = {"median": 3.0, "mean": mean, "most": 9}
+        ways = {"network": {"solved": 8, "seconds": 0.08, "guesses": spread, "iterations": spread}}
+        ways["exact solver"] = {"solved": 8, "seconds": 0.0008}
+        found = {"puzzles": 8, "command": "python guess.py x/hard.csv", "ways": ways}
+        (root / f"results/guess/a-seed{seed}.json").write_text(json.dumps(found))
     assert report.guessing()[-2:] == [
-        "| a | hard.csv | network | 8 of 8 | 3 | 4.25 | 3 | 4.25 | 10 |",
-        "| a | hard.csv | exact solver | 8 of 8 |  |  |  |  | 0.1 |",
+        "| a | 0, 1 | hard.csv | network | 16 of 16 | 3 | 4.75 (4.25-5.25) | 3 | 4.75 (4.25-5.25) | 10 |",
+        "| a | 0, 1 | hard.csv | exact solver | 16 of 16 |  |  |  |  | 0.1 |",
     ]
 
 
