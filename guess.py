@@ -2,10 +2,9 @@
 
 `python solve.py --guess` uses it, with a network of exp_guess.py. The network does not decide that a puzzle is solved
 or that a supposition is wrong: the rules do, as the exact solver of data/solver.py applies them between two guesses.
-The network says what to suppose, in a cell with fewest candidates: what should cost the fewest guesses. For each
-candidate it says how many it will take until it has led to the solution or is refuted, and how likely it is; for the
-puzzle, whether what is supposed so far can be true. Its state goes on with the candidates that are left, so that each
-supposition costs it two iterations.
+The network says what to suppose: what should cost the fewest guesses. For each candidate it says how many it will
+take until it has led to the solution or is refuted, and how likely it is; for the puzzle, whether what is supposed so
+far can be true. Its state goes on with the candidates that are left, so that each supposition costs it two iterations.
 
 python guess.py puzzles.csv                        how long the search takes, and if the network were not asked
 python guess.py puzzles.csv --held-out             only the tenth that training with --hard puzzles.csv leaves out
@@ -73,8 +72,15 @@ def suppose(search, candidate):
 
 def cheapest(effort, share, chance, alive):
     """The least guesses to expect: the less likely it is, the more count those of the cell's other candidates."""
-    costs = candidates.first_costs(effort, share * chance)
-    return int(np.where(candidates.fewest(alive), costs, np.inf).argmin())
+    costs, open_ = candidates.first_costs(effort, softened(share) * chance), alive.reshape(81, 9).sum(1) > 1
+    return int(np.where(alive & open_.repeat(9), costs, np.inf).argmin())
+
+
+def softened(share):
+    """The probabilities as their square roots give them: where puzzles are chosen for being hard, the likely is less
+    often true than the network says."""
+    root = np.sqrt(share).reshape(81, 9)
+    return (root / np.maximum(root.sum(1, keepdims=True), 1e-9)).ravel()
 
 
 def without_verdict(effort, share, chance, alive):
@@ -83,8 +89,8 @@ def without_verdict(effort, share, chance, alive):
 
 
 def without_effort(effort, share, chance, alive):
-    """As if every candidate cost the same: the likeliest."""
-    return cheapest(alive.astype(float), share, chance, alive)
+    """The likeliest in a cell with fewest candidates."""
+    return int(np.where(candidates.fewest(alive), share, -1).argmax())
 
 
 def without_network(effort, share, chance, alive):

@@ -83,22 +83,26 @@ def test_the_network_shortens_the_search(model, workers):
 
 
 def test_what_should_cost_least_is_supposed():
-    """In cells 0 and 40 with two candidates; cell 80 has three, which counts as more."""
-    alive, share = np.zeros((81, 9), bool), np.full(729, 0.5)
-    alive[[0, 40], :2], alive[80, :3] = True, True
-    alive = alive.ravel()
+    """In cells 0 and 40 with two candidates, cell 80 with three, and cell 50 with one, which is nothing to suppose."""
+    alive, share = np.zeros((81, 9), bool), np.zeros((81, 9))
+    alive[[0, 40], :2], alive[80, :3], alive[50, 0] = True, True, True
+    share[[0, 40], :2], share[80, :3] = 0.5, 1 / 3
+    alive, share = alive.ravel(), share.ravel()
     effort = np.where(alive, 8.0, 0.0)
-    effort[720:723] = 1.0
-    assert guess.cheapest(effort, share, 1.0, alive) in (0, 1, 360, 361)
+    effort[450] = 0
     effort[[0, 1, 360, 361]] = 4.4, 4.4, 6, 2
     assert guess.cheapest(effort, share, 1.0, alive) == 361, "2 and, if it is false, 6"
-    share[[0, 1]] = 0.1, 0.9
+    share[[0, 1]] = 0.01, 0.99
     assert guess.cheapest(effort, share, 1.0, alive) == 1, "4.4, and hardly ever twice"
     assert guess.cheapest(effort, share, 0.1, alive) == 361, "where something is false, both must be refuted"
     assert guess.without_verdict(effort, share, 0.1, alive) == 1
+    share[[0, 1]] = 0.14, 0.86
+    assert guess.cheapest(effort, share, 1.0, alive) == 361, "but the likely is less often true than that"
+    effort[[720, 721, 722]] = 0.5, 9, 0.5
+    assert guess.cheapest(effort, share, 1.0, alive) == 361, "of the three one is dear"
+    effort[721] = 0.5
+    assert guess.cheapest(effort, share, 1.0, alive) in (720, 721, 722), "now they cost least"
     assert guess.without_effort(effort, share, 1.0, alive) == 1
-    effort[[0, 1]] = 20
-    assert guess.without_effort(effort, share, 1.0, alive) == 1 != guess.cheapest(effort, share, 1.0, alive)
 
 
 def test_a_peer_in_a_cell_with_few_candidates_counts_more():
