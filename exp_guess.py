@@ -46,8 +46,8 @@ class Config(common.RunConfig):
     lies: float = 0.5  # share of the puzzles where a supposition will be false
     denied: float = 0.2  # share of the suppositions that a candidate is false, as when a search goes back
     search_noise: float = 0.5  # of the logarithm of what it should cost: not always the best candidate is supposed
-    asked: int = 12  # candidates a puzzle whose effort is measured
-    most: int = 100  # guesses at most to measure it
+    asked: int = 12  # candidates a puzzle, in the mean, whose effort is measured
+    most: int = 100  # guesses at most after the candidate itself, to measure it
     effort: float = 1.0  # weight of that loss
     verdict: float = 0.3  # weight of a loss beside: is all that is supposed true?
     muon_lr: float = 0.01  # Muon's, for the matrices; 0.005 and 0.02 give the same in exp_deep
@@ -328,6 +328,10 @@ def train(config):
         raise SystemExit(f"{run.experiment}.py runs in one process, on as many threads as OMP_NUM_THREADS says")
     data = common.load(config, run)
     data.train = data.train.subset(left_by_rules(data.train))
+    if len(np.unique(data.train.rating)) < 2:  # minimal puzzles and hard ones
+        raise SystemExit(
+            "the rules alone solve all minimal or all hard training puzzles: more --train-puzzles, another --hard"
+        )
     model, slots = Model(config), Slots(config)
     matrices = [p for p in model.parameters() if p.ndim == 2 and min(p.shape) > 1]
     others = [p for p in model.parameters() if all(p is not matrix for matrix in matrices)]

@@ -369,7 +369,7 @@ def guessing():
 
 
 def plain(values):
-    """As spread, of numbers that are no shares."""
+    """The mean over the seeds, and the lowest and highest in brackets where they differ."""
     ends = f" ({values.min():.3g}-{values.max():.3g})" if values.nunique() > 1 else ""
     return f"{values.mean():.3g}{ends}"
 

@@ -47,7 +47,7 @@ FULL_REPORTS = 3  # up to this many puzzles are shown in full; of more, each uns
 @dataclass
 class Arguments:
     puzzles: tyro.conf.Positional[tuple[str, ...]] = ()  # 81 characters, a file, or - for standard input; or several
-    weights: str = ""  # a checkpoint.pt or a run's folder; empty: your newest full exp_speedrun, else the shipped
+    weights: str = ""  # a checkpoint.pt or a run's folder; empty: your newest full exp_speedrun, else shipped ones
     iterations: int = 1024  # at most this many; may be more than in training
     guess: bool = False  # search: suppose digits as the network says, until the puzzle is solved
     keep_going: bool = False  # go through all iterations and judge the last board, not the first legal one
@@ -162,7 +162,8 @@ def prove(puzzles):
 
 
 def choose_weights(given, console, guess=False):
-    """The checkpoint of --weights, else of the newest finished full run of exp_speedrun here, else the shipped one."""
+    """The checkpoint of --weights, else of the newest finished full run of exp_speedrun here, else the shipped one.
+    A search has a shipped one of its own."""
     if given:
         return disk.checkpoint_path(given)
     if guess:
@@ -229,8 +230,6 @@ def search(model, puzzles):
     """Solve all of these puzzles, with suppositions that the rules can refute."""
     import guess  # imported only here, because its first compilation takes seconds
 
-    if not hasattr(model, "judge"):
-        raise SystemExit("--guess needs weights of exp_guess.py: leave out --weights, or name a run of it")
     cells = np.stack([p.cells for p in puzzles])
     for p, found in zip(puzzles, guess.solve(model, cells, guess.workers_of(model))):
         p.iterations, p.guesses = found.iterations, found.guesses
@@ -248,7 +247,7 @@ def solve(model, puzzles, arguments, history):
         if arguments.guess:
             search(model, left)
             continue
-        drops = hasattr(model, "think_shard")  # a network on candidates goes on with the unsolved ones by itself
+        drops = hasattr(model, "think")  # a network on candidates goes on with the unsolved ones by itself
         stages = (16, 64) if len(left) > 8 and not arguments.keep_going and not drops else ()
         for iterations in [*(n for n in stages if n < arguments.iterations), arguments.iterations]:
             if left:

@@ -11,6 +11,8 @@ at the positions that predict the digits of 10^1 to 10^9 of the sum; beside it, 
 """
 
 import argparse
+import shlex
+import sys
 from pathlib import Path
 
 import torch
@@ -111,7 +113,10 @@ def main(argv=None):
         print(f"{path}  {count(model)} parameters  exact match {exact:.5f}  {told}", flush=True)
     if options.output:
         with disk.writing(options.output.parent, options.output.name):
-            disk.write_json(options.output, {"checkpoints": found})
+            command = shlex.join(
+                ["python", "-m", "addition.evaluate_checkpoints", *(sys.argv[1:] if argv is None else argv)]
+            )
+            disk.write_json(options.output, {"command": command, "attention_pairs": PAIRS, "checkpoints": found})
     return found
 
 

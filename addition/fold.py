@@ -27,8 +27,8 @@ def fold(model):
     if isinstance(model, SmallestAdder):
         return fold_scores(model)
     config, w = model.config, {name: p.detach().double() for name, p in model.named_parameters()}
-    if config.out == "transpose":  # a norm in the values' matrix would be in the output, too
-        return copy.deepcopy(model).double(), []
+    if config.out == "transpose" and config.values != "joined":  # a norm in the values would be in the output, too
+        w["out"], config = w["query" if config.values == "query" else "value"].mT, replace(config, out="free")
     done = []
 
     def note(text, **changes):
@@ -49,9 +49,7 @@ def fold(model):
         radius, start, span = w["arc"]
         w["arc"] = torch.stack([start, span])
         w |= {name: w[name][:2] for name in ("query", "key", "value", "joined", "final") if name in w}
-        w |= {
-            name: w[name] / radius for name in ("out", "joined", "down") if name in w
-        }  # what is added to an embedding
+        w |= {name: w[name] / radius for name in ("out", "joined", "down") if name in w}  # added to an embedding
         w["final"] = w["final"] * radius
         note("the radius, and what reads coordinates that are 0", embedding="unit")
     if config.values != "joined" and config.read <= config.head_dim:
@@ -68,7 +66,10 @@ def fold(model):
         w |= {name: turn(w[name], angle) for name in ("query", "key") if name in w}
         w["query"] = torch.stack([w["query"][0, :pairs], w["query"][1, :pairs], w["query"][1, pairs:]])
         note("an entry of each pair of the queries, by turning queries and keys", query="zeros")
-    return TinyAdder(config, {name: w[name] for name in config.shapes()}), done
+    folded = TinyAdder(config, {name: w[name] for name in config.shapes()})
+    if count(folded) > count(model):  # an output matrix that was the values' transposed is one of its own now
+        return copy.deepcopy(model).double(), []
+    return folded, done
 
 
 def fold_scores(model):

@@ -184,8 +184,10 @@ def verified(name):
 
 
 def shown(kind, *names):
-    missing = [name for name in names if not (RESULTS / name).exists()]
-    return [f"not run: {', '.join(missing)}"] if missing else kind(*names)
+    """What there is of these, and which are not run."""
+    missing = [name for name in names if not any((RESULTS / name).glob("*.json"))]
+    there = [name for name in names if name not in missing]
+    return (kind(*there) if there else []) + ([f"not run: {', '.join(missing)}"] if missing else [])
 
 
 KINDS = {kind.__name__: functools.partial(shown, kind) for kind in (sweep, seeds, command, attention, speed, verified)}
@@ -221,6 +223,10 @@ def keep(folders):
                 kept = {"command": kept["command"], "members": {member: kept}}
             rows.append(metrics)
             members |= kept["members"]
+        if others := set((summary(name) or {"members": {}})["members"]) - set(members):
+            raise SystemExit(
+                f"{target} also has {', '.join(sorted(others))}: give their folders, too, or remove it first"
+            )
         with disk.writing(target, "metrics.csv"):
             disk.replace(target / "metrics.csv", lambda file, rows=rows: pd.concat(rows).to_csv(file, index=False))
             disk.write_json(target / "summary.json", {**kept, "members": members})

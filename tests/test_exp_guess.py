@@ -202,3 +202,8 @@ def test_a_test_in_shards_is_the_plain_loop(hard):
             for got in quick:
                 logits, state = model.iterate(state)
                 assert torch.allclose(got[n], logits[0], atol=1e-4)
+
+
+def test_without_hard_puzzles_there_is_an_error(clean):
+    with pytest.raises(SystemExit, match="--hard"):
+        experiment.main(["--preset", "smoke", "--hard", ""])

@@ -152,3 +152,7 @@ def test_the_measurement(clean, capsys, puzzles):
     assert found["ways"]["network"]["iterations"]["most"] > guess.FIRST
     with pytest.raises(SystemExit, match="nothing"):
         guess.main(["nothing.csv"])
+    with pytest.raises(SystemExit, match="exp_guess"):
+        guess.main(["p.csv", "--weights", str(solve.ROOT / "weights/suppose.pt")])
+    with pytest.raises(SystemExit, match="network not asked"):
+        guess.main(["p.csv", "--ways", "oracle"])

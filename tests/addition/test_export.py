@@ -184,7 +184,7 @@ SMALLEST = dict(embedding="unit", norms="final", values="joined", keys="rotation
     [
         (dict(embedding="arc", values="query", keys="rotation"), 57, 37),
         (dict(embedding="arc"), 79, 43),
-        (dict(embedding="arc", keys="turn", values="query", out="transpose", norms="shared"), 38, 38),
+        (dict(embedding="arc", keys="turn", values="query", out="transpose", norms="shared"), 38, 36),
         (dict(norms="shared", keys="rotation", d_model=5), 148, 148),
         (dict(), 106, 85),
         (SMALLEST, 39, 37),
