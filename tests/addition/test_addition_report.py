@@ -142,6 +142,8 @@ def test_a_real_sweep_is_kept(root, tmp_path):
     for seed in ("42", "7"):
         train.main([*flags.split(), "--run-name", f"both-seed{seed}", "--runs", str(runs), "--seed", seed])
     report.main(["keep", str(runs / "both-seed42"), str(runs / "both-seed7")])
+    with pytest.raises(SystemExit, match="also has seed7"):
+        report.main(["keep", str(runs / "both-seed42")])
     assert rows_of(report.sweep("both"))[0][4].startswith("0 of 2")
     assert [row["member"] for row in disk.read_rows(root / "results/addition/both/metrics.csv")] == (
         ["seed42"] * 2 + ["seed7"] * 2
