@@ -83,6 +83,11 @@ def softened(share):
     return (root / np.maximum(root.sum(1, keepdims=True), 1e-9)).ravel()
 
 
+def believing(effort, share, chance, alive):
+    """With the probabilities as the network says them."""
+    return cheapest(effort, share**2, chance, alive)
+
+
 def without_verdict(effort, share, chance, alive):
     """As if nothing supposed could be false."""
     return cheapest(effort, share, 1, alive)
@@ -100,8 +105,8 @@ def without_network(effort, share, chance, alive):
     return int(np.where(candidates.fewest(alive), follows, -1).argmax())
 
 
-WAYS = {"network": cheapest, "verdict not asked": without_verdict, "effort not asked": without_effort,
-        "network not asked": without_network}  # fmt: skip
+WAYS = {"network": cheapest, "probabilities believed": believing, "verdict not asked": without_verdict,
+        "effort not asked": without_effort, "network not asked": without_network}  # fmt: skip
 
 
 def think(model, searches, choose):

@@ -96,8 +96,9 @@ def test_what_should_cost_least_is_supposed():
     assert guess.cheapest(effort, share, 1.0, alive) == 1, "4.4, and hardly ever twice"
     assert guess.cheapest(effort, share, 0.1, alive) == 361, "where something is false, both must be refuted"
     assert guess.without_verdict(effort, share, 0.1, alive) == 1
-    share[[0, 1]] = 0.14, 0.86
+    share[[0, 1]] = 0.1, 0.9
     assert guess.cheapest(effort, share, 1.0, alive) == 361, "but the likely is less often true than that"
+    assert guess.believing(effort, share, 1.0, alive) == 1
     effort[[720, 721, 722]] = 0.5, 9, 0.5
     assert guess.cheapest(effort, share, 1.0, alive) == 361, "of the three one is dear"
     effort[721] = 0.5
