@@ -353,16 +353,19 @@ def ladder():
 
 def guessing():
     """What guess.py wrote to results/guess/: every way to search, on every set of puzzles; means over the seeds."""
-    head = ["weights", "seeds", "puzzles", "way", "solved", "guesses, median", "mean", "iterations, median", "mean",
-            "ms a puzzle"]  # fmt: skip
+    head = ["weights", "seeds", "puzzles", "way", "solved", "guesses, median", "mean", "most", "iterations, median",
+            "mean", "most", "ms a puzzle"]  # fmt: skip
     rows = []
     for (run, data), reports in thoughts("guess").items():
         for way in dict.fromkeys(way for _, report in reports for way in report["ways"]):
             tried = [(seed, report) for seed, report in reports if way in report["ways"]]
             total, seeds = sum(report["puzzles"] for _, report in tried), ", ".join(seed for seed, _ in tried)
             found = pd.json_normalize([report["ways"][way] for _, report in tried])
-            cells = [plain(found[f"{what}.{kind}"]) if f"{what}.{kind}" in found else ""
-                     for what in ("guesses", "iterations") for kind in ("median", "mean")]  # fmt: skip
+            cells = []
+            for what in ("guesses", "iterations"):
+                searched = f"{what}.most" in found  # not so with the exact solver
+                cells += [plain(found[f"{what}.{kind}"]) if searched else "" for kind in ("median", "mean")]
+                cells.append(f"{found[f'{what}.most'].max():.0f}" if searched else "")
             rows.append([run, seeds, data, way, f"{found['solved'].sum()} of {total}", *cells,
                          f"{1e3 * found['seconds'].sum() / total:.3g}"])  # fmt: skip
     return table(head, rows) if rows else ["Not run."]

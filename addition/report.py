@@ -207,6 +207,7 @@ def draw():
 
 
 def keep(folders):
+    """Copy the evidence of each; runs that differ in the seed become one sweep, so all must be given at once."""
     together = {}
     for folder in (Path(folder).resolve() for folder in folders):
         together.setdefault(re.sub(r"-seed\d+$", "", folder.name), []).append(folder)

@@ -302,8 +302,8 @@ def test_what_more_thinking_gives(root):
         found = {"puzzles": 8, "command": "python guess.py x/hard.csv", "ways": ways}
         (root / f"results/guess/a-seed{seed}.json").write_text(json.dumps(found))
     assert report.guessing()[-2:] == [
-        "| a | 0, 1 | hard.csv | network | 16 of 16 | 3 | 4.75 (4.25-5.25) | 3 | 4.75 (4.25-5.25) | 10 |",
-        "| a | 0, 1 | hard.csv | exact solver | 16 of 16 |  |  |  |  | 0.1 |",
+        "| a | 0, 1 | hard.csv | network | 16 of 16 | 3 | 4.75 (4.25-5.25) | 9 | 3 | 4.75 (4.25-5.25) | 9 | 10 |",
+        "| a | 0, 1 | hard.csv | exact solver | 16 of 16 |  |  |  |  |  |  | 0.1 |",
     ]
 
 
