@@ -370,7 +370,8 @@ def write(s):
     matrices = (out, up, *[gate] * kind.gated, down, head)
     norm, final = Norm(norm, kind), Norm(final, kind)
     pairs = code.scratch(layout.length, kv.columns)  # keys and values, then their gradients
-    scores, sums = code.scratch(layout.length * s.queries), code.scratch(1, max(2 * s.head, TILE[0] * TILE[1]))
+    scores, slopes = (code.scratch(layout.length * s.queries) for _ in range(2))
+    sums = code.scratch(1, max(2 * s.head, TILE[0] * TILE[1]))
     queries, attended, upstream, d_queries = (code.scratch(s.queries, s.head) for _ in range(4))
     streams, inverse = code.scratch(s.queries, s.width), code.scratch(s.queries)
     totals, shift, right = (Rows(code, pointers[name], 1) for name in ("totals", "shift", "right"))
@@ -464,19 +465,31 @@ def write(s):
                 dh = up.back([d * k for d, k in zip(d_hidden, slope)], query)
             dx = plus(dx, norm.back(dh))
             d = [value * inverse[query][0] for value in out.back(dx, query)]
-            upstream[query], streams[query], d_queries[query] = d, dx, [0] * s.head
+            upstream[query], streams[query] = d, dx
             inverse[query] = [dot(d, attended[query])]
 
-        def attend_back(place):
-            k, v = keys(place), values(place)
+        def query_back(query):
+            """The gradients of the query and of its scores."""
+            d, along = upstream[query], inverse[query][0]
+            sums[0] = [0] * s.head
+
+            def one(place):
+                where = code.flat(place, s.queries, query)
+                slope = scores[where][0] * (dot(d, values(place)) - along)
+                slopes[where] = [slope]
+                sums[0] = [a + slope * x for a, x in zip(sums[0], keys(place))]
+
+            code.loop(0, at.add(place_of(query), LONG(1)), one, seen / s.queries)
+            d_queries[query] = sums[0][: s.head]
+
+        def place_back(place):
             sums[0] = [0] * kv.columns
 
             def one(query):
-                (e,), d, q = scores[code.flat(place, s.queries, query)], upstream[query], queries[query]
-                slope = e * (dot(d, v) - inverse[query][0])
-                d_k, d_v = [slope * x for x in q], [e * x for x in d]
+                where = code.flat(place, s.queries, query)
+                d_k = [slopes[where][0] * x for x in queries[query]]
+                d_v = [scores[where][0] * x for x in upstream[query]]
                 sums[0] = plus(sums[0], plus(d_k, d_v) if kind.tied else d_k + d_v)
-                d_queries[query] = [a + slope * x for a, x in zip(d_queries[query], k)]
 
             behind = at.sub(place, LONG(layout.first))
             first = at.select(at.icmp_signed(">", behind, LONG(0)), behind, LONG(0))  # query that sees this place
@@ -490,7 +503,8 @@ def write(s):
         if s.training:
             for matrix in matrices:
                 matrix.add_all(sums)
-            code.loop(0, layout.length, attend_back)
+            code.loop(0, s.queries, query_back)
+            code.loop(0, layout.length, place_back)
             # Apart from what is computed: rows of equal tokens wait for each other
             code.loop(0, layout.length, lambda place: kv.add(place, tokens(place), pairs[place]))
             code.loop(
