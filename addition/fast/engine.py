@@ -39,16 +39,23 @@ def tables(model, sharpness=1.0):
     kv, xq = (F.pad(torch.cat(parts, -1).movedim(-1, 0), (0, room))
               for parts in (attended, (x[first:], sharpness * q[first:])))  # fmt: skip
     if isinstance(model, TinyDecoderLM):
-        norm, final = (torch.stack([n.weight, getattr(n, "bias", torch.zeros_like(n.weight))])
-                       for n in (model.norm2, model.final))  # fmt: skip
+        norm, final = ((n.weight, getattr(n, "bias", None)) for n in (model.norm2, model.final))
+        out, up, gate, down, head = model.attn_out(), model.up(), None, model.down(), model.lm_head.weight
+    else:
+    if isinstance(model, TinyDecoderLM):
+        norm, final = ((n.weight, getattr(n, "bias", None)) for n in (model.norm2, model.final))
         out, up, down, head = model.attn_out(), model.up(), model.down(), model.lm_head.weight
         gate = up[:, :0]
     else:
-        weights = (model.norm_weight(name) for name in ("norm2", "final"))
-        norm, final = (torch.stack([w, torch.zeros_like(w)]) for w in weights)
-        out, up, gate, down = model.matrices()
-        head = model.digits()
-    return kernels.Tables(kv, xq, out, norm, up, gate, down, final, head.T)
+        norm, final = ((model.norm_weight(name), None) for name in ("norm2", "final"))
+        (out, up, gate, down), head = model.matrices(), model.digits()
+    return kernels.Tables(kv, xq, out, scaled(up, *norm), scaled(gate, *norm), down, scaled(head.T, *final))
+
+
+def scaled(matrix, weight, bias):
+    """The matrix for what comes before a norm's weights; a last row is for its bias."""
+    rows = weight[:, None] * matrix
+    return rows if bias is None else torch.cat([rows, bias[None] @ matrix])
 
 
 class Call(nn.Module):

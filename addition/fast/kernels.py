@@ -31,11 +31,9 @@ class Tables(NamedTuple):
     kv: torch.Tensor  # [columns, length, LANES] keys and values of every token at every place
     xq: torch.Tensor  # [columns, queries, LANES] residual stream and queries, where something is predicted
     out: torch.Tensor  # [head, width]
-    norm: torch.Tensor  # [2, width] weight and bias before the feed-forward
-    up: torch.Tensor  # [width, hidden]
+    up: torch.Tensor  # [width, hidden]; as in gate and head, a last row is the bias where the norm before has one
     gate: torch.Tensor  # [width, hidden] of SwiGLU; without it [width, 0]
     down: torch.Tensor  # [hidden, width]
-    final: torch.Tensor  # [2, width]
     head: torch.Tensor  # [width, vocabulary]
 
 
@@ -51,7 +49,7 @@ class Sizes(NamedTuple):
 
     @classmethod
     def of(cls, training, tables, layout, kind):
-        return cls(training, layout, kind, *tables.up.shape[-2:-1], tables.out.shape[-2], tables.up.shape[-1])
+        return cls(training, layout, kind, tables.down.shape[-1], tables.out.shape[-2], tables.down.shape[-2])
 
     @property
     def queries(self):
@@ -60,9 +58,9 @@ class Sizes(NamedTuple):
     @property
     def weights(self):
         """Rows and columns of the matrices after the attention."""
-        w, h = self.width, self.hidden
-        return {"out": (self.head, w), "norm": (2, w), "up": (w, h), "gate": (w, h if self.kind.gated else 0),
-                "down": (h, w), "final": (2, w), "head": (w, self.layout.vocabulary)}  # fmt: skip
+        w, h, rows = self.width, self.hidden, self.width + self.kind.centered
+        return {"out": (self.head, w), "up": (rows, h), "gate": (rows, h if self.kind.gated else 0), "down": (h, w),
+                "head": (rows, self.layout.vocabulary)}  # fmt: skip
 
 
 class Value:
@@ -269,20 +267,16 @@ class Matrix:
     def row(self, i):
         return [self.code.splat(self.pointer, i * self.columns + o) for o in range(self.columns)]
 
-    def add(self, i, values, column=0):
-        """To the gradient of row i."""
-        for o, value in enumerate(values, column):
-            place = (i * self.columns + o) * LANES
-            self.code.store(self.code.load(self.gradient, place) + value, self.gradient, place)
-
-    def __call__(self, x):
-        self.x = x
+    def __call__(self, x, call):
+        """-> x times it; keeps x for `add_all`."""
+        if self.gradient:
+            self.kept[0][call] = x
         return [dot((self.code.splat(self.pointer, i * self.columns + o) for i in range(self.rows)), x)
                 for o in range(self.columns)]  # fmt: skip
 
     def back(self, dy, call):
-        """-> the gradient of the last x; keeps both for `add_all`."""
-        self.kept[0][call], self.kept[1][call] = self.x, dy
+        """-> the gradient of x; keeps dy for `add_all`."""
+        self.kept[1][call] = dy
         return [dot(self.row(i), dy) for i in range(self.rows)]
 
     def add_all(self, held):
@@ -298,36 +292,29 @@ class Matrix:
 
             self.code.loop(0, self.calls, one)
             found = held[0]
-            for row in range(rows):
-                self.add(i + row, found[row * columns : (row + 1) * columns], o)
+            for n, (row, column) in enumerate(itertools.product(range(i, i + rows), range(o, o + columns))):
+                where = (row * self.columns + column) * LANES
+                self.code.store(self.code.load(self.gradient, where) + found[n], self.gradient, where)
 
 
 class Norm:
-    """LayerNorm or RMSNorm; its matrix has a row of weights and a row of biases."""
+    """LayerNorm or RMSNorm of x, without the weights and biases that tables has in the matrices after it."""
 
-    def __init__(self, matrix, kind):
-        self.matrix, self.kind, self.width = matrix, kind, matrix.columns
-
-    def __call__(self, x):
-        code = self.matrix.code
-        if self.kind.centered:
-            mean = total(x) * (1 / self.width)
-            x = [value - mean for value in x]
-        self.scale = code.vector(1) / code.call("sqrt", dot(x, x) * (1 / self.width) + self.kind.eps)
+    def __init__(self, code, kind, x):
+        self.centered, self.share = kind.centered, 1 / len(x)
+        x = self.without_mean(x)
+        self.scale = code.vector(1) / code.call("sqrt", dot(x, x) * self.share + kind.eps)
         self.normal = [value * self.scale for value in x]
-        weights, biases = self.matrix.row(0), self.matrix.row(1)
-        return [n * weight + bias for n, weight, bias in zip(self.normal, weights, biases)]
+        self.out = self.normal + [code.vector(1)] * self.centered  # times the row of biases
+
+    def without_mean(self, x):
+        mean = total(x) * self.share if self.centered else 0.0
+        return [value - mean for value in x] if self.centered else x
 
     def back(self, dy):
-        self.matrix.add(0, [d * n for d, n in zip(dy, self.normal)])
-        if self.kind.centered:  # an RMSNorm has no bias
-            self.matrix.add(1, dy)
-        dy = [d * weight for d, weight in zip(dy, self.matrix.row(0))]
-        along = dot(dy, self.normal) * (1 / self.width)
-        if self.kind.centered:
-            mean = total(dy) * (1 / self.width)
-            dy = [d - mean for d in dy]
-        return [(d - n * along) * self.scale for d, n in zip(dy, self.normal)]
+        dy = dy[: len(self.normal)]
+        along = dot(dy, self.normal) * self.share
+        return [(d - n * along) * self.scale for d, n in zip(self.without_mean(dy), self.normal)]
 
 
 def gelu(code, x):
@@ -364,11 +351,9 @@ def write(s):
     pointers, gradients = dict(zip(POINTERS, arguments)), dict(zip(Tables._fields, arguments[len(POINTERS) :]))
     kv, xq = (Table(code, places, columns, pointers[name], gradients.get(name)) for name, places, columns in (
         ("kv", layout.length, (2 - kind.tied) * s.head), ("xq", s.queries, s.width + s.head)))  # fmt: skip
-    out, norm, up, gate, down, final, head = (
+    out, up, gate, down, head = matrices = [
         Matrix(code, shape, pointers[name], gradients.get(name), s.queries) for name, shape in s.weights.items()
-    )
-    matrices = (out, up, *[gate] * kind.gated, down, head)
-    norm, final = Norm(norm, kind), Norm(final, kind)
+    ]
     pairs = code.scratch(layout.length, kv.columns)  # keys and values, then their gradients
     scores, slopes = (code.scratch(layout.length * s.queries) for _ in range(2))
     sums = code.scratch(1, max(2 * s.head, TILE[0] * TILE[1]))
@@ -428,15 +413,16 @@ def write(s):
 
         def answer(query):
             """From the attention's output to the loss, and back."""
-            x = plus(streams[query], out(attended[query]))
-            h = norm(x)
-            linear = up(h)
+            x = plus(streams[query], out(attended[query], query))
+            norm = Norm(code, kind, x)
+            linear = up(norm.out, query)
             if kind.gated:
-                curved, slope = zip(*(silu(code, g) for g in gate(h)))
+                curved, slope = zip(*(silu(code, g) for g in gate(norm.out, query)))
                 hidden = [c * u for c, u in zip(curved, linear)]
             else:
                 hidden, slope = zip(*(gelu(code, u) for u in linear))
-            logits = head(final(plus(x, down(hidden))))
+            final = Norm(code, kind, plus(x, down(hidden, query)))
+            logits = head(final.out, query)
             highest = functools.reduce(Value.max, logits)
             e = [code.exp(z - highest) for z in logits]
             partition = total(e)
