@@ -19,7 +19,8 @@ import torch
 from llvmlite import ir
 
 LANES = 16
-TILE = 4, 6  # rows and columns of a matrix whose gradients are in registers
+LOG2E = 1.4426950408889634
+TILE = 3, 8  # rows and columns of a matrix whose gradients are in registers
 FLOAT, BYTE, INT, LONG = ir.FloatType(), ir.IntType(8), ir.IntType(32), ir.IntType(64)
 VECTOR, INTS = ir.VectorType(FLOAT, LANES), ir.VectorType(INT, LANES)
 FAST = ("reassoc", "contract", "arcp", "afn", "nsz")  # NaN and infinity stay what they are
@@ -162,15 +163,20 @@ class Code:
         self.at.cbranch(self.at.icmp_signed("<", following, stop), inside, after)
         self.at.position_at_end(after)
 
-    def call(self, name, x):
-        """One of LLVM's functions: sqrt, fabs."""
-        function = self.module.declare_intrinsic(f"llvm.{name}.v{LANES}f32", fnty=ir.FunctionType(VECTOR, [VECTOR]))
-        return Value(self, self.at.call(function, [x.value], fastmath=FAST))
+    def call(self, name, *values):
+        """One of LLVM's functions: sqrt, fabs, copysign."""
+        kind = ir.FunctionType(VECTOR, [VECTOR] * len(values))
+        function = self.module.declare_intrinsic(f"llvm.{name}.v{LANES}f32", fnty=kind)
+        return Value(self, self.at.call(function, [x.value for x in values], fastmath=FAST))
 
     def exp(self, x):
-        """e^x for x <= 0, to float32: 2^n times a polynomial of the rest."""
-        at, exact, log2e, large = self.at, ("contract",), 1.4426950408889634, self.vector(1.5 * 2**23).value
-        z = at.fmul(x.max(-87.0).value, self.vector(log2e).value, flags=exact)
+        """e^x for x <= 0, to float32."""
+        return self.exp2(x * LOG2E)
+
+    def exp2(self, x):
+        """2^x for x <= 0: 2^n times a polynomial of the rest."""
+        at, exact, large = self.at, ("contract",), self.vector(1.5 * 2**23).value
+        z = x.max(-125.5).value
         shifted = at.fadd(z, large, flags=exact)  # rounds z; the last bits are n
         r = Value(self, at.fsub(z, at.fsub(shifted, large), flags=exact))
         p = self.vector(1.3276472027704202e-3)
@@ -319,14 +325,13 @@ class Norm:
 
 def gelu(code, x):
     """Exact GELU and its slope: the error function by Abramowitz and Stegun 7.1.26, 1.5e-7 at most."""
-    bell = code.exp(x * x * -0.5)
-    t = code.vector(1) / (code.call("fabs", x) * 0.2316418882663604 + 1.0)
+    size, bell = code.call("fabs", x), code.exp2(x * (x * (-0.5 * LOG2E)))
+    t = code.vector(1) / (size * 0.2316418882663604 + 1.0)
     p = code.vector(0.5307027145)
     for c in (-0.7265760135, 0.7107068705, -0.142248368, 0.127414796):
         p = p * t + c
-    tail = p * t * bell
-    below = code.select(x.below(0.0), tail, -tail + 1.0)
-    return x * below, below + x * bell * 0.3989422804014327
+    beyond = code.call("copysign", -(p * t * bell) + 0.5, x) + 0.5
+    return x * beyond, beyond + x * bell * 0.3989422804014327
 
 
 def silu(code, x):
