@@ -40,10 +40,6 @@ def tables(model, sharpness=1.0):
               for parts in (attended, (x[first:], sharpness * q[first:])))  # fmt: skip
     if isinstance(model, TinyDecoderLM):
         norm, final = ((n.weight, getattr(n, "bias", None)) for n in (model.norm2, model.final))
-        out, up, gate, down, head = model.attn_out(), model.up(), None, model.down(), model.lm_head.weight
-    else:
-    if isinstance(model, TinyDecoderLM):
-        norm, final = ((n.weight, getattr(n, "bias", None)) for n in (model.norm2, model.final))
         out, up, down, head = model.attn_out(), model.up(), model.down(), model.lm_head.weight
         gate = up[:, :0]
     else:
