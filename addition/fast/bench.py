@@ -76,12 +76,11 @@ def shares(step):
 
 def operations(stack):
     """Floating-point operations of the kernels in a step of one model, without those of selecting and comparing."""
-    parameters, layout, ones = stack.named(stack.flat[:1]), stack.engine.layout, torch.ones(1)
-    tables = kernels.Tables(*stack.engine.tables.stacked(parameters, ones))
-    code = kernels.write(kernels.Sizes.of(True, tables, layout, stack.engine.kind))
-    found = sum(times * sum(i.opname in ("fadd", "fsub", "fmul", "fdiv") for i in block.instructions)
-                for block, times in code.times.items())  # fmt: skip
-    return found * kernels.LANES * -(-stack.recipes[0].s.batch_size // kernels.LANES)
+    named = stack.engine.tables.stacked(stack.named(stack.flat[:1]), torch.ones(1))
+    sizes = kernels.Sizes.of(True, named, stack.engine.layout, stack.engine.eps)
+    code = kernels.write(sizes, -(-stack.recipes[0].s.batch_size // kernels.LANES))
+    return kernels.LANES * sum(times * sum(i.opname in ("fadd", "fsub", "fmul", "fdiv") for i in block.instructions)
+                               for block, times in code.times.items())  # fmt: skip
 
 
 def registers(count=100_000):

@@ -5,7 +5,7 @@ compute it once a step for every token at every place, instead of once for every
 from there.
 """
 
-from typing import NamedTuple
+import math
 
 import torch
 import torch.nn as nn
@@ -16,39 +16,31 @@ from addition.fast import kernels
 from addition.train import TinyDecoderLM, mean_loss, test
 
 
-class Kind(NamedTuple):
-    """What all models of a stack have in common."""
-
-    centered: bool  # LayerNorm; else RMSNorm
-    eps: float
-    gated: bool  # SwiGLU; else exact GELU
-    tied: bool  # keys are the values
-
-
-def tied(model):
-    """Whether keys are the values."""
-    return getattr(model.config, "tie_qkv", "none") != "none"
-
-
 def tables(model, sharpness=1.0):
+    """What kernels.Sizes lists."""
     layout, first = model.config.layout, model.config.layout.first
     room = kernels.LANES - layout.vocabulary
+    if isinstance(model, TinyDecoderLM):
+        one, two, final = ((n.weight, getattr(n, "bias", None)) for n in (model.norm1, model.norm2, model.final))
+        query, key, value = scaled(model.qkv(), *one).chunk(3, -1)
+        keys_are_values = model.config.tie_qkv != "none"
+        found = {
+            "embedding": F.pad(model.token_emb.weight.T, (0, room)), "positions": model.pos_emb(),
+            "query": sharpness / math.sqrt(model.config.d_model) * query,
+            "attended": key if keys_are_values else torch.cat([key, value], -1),
+            "out": model.attn_out(), "up": scaled(model.up(), *two), "down": model.down(),
+        }  # fmt: skip
+        return found | {"head": scaled(model.lm_head.weight.T, *final)}
     tokens = torch.arange(layout.vocabulary).expand(layout.length, -1)
     x, q, k, v = model.inputs(tokens, torch.arange(layout.length)[:, None])
-    attended = [v] if tied(model) else [k, v]
     kv, xq = (F.pad(torch.cat(parts, -1).movedim(-1, 0), (0, room))
-              for parts in (attended, (x[first:], sharpness * q[first:])))  # fmt: skip
-    if isinstance(model, TinyDecoderLM):
-        norm, final = ((n.weight, getattr(n, "bias", None)) for n in (model.norm2, model.final))
-        out, up, down, head = model.attn_out(), model.up(), model.down(), model.lm_head.weight
-        gate = up[:, :0]
-    else:
-        norm, final = ((model.norm_weight(name), None) for name in ("norm2", "final"))
-        (out, up, gate, down), head = model.matrices(), model.digits()
-    return kernels.Tables(kv, xq, out, scaled(up, *norm), scaled(gate, *norm), down, scaled(head.T, *final))
+              for parts in ((k, v), (x[first:], sharpness * q[first:])))  # fmt: skip
+    (out, up, gate, down), (two, final) = model.matrices(), map(model.norm_weight, ("norm2", "final"))
+    return {"kv": kv, "xq": xq, "out": out, "up": scaled(up, two), "gate": scaled(gate, two), "down": down,
+            "head": scaled(model.digits().T, final)}  # fmt: skip
 
 
-def scaled(matrix, weight, bias):
+def scaled(matrix, weight, bias=None):
     """The matrix for what comes before a norm's weights; a last row is for its bias."""
     rows = weight[:, None] * matrix
     return rows if bias is None else torch.cat([rows, bias[None] @ matrix])
@@ -76,20 +68,18 @@ class Compiled:
     name = "compiled"
 
     def __init__(self, model):
-        self.layout, self.tables = model.config.layout, Call(model, tables)
-        centered = any(isinstance(part, nn.LayerNorm) for part in model.modules())
-        self.kind = Kind(centered, model.config.eps, not isinstance(model, TinyDecoderLM), tied(model))
+        self.layout, self.eps, self.tables = model.config.layout, model.config.eps, Call(model, tables)
 
     def losses(self, parameters, rows, sharpness):
         """Mean losses [models] of rows [models, batch, tokens], with gradients for the parameters."""
-        return kernels.Loss.apply(rows.numpy(), self.layout, self.kind, *self.tables.stacked(parameters, sharpness))
+        named = self.tables.stacked(parameters, sharpness)
+        return kernels.Loss.apply(rows.numpy(), self.layout, self.eps, tuple(named), *named.values())
 
     @torch.no_grad()
     def test(self, parameters, rows):
         """Mean losses, and how many sums greedy decoding gets right."""
-        ones = torch.ones(len(rows))
-        tables = kernels.Tables(*self.tables.stacked(parameters, ones))
-        return kernels.call(False, tables, rows.numpy(), self.layout, self.kind)[:2]
+        named = self.tables.stacked(parameters, torch.ones(len(rows)))
+        return kernels.call(False, named, rows.numpy(), self.layout, self.eps)[:2]
 
 
 class Torch:

@@ -26,42 +26,23 @@ VECTOR, INTS = ir.VectorType(FLOAT, LANES), ir.VectorType(INT, LANES)
 FAST = ("reassoc", "contract", "arcp", "afn", "nsz")  # NaN and infinity stay what they are
 
 
-class Tables(NamedTuple):
-    """Of one model, or stacked: the inputs of attention and of everything after it."""
-
-    kv: torch.Tensor  # [columns, length, LANES] keys and values of every token at every place
-    xq: torch.Tensor  # [columns, queries, LANES] residual stream and queries, where something is predicted
-    out: torch.Tensor  # [head, width]
-    up: torch.Tensor  # [width, hidden]; as in gate and head, a last row is the bias where the norm before has one
-    gate: torch.Tensor  # [width, hidden] of SwiGLU; without it [width, 0]
-    down: torch.Tensor  # [hidden, width]
-    head: torch.Tensor  # [width, vocabulary]
-
-
 class Sizes(NamedTuple):
-    """What the machine code is written for."""
+    """What the machine code is written for. The shapes of one model's tables by name: `out`, `up`, `gate` (of SwiGLU),
+    `down` and `head` are the matrices after the attention, with a last row of biases where a LayerNorm is before them.
+    What is before it is either
+      `embedding` [width, LANES], `positions` [length, width], and the matrices `query` and `attended` (keys, values), or
+      `kv` [columns, length, LANES] and `xq` [columns, queries, LANES]: keys and values of every token at every place,
+      and the residual stream and queries where something is predicted.
+    """
 
     training: bool
     layout: tuple
-    kind: tuple
-    width: int
-    head: int
-    hidden: int
+    eps: float  # of the norms
+    shapes: tuple
 
     @classmethod
-    def of(cls, training, tables, layout, kind):
-        return cls(training, layout, kind, tables.down.shape[-1], tables.out.shape[-2], tables.down.shape[-2])
-
-    @property
-    def queries(self):
-        return self.layout.length - self.layout.first
-
-    @property
-    def weights(self):
-        """Rows and columns of the matrices after the attention."""
-        w, h, rows = self.width, self.hidden, self.width + self.kind.centered
-        return {"out": (self.head, w), "up": (rows, h), "gate": (rows, h if self.kind.gated else 0), "down": (h, w),
-                "head": (rows, self.layout.vocabulary)}  # fmt: skip
+    def of(cls, training, tables, layout, eps):
+        return cls(training, layout, eps, tuple((name, tuple(t.shape[1:])) for name, t in tables.items()))
 
 
 class Value:
@@ -104,8 +85,8 @@ def plus(xs, ys):
 class Code:
     """The function that is being written."""
 
-    def __init__(self, name, pointers, numbers):
-        self.module = ir.Module(name)
+    def __init__(self, name, pointers, numbers, training=False):
+        self.module, self.training = ir.Module(name), training
         kinds = [ir.PointerType()] * pointers + [LONG] * numbers
         self.function = ir.Function(self.module, ir.FunctionType(ir.VoidType(), kinds), name)
         self.at = ir.IRBuilder(self.function.append_basic_block())
@@ -120,7 +101,8 @@ class Code:
 
     def flat(self, row, size, column):
         """Where [row, column] lies, in rows of this size."""
-        return self.at.add(self.at.mul(row, LONG(size)), column if isinstance(column, ir.Value) else LONG(column))
+        row, column = (n if isinstance(n, ir.Value) else LONG(n) for n in (row, column))
+        return self.at.add(self.at.mul(row, LONG(size)), column)
 
     def place(self, pointer, kind, index):
         index = index if isinstance(index, ir.Value) else LONG(index)
@@ -132,6 +114,9 @@ class Code:
 
     def store(self, value, pointer, index):
         self.at.store(value.value, self.place(pointer, FLOAT, index), align=4)
+
+    def add(self, value, pointer, index):
+        self.store(self.load(pointer, index) + value, pointer, index)
 
     def splat(self, pointer, index):
         """The number at pointer[index] in all lanes."""
@@ -231,18 +216,26 @@ class Table:
     """A vector of all tokens for each column and place. Until `write` its gradient has a row for each token."""
 
     def __init__(self, code, places, columns, pointer, gradient):
-        self.code, self.places, self.columns, self.pointer, self.gradient = code, places, columns, pointer, gradient
-        if gradient:
+        self.code, self.places, self.columns = code, places, columns
+        self.pointer = pointer or code.scratch(places, columns).pointer
+        if code.training:
+            self.gradient = gradient or self.pointer
             self.rows = code.scratch(places * LANES, -(-columns // LANES))
             code.loop(0, places * LANES, lambda row: self.rows.__setitem__(row, [0] * self.rows.width))
 
     def where(self, place):
-        return [self.code.flat(self.code.flat(LONG(column), self.places, place), LANES, 0)
-                for column in range(self.columns)]  # fmt: skip
+        return [self.code.flat(self.code.flat(i, self.places, place), LANES, 0) for i in range(self.columns)]
+
+    def __getitem__(self, place):
+        return [self.code.load(self.pointer, where) for where in self.where(place)]
+
+    def store(self, pointer, place, columns):
+        for where, column in zip(self.where(place), columns):
+            self.code.store(column, pointer, where)
 
     def read(self, place, tokens):
         """The columns of these tokens, one a lane."""
-        return [self.code.picked(self.code.load(self.pointer, where), tokens) for where in self.where(place)]
+        return [self.code.picked(column, tokens) for column in self[place]]
 
     def add(self, place, tokens, columns):
         columns = columns + [self.code.vector(0)] * (-len(columns) % LANES)
@@ -254,9 +247,8 @@ class Table:
 
     def write(self):
         def one(place):
-            parts = zip(*(self.rows[self.code.flat(place, LANES, LONG(token))] for token in range(LANES)))
-            for where, column in zip(self.where(place), itertools.chain(*map(self.code.transposed, parts))):
-                self.code.store(column, self.gradient, where)
+            parts = zip(*(self.rows[self.code.flat(place, LANES, token)] for token in range(LANES)))
+            self.store(self.gradient, place, itertools.chain(*map(self.code.transposed, parts)))
 
         self.code.loop(0, self.places, one)
 
@@ -271,14 +263,13 @@ class Matrix:
             self.kept = code.scratch(calls, self.rows), code.scratch(calls, self.columns)
 
     def row(self, i):
-        return [self.code.splat(self.pointer, i * self.columns + o) for o in range(self.columns)]
+        return [self.code.splat(self.pointer, self.code.flat(i, self.columns, o)) for o in range(self.columns)]
 
     def __call__(self, x, call):
         """-> x times it; keeps x for `add_all`."""
         if self.gradient:
             self.kept[0][call] = x
-        return [dot((self.code.splat(self.pointer, i * self.columns + o) for i in range(self.rows)), x)
-                for o in range(self.columns)]  # fmt: skip
+        return [dot(column, x) for column in zip(*map(self.row, range(self.rows)))]
 
     def back(self, dy, call):
         """-> the gradient of x; keeps dy for `add_all`."""
@@ -299,23 +290,24 @@ class Matrix:
             self.code.loop(0, self.calls, one)
             found = held[0]
             for n, (row, column) in enumerate(itertools.product(range(i, i + rows), range(o, o + columns))):
-                where = (row * self.columns + column) * LANES
-                self.code.store(self.code.load(self.gradient, where) + found[n], self.gradient, where)
+                self.code.add(found[n], self.gradient, (row * self.columns + column) * LANES)
 
 
 class Norm:
-    """LayerNorm or RMSNorm of x, without the weights and biases that tables has in the matrices after it."""
+    """LayerNorm or RMSNorm of x; its weights and biases are in the matrix after it."""
 
-    def __init__(self, code, kind, x):
-        self.centered, self.share = kind.centered, 1 / len(x)
+    def __init__(self, code, eps, centered, x):
+        self.centered, self.share = centered, 1 / len(x)
         x = self.without_mean(x)
-        self.scale = code.vector(1) / code.call("sqrt", dot(x, x) * self.share + kind.eps)
+        self.scale = code.vector(1) / code.call("sqrt", dot(x, x) * self.share + eps)
         self.normal = [value * self.scale for value in x]
-        self.out = self.normal + [code.vector(1)] * self.centered  # times the row of biases
+        self.out = self.normal + [code.vector(1)] * centered  # times the row of biases
 
     def without_mean(self, x):
-        mean = total(x) * self.share if self.centered else 0.0
-        return [value - mean for value in x] if self.centered else x
+        if not self.centered:
+            return x
+        mean = total(x) * self.share
+        return [value - mean for value in x]
 
     def back(self, dy):
         dy = dy[: len(self.normal)]
@@ -342,30 +334,40 @@ def silu(code, x):
     return x * sigmoid, sigmoid * ((-sigmoid + 1.0) * x + 1.0)
 
 
-POINTERS = ("rows", *Tables._fields, "totals", "shift", "right")
+RESULTS = ("totals", "shift", "right")
+OF_TOKENS = ("embedding", "kv", "xq")  # tables with a token in each lane
 numbered = itertools.count()  # of the functions
 
 
-def write(s):
-    """The function for these sizes; its arguments are POINTERS, in training those of the gradients, then the number of
-    examples and of blocks of LANES."""
-    code = Code(f"batch_{next(numbered)}", len(POINTERS) + len(Tables._fields) * s.training, 2)
-    at, layout, kind = code.at, s.layout, s.kind
+def write(s, each=1):
+    """The function for these sizes. Its arguments are pointers to the rows, the tables, the RESULTS and, in training,
+    the gradients of the tables; then the number of examples and of blocks of LANES. `each`: of blocks, where operations
+    are counted."""
+    shapes, layout = dict(s.shapes), s.layout
+    names = ("rows", *shapes, *RESULTS, *(f"d {name}" for name in shapes if s.training))
+    code = Code(f"batch_{next(numbered)}", len(names), 2, s.training)
+    at, (*arguments, count, blocks) = code.at, code.function.args
+    pointers, queried = dict(zip(names, arguments)), layout.length - layout.first
+    (head, width), centered, given = shapes["out"], shapes["up"][0] > shapes["out"][1], "kv" in shapes
     assert layout.vocabulary <= LANES, layout
-    *arguments, count, blocks = code.function.args
-    pointers, gradients = dict(zip(POINTERS, arguments)), dict(zip(Tables._fields, arguments[len(POINTERS) :]))
-    kv, xq = (Table(code, places, columns, pointers[name], gradients.get(name)) for name, places, columns in (
-        ("kv", layout.length, (2 - kind.tied) * s.head), ("xq", s.queries, s.width + s.head)))  # fmt: skip
-    out, up, gate, down, head = matrices = [
-        Matrix(code, shape, pointers[name], gradients.get(name), s.queries) for name, shape in s.weights.items()
-    ]
+
+    def table(name, places, columns):
+        return Table(code, places, columns, pointers.get(name), pointers.get(f"d {name}"))
+
+    def matrix(name, calls):
+        return Matrix(code, shapes[name], pointers[name], pointers.get(f"d {name}"), calls)
+
+    kv = table("kv", layout.length, shapes["kv"][0] if given else shapes["attended"][1])
+    xq, norm = table("xq", queried, width + head), functools.partial(Norm, code, s.eps, centered)
+    matrices = {name: matrix(name, queried) for name in ("out", "up", "gate", "down", "head") if name in shapes}
+    out, up, gate, down, to_logits = map(matrices.get, ("out", "up", "gate", "down", "head"))
     pairs = code.scratch(layout.length, kv.columns)  # keys and values, then their gradients
-    scores, slopes = (code.scratch(layout.length * s.queries) for _ in range(2))
-    sums = code.scratch(1, max(2 * s.head, TILE[0] * TILE[1]))
-    queries, attended, upstream, d_queries = (code.scratch(s.queries, s.head) for _ in range(4))
-    streams, inverse = code.scratch(s.queries, s.width), code.scratch(s.queries)
-    totals, shift, right = (Rows(code, pointers[name], 1) for name in ("totals", "shift", "right"))
-    share = at.fdiv(FLOAT(1.0), at.sitofp(at.mul(count, LONG(s.queries)), FLOAT))
+    scores, slopes = (code.scratch(layout.length * queried) for _ in range(2))
+    sums = code.scratch(1, max(2 * head, TILE[0] * TILE[1]))
+    queries, attended, upstream, d_queries = (code.scratch(queried, head) for _ in range(4))
+    streams, inverse = code.scratch(queried, width), code.scratch(queried)
+    totals, shift, right = (Rows(code, pointers[name], 1) for name in RESULTS)
+    share = at.fdiv(FLOAT(1.0), at.sitofp(at.mul(count, LONG(queried)), FLOAT))
     share, padded = code.everywhere(share, VECTOR), at.mul(blocks, LONG(LANES))
     seen = sum(range(layout.first + 1, layout.length + 1))  # pairs of a query and a place that it sees
 
@@ -382,10 +384,10 @@ def write(s):
             return at.zext(at.load(where, typ=ir.VectorType(BYTE, LANES), align=1), INTS)
 
         def keys(place):
-            return pairs.part(place, 0, s.head)
+            return pairs.part(place, 0, head)
 
         def values(place):
-            return pairs.part(place, kv.columns - s.head, s.head)
+            return pairs.part(place, kv.columns - head, head)
 
         def read(place):
             pairs[place] = kv.read(place, tokens(place))
@@ -393,41 +395,41 @@ def write(s):
         def attend(query):
             place = place_of(query)
             both = xq.read(query, tokens(place))
-            streams[query], queries[query] = both[: s.width], both[s.width :]
+            streams[query], queries[query] = both[:width], both[width:]
             sums[0] = [-3e38]
 
             def score(place):
-                found = dot(both[s.width :], keys(place))
-                scores[code.flat(place, s.queries, query)] = [found]
+                found = dot(both[width:], keys(place))
+                scores[code.flat(place, queried, query)] = [found]
                 sums[0] = [sums[0][0].max(found)]
 
-            code.loop(0, at.add(place, LONG(1)), score, seen / s.queries)
+            code.loop(0, at.add(place, LONG(1)), score, seen / queried)
             largest = sums[0][0]
-            sums[0] = [0] * (s.head + 1)
+            sums[0] = [0] * (head + 1)
 
             def add(place):
-                where = code.flat(place, s.queries, query)
+                where = code.flat(place, queried, query)
                 e = code.exp(scores[where][0] - largest)
                 scores[where] = [e]
                 sums[0] = plus(sums[0], [e, *(e * v for v in values(place))])
 
-            code.loop(0, at.add(place, LONG(1)), add, seen / s.queries)
-            weight, *found = sums[0][: s.head + 1]
+            code.loop(0, at.add(place, LONG(1)), add, seen / queried)
+            weight, *found = sums[0][: head + 1]
             scale = code.vector(1) / weight
             attended[query], inverse[query] = [value * scale for value in found], [scale]
 
         def answer(query):
             """From the attention's output to the loss, and back."""
             x = plus(streams[query], out(attended[query], query))
-            norm = Norm(code, kind, x)
-            linear = up(norm.out, query)
-            if kind.gated:
-                curved, slope = zip(*(silu(code, g) for g in gate(norm.out, query)))
+            middle = norm(x)
+            linear = up(middle.out, query)
+            if gate:
+                curved, slope = zip(*(silu(code, g) for g in gate(middle.out, query)))
                 hidden = [c * u for c, u in zip(curved, linear)]
             else:
                 hidden, slope = zip(*(gelu(code, u) for u in linear))
-            final = Norm(code, kind, plus(x, down(hidden, query)))
-            logits = head(final.out, query)
+            final = norm(plus(x, down(hidden, query)))
+            logits = to_logits(final.out, query)
             highest = functools.reduce(Value.max, logits)
             e = [code.exp(z - highest) for z in logits]
             partition = total(e)
@@ -445,16 +447,17 @@ def write(s):
                 wrong = at.and_(wrong, code.everywhere(counted, ir.VectorType(ir.IntType(1), LANES)))
                 right[number] = [code.select(wrong, 0, right[number][0])]
                 return
-            one_over, part = code.vector(1) / partition, code.select(alive, share, 0)
-            d_logits = [(p * one_over - code.select(hit, 1, 0)) * part for p, hit in zip(e, hits)]
-            dx = final.back(head.back(d_logits, query))
+            part = code.select(alive, share, 0)
+            scale = part / partition
+            d_logits = [p * scale - code.select(hit, part, 0) for p, hit in zip(e, hits)]
+            dx = final.back(to_logits.back(d_logits, query))
             d_hidden = down.back(dx, query)
-            if kind.gated:
+            if gate:
                 dh = up.back([d * c for d, c in zip(d_hidden, curved)], query)
                 dh = plus(dh, gate.back([d * u * k for d, u, k in zip(d_hidden, linear, slope)], query))
             else:
                 dh = up.back([d * k for d, k in zip(d_hidden, slope)], query)
-            dx = plus(dx, norm.back(dh))
+            dx = plus(dx, middle.back(dh))
             d = [value * inverse[query][0] for value in out.back(dx, query)]
             upstream[query], streams[query] = d, dx
             inverse[query] = [dot(d, attended[query])]
@@ -462,50 +465,86 @@ def write(s):
         def query_back(query):
             """The gradients of the query and of its scores."""
             d, along = upstream[query], inverse[query][0]
-            sums[0] = [0] * s.head
+            sums[0] = [0] * head
 
             def one(place):
-                where = code.flat(place, s.queries, query)
+                where = code.flat(place, queried, query)
                 slope = scores[where][0] * (dot(d, values(place)) - along)
                 slopes[where] = [slope]
                 sums[0] = [a + slope * x for a, x in zip(sums[0], keys(place))]
 
-            code.loop(0, at.add(place_of(query), LONG(1)), one, seen / s.queries)
-            d_queries[query] = sums[0][: s.head]
+            code.loop(0, at.add(place_of(query), LONG(1)), one, seen / queried)
+            d_queries[query] = sums[0][:head]
 
         def place_back(place):
             sums[0] = [0] * kv.columns
 
             def one(query):
-                where = code.flat(place, s.queries, query)
+                where = code.flat(place, queried, query)
                 d_k = [slopes[where][0] * x for x in queries[query]]
                 d_v = [scores[where][0] * x for x in upstream[query]]
-                sums[0] = plus(sums[0], plus(d_k, d_v) if kind.tied else d_k + d_v)
+                sums[0] = plus(sums[0], plus(d_k, d_v) if kv.columns == head else d_k + d_v)
 
             behind = at.sub(place, LONG(layout.first))
             first = at.select(at.icmp_signed(">", behind, LONG(0)), behind, LONG(0))  # query that sees this place
-            code.loop(first, s.queries, one, seen / layout.length)
+            code.loop(first, queried, one, seen / layout.length)
             pairs[place] = sums[0][: kv.columns]
 
         totals[number], shift[number], right[number] = [1], [0], [code.select(alive, 1, 0)]
         code.loop(0, layout.length, read)
-        code.loop(0, s.queries, attend)
-        code.loop(0, s.queries, answer)
+        code.loop(0, queried, attend)
+        code.loop(0, queried, answer)
         if s.training:
-            for matrix in matrices:
-                matrix.add_all(sums)
-            code.loop(0, s.queries, query_back)
+            for one in matrices.values():
+                one.add_all(sums)
+            code.loop(0, queried, query_back)
             code.loop(0, layout.length, place_back)
             # Apart from what is computed: rows of equal tokens wait for each other
             code.loop(0, layout.length, lambda place: kv.add(place, tokens(place), pairs[place]))
             code.loop(
-                0, s.queries, lambda query: xq.add(query, tokens(place_of(query)), streams[query] + d_queries[query])
+                0, queried, lambda query: xq.add(query, tokens(place_of(query)), streams[query] + d_queries[query])
             )
 
-    code.loop(0, blocks, block, 1)
+    def stream(place):
+        """Of every token at this place, one in each lane."""
+        embedding = [code.load(pointers["embedding"], i * LANES) for i in range(width)]
+        return plus(embedding, positions.row(place))
+
+    def inputs(place, predicts):
+        x = stream(place)
+        h = norm(x).out
+        kv.store(kv.pointer, place, to_attended(h, place))
+        if predicts:
+            query = at.sub(place, LONG(layout.first))
+            xq.store(xq.pointer, query, x + to_query(h, query))
+
+    def inputs_back(place, predicts):
+        first, dx = norm(stream(place)), [code.vector(0)] * width
+        dh = to_attended.back(kv[place], place)
+        if predicts:
+            query = at.sub(place, LONG(layout.first))
+            both = xq[query]
+            dx, dh = both[:width], plus(dh, to_query.back(both[width:], query))
+        for i, value in enumerate(plus(dx, first.back(dh))):
+            code.add(value, pointers["d embedding"], i * LANES)
+            code.store(value, pointers["d positions"], code.flat(code.flat(place, width, i), LANES, 0))
+
+    def everywhere(body):
+        code.loop(0, layout.first, lambda place: body(place, False))
+        code.loop(layout.first, layout.length, lambda place: body(place, True))
+
+    if not given:
+        positions = matrix("positions", 0)
+        before = to_attended, to_query = matrix("attended", layout.length), matrix("query", queried)
+        everywhere(inputs)
+    code.loop(0, blocks, block, each)
     if s.training:
         kv.write()
         xq.write()
+        if not given:
+            everywhere(inputs_back)
+            for one in before:
+                one.add_all(sums)
     return code
 
 
@@ -561,40 +600,38 @@ def in_parallel(jobs):
     return [future.result() for future in [pool(threads).submit(*job) for job in jobs]]
 
 
-def call(training, tables, rows, layout, kind):
+def call(training, tables, rows, layout, eps):
     """Every model on its own rows [models, batch, length + 1]; models run in parallel.
 
     -> losses, counts of right rows, and in training the gradients of the tables
     """
     models, batch = rows.shape[:2]
-    sizes, blocks = Sizes.of(training, tables, layout, kind), -(-batch // LANES)
+    sizes, blocks = Sizes.of(training, tables, layout, eps), -(-batch // LANES)
     tokens = np.zeros((models, rows.shape[2], blocks * LANES), np.uint8)
     tokens[:, :, :batch] = rows.swapaxes(1, 2)
-    arrays = [np.ascontiguousarray(t.detach().numpy(), dtype=np.float32) for t in tables]
-    totals, shift, right = (np.empty((models, blocks, LANES), np.float32) for _ in range(3))
-    gradients = [np.zeros((*a.shape, *[LANES] * (i > 1)), np.float32) for i, a in enumerate(arrays) if training]
-    function, stacks = compiled(sizes), (tokens, *arrays, totals, shift, right, *gradients)
+    arrays = {name: np.ascontiguousarray(t.detach().numpy(), dtype=np.float32) for name, t in tables.items()}
+    totals, shift, right = (np.empty((models, blocks, LANES), np.float32) for _ in RESULTS)
+    by_lane = [name not in OF_TOKENS for name in tables if training]  # whose gradients have a sum in each lane
+    gradients = [np.zeros((*a.shape, *[LANES] * lanes), np.float32) for a, lanes in zip(arrays.values(), by_lane)]
+    function, stacks = compiled(sizes), (tokens, *arrays.values(), totals, shift, right, *gradients)
     places = [a.ctypes.data + np.arange(models) * a.strides[0] for a in stacks]
     in_parallel([(function, *places, batch, blocks) for places in np.stack(places, 1).tolist()])
-    losses = (np.log(totals) + shift).sum((1, 2), dtype=np.float64) / (batch * sizes.queries)
-    losses, right = losses.astype(np.float32), right.sum((1, 2)).astype(np.int64)
-    return (
-        torch.from_numpy(losses),
-        torch.from_numpy(right),
-        [torch.from_numpy(g.sum(-1) if i > 1 else g) for i, g in enumerate(gradients)],
-    )
+    losses = (np.log(totals) + shift).sum((1, 2), dtype=np.float64) / (batch * (layout.length - layout.first))
+    found = losses.astype(np.float32), right.sum((1, 2)).astype(np.int64)
+    gradients = [g.sum(-1) if lanes else g for g, lanes in zip(gradients, by_lane)]
+    return *map(torch.from_numpy, found), [torch.from_numpy(g) for g in gradients]
 
 
 class Loss(torch.autograd.Function):
     """The mean losses of stacked models, with gradients for their tables."""
 
     @staticmethod
-    def forward(context, rows, layout, kind, *tables):
-        loss, _, gradients = call(True, Tables(*tables), rows, layout, kind)
+    def forward(context, rows, layout, eps, names, *tables):
+        loss, _, gradients = call(True, dict(zip(names, tables)), rows, layout, eps)
         context.save_for_backward(*gradients)
         return loss
 
     @staticmethod
     def backward(context, upstream):
         found = (g * upstream.view(-1, *(1,) * (g.ndim - 1)) for g in context.saved_tensors)
-        return None, None, None, *found
+        return None, None, None, None, *found
