@@ -115,8 +115,11 @@ class Code:
     def store(self, value, pointer, index):
         self.at.store(value.value, self.place(pointer, FLOAT, index), align=4)
 
-    def add(self, value, pointer, index):
-        self.store(self.load(pointer, index) + value, pointer, index)
+    def store_total(self, value, pointer, index):
+        """The sum of all lanes."""
+        kind = ir.FunctionType(FLOAT, [FLOAT, VECTOR])
+        add = self.module.declare_intrinsic(f"llvm.vector.reduce.fadd.v{LANES}f32", fnty=kind)
+        self.at.store(self.at.call(add, [FLOAT(0.0), value.value], fastmath=FAST), self.place(pointer, FLOAT, index))
 
     def splat(self, pointer, index):
         """The number at pointer[index] in all lanes."""
@@ -132,6 +135,11 @@ class Code:
         block = self.at.alloca(ir.ArrayType(VECTOR, rows * width))
         block.align, block.type = 64, ir.PointerType()
         return Rows(self, block, width)
+
+    def zeros(self, rows, width=1):
+        found = self.scratch(rows, width)
+        self.loop(0, rows, lambda row: found.__setitem__(row, [0] * width))
+        return found
 
     def loop(self, start, stop, body, times=None):
         """body(i) for i from start to stop, at least once; `times`, or that often in the mean."""
@@ -220,8 +228,7 @@ class Table:
         self.pointer = pointer or code.scratch(places, columns).pointer
         if code.training:
             self.gradient = gradient or self.pointer
-            self.rows = code.scratch(places * LANES, -(-columns // LANES))
-            code.loop(0, places * LANES, lambda row: self.rows.__setitem__(row, [0] * self.rows.width))
+            self.rows = code.zeros(places * LANES, -(-columns // LANES))
 
     def where(self, place):
         return [self.code.flat(self.code.flat(i, self.places, place), LANES, 0) for i in range(self.columns)]
@@ -254,13 +261,14 @@ class Table:
 
 
 class Matrix:
-    """A matrix behind a pointer. Called with x, it is x times it. Its gradient has one sum a lane."""
+    """A matrix behind a pointer. Called with x, it is x times it. Until `write` its gradient has one sum a lane."""
 
     def __init__(self, code, shape, pointer, gradient, calls):
         self.code, (self.rows, self.columns), self.pointer, self.gradient = code, shape, pointer, gradient
         self.calls = calls
         if gradient:
             self.kept = code.scratch(calls, self.rows), code.scratch(calls, self.columns)
+            self.sums = code.zeros(self.rows * self.columns)
 
     def row(self, i):
         return [self.code.splat(self.pointer, self.code.flat(i, self.columns, o)) for o in range(self.columns)]
@@ -290,7 +298,14 @@ class Matrix:
             self.code.loop(0, self.calls, one)
             found = held[0]
             for n, (row, column) in enumerate(itertools.product(range(i, i + rows), range(o, o + columns))):
-                self.code.add(found[n], self.gradient, (row * self.columns + column) * LANES)
+                where = row * self.columns + column
+                self.sums[where] = plus(self.sums[where], found[n : n + 1])
+
+    def write(self):
+        def one(entry):
+            self.code.store_total(self.sums[entry][0], self.gradient, entry)
+
+        self.code.loop(0, self.rows * self.columns, one)
 
 
 class Norm:
@@ -335,7 +350,6 @@ def silu(code, x):
 
 
 RESULTS = ("totals", "shift", "right")
-OF_TOKENS = ("embedding", "kv", "xq")  # tables with a token in each lane
 numbered = itertools.count()  # of the functions
 
 
@@ -360,7 +374,7 @@ def write(s, each=1):
     kv = table("kv", layout.length, shapes["kv"][0] if given else shapes["attended"][1])
     xq, norm = table("xq", queried, width + head), functools.partial(Norm, code, s.eps, centered)
     matrices = {name: matrix(name, queried) for name in ("out", "up", "gate", "down", "head") if name in shapes}
-    out, up, gate, down, to_logits = map(matrices.get, ("out", "up", "gate", "down", "head"))
+    after, (out, up, *gates, down, to_logits) = list(matrices.values()), matrices.values()
     pairs = code.scratch(layout.length, kv.columns)  # keys and values, then their gradients
     scores, slopes = (code.scratch(layout.length * queried) for _ in range(2))
     sums = code.scratch(1, max(2 * head, TILE[0] * TILE[1]))
@@ -423,8 +437,8 @@ def write(s, each=1):
             x = plus(streams[query], out(attended[query], query))
             middle = norm(x)
             linear = up(middle.out, query)
-            if gate:
-                curved, slope = zip(*(silu(code, g) for g in gate(middle.out, query)))
+            if gates:
+                curved, slope = zip(*(silu(code, g) for g in gates[0](middle.out, query)))
                 hidden = [c * u for c, u in zip(curved, linear)]
             else:
                 hidden, slope = zip(*(gelu(code, u) for u in linear))
@@ -452,9 +466,9 @@ def write(s, each=1):
             d_logits = [p * scale - code.select(hit, part, 0) for p, hit in zip(e, hits)]
             dx = final.back(to_logits.back(d_logits, query))
             d_hidden = down.back(dx, query)
-            if gate:
+            if gates:
                 dh = up.back([d * c for d, c in zip(d_hidden, curved)], query)
-                dh = plus(dh, gate.back([d * u * k for d, u, k in zip(d_hidden, linear, slope)], query))
+                dh = plus(dh, gates[0].back([d * u * k for d, u, k in zip(d_hidden, linear, slope)], query))
             else:
                 dh = up.back([d * k for d, k in zip(d_hidden, slope)], query)
             dx = plus(dx, middle.back(dh))
@@ -495,15 +509,13 @@ def write(s, each=1):
         code.loop(0, queried, attend)
         code.loop(0, queried, answer)
         if s.training:
-            for one in matrices.values():
+            for one in after:
                 one.add_all(sums)
             code.loop(0, queried, query_back)
             code.loop(0, layout.length, place_back)
             # Apart from what is computed: rows of equal tokens wait for each other
             code.loop(0, layout.length, lambda place: kv.add(place, tokens(place), pairs[place]))
-            code.loop(
-                0, queried, lambda query: xq.add(query, tokens(place_of(query)), streams[query] + d_queries[query])
-            )
+            code.loop(0, queried, lambda n: xq.add(n, tokens(place_of(n)), streams[n] + d_queries[n]))
 
     def stream(place):
         """Of every token at this place, one in each lane."""
@@ -525,9 +537,10 @@ def write(s, each=1):
             query = at.sub(place, LONG(layout.first))
             both = xq[query]
             dx, dh = both[:width], plus(dh, to_query.back(both[width:], query))
-        for i, value in enumerate(plus(dx, first.back(dh))):
-            code.add(value, pointers["d embedding"], i * LANES)
-            code.store(value, pointers["d positions"], code.flat(code.flat(place, width, i), LANES, 0))
+        dx = plus(dx, first.back(dh))
+        d_embedding[0] = plus(d_embedding[0], dx)
+        for i, value in enumerate(dx):
+            code.store_total(value, pointers["d positions"], code.flat(place, width, i))
 
     def everywhere(body):
         code.loop(0, layout.first, lambda place: body(place, False))
@@ -535,16 +548,22 @@ def write(s, each=1):
 
     if not given:
         positions = matrix("positions", 0)
-        before = to_attended, to_query = matrix("attended", layout.length), matrix("query", queried)
+        matrices |= {"attended": matrix("attended", layout.length), "query": matrix("query", queried)}
+        to_attended, to_query = matrices["attended"], matrices["query"]
         everywhere(inputs)
     code.loop(0, blocks, block, each)
     if s.training:
         kv.write()
         xq.write()
         if not given:
+            d_embedding = code.zeros(1, width)
             everywhere(inputs_back)
-            for one in before:
-                one.add_all(sums)
+            for i, value in enumerate(d_embedding[0]):
+                code.store(value, pointers["d embedding"], i * LANES)
+            to_attended.add_all(sums)
+            to_query.add_all(sums)
+        for one in matrices.values():
+            one.write()
     return code
 
 
@@ -611,14 +630,12 @@ def call(training, tables, rows, layout, eps):
     tokens[:, :, :batch] = rows.swapaxes(1, 2)
     arrays = {name: np.ascontiguousarray(t.detach().numpy(), dtype=np.float32) for name, t in tables.items()}
     totals, shift, right = (np.empty((models, blocks, LANES), np.float32) for _ in RESULTS)
-    by_lane = [name not in OF_TOKENS for name in tables if training]  # whose gradients have a sum in each lane
-    gradients = [np.zeros((*a.shape, *[LANES] * lanes), np.float32) for a, lanes in zip(arrays.values(), by_lane)]
+    gradients = [np.empty_like(a) for a in arrays.values() if training]
     function, stacks = compiled(sizes), (tokens, *arrays.values(), totals, shift, right, *gradients)
     places = [a.ctypes.data + np.arange(models) * a.strides[0] for a in stacks]
     in_parallel([(function, *places, batch, blocks) for places in np.stack(places, 1).tolist()])
     losses = (np.log(totals) + shift).sum((1, 2), dtype=np.float64) / (batch * (layout.length - layout.first))
     found = losses.astype(np.float32), right.sum((1, 2)).astype(np.int64)
-    gradients = [g.sum(-1) if lanes else g for g, lanes in zip(gradients, by_lane)]
     return *map(torch.from_numpy, found), [torch.from_numpy(g) for g in gradients]
 
 
