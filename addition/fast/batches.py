@@ -1,26 +1,33 @@
-"""The batches of train.py's Recipe.batch, from the same random numbers, in about half the time."""
+"""The batches of train.py's Recipe.batch, from the same random numbers, in less time."""
 
 import numba
 import numpy as np
 import torch
 
-from addition.train import POWERS, Recipe, key
+from addition.train import Recipe, key
 
 BITS = 18  # of a pair's key, in a table that says whether a held-out key begins so: most pairs need no other look-up
 
 
 @numba.njit(cache=True, nogil=True)
 def written(a, b, template, at_a, at_b, at_sum):
-    """Rows of tokens, with sums made digit by digit as on paper."""
-    rows = np.empty((len(a), len(template)), np.uint8)
+    """Tokens [tokens, rows], with sums made digit by digit as on paper, and both numbers [2, rows]."""
+    tokens, both = np.empty((len(template), len(a)), np.uint8), np.empty((2, len(a)), np.int64)
+    for place, token in enumerate(template):
+        tokens[place] = token
     for row in range(len(a)):
-        rows[row], carry = template, 0
+        carry, power, one, other = 0, 1, 0, 0
         for i in range(len(at_a)):
             total = a[row, i] + b[row, i] + carry
             carry = int(total > 9)
-            rows[row, at_a[i]], rows[row, at_b[i]], rows[row, at_sum[i]] = a[row, i], b[row, i], total - 10 * carry
-        rows[row, at_sum[-1]] = carry
-    return rows
+            tokens[at_a[i], row], tokens[at_b[i], row], tokens[at_sum[i], row] = (
+                a[row, i],
+                b[row, i],
+                total - 10 * carry,
+            )
+            one, other, power = one + power * a[row, i], other + power * b[row, i], 10 * power
+        tokens[at_sum[-1], row], both[0, row], both[1, row] = carry, one, other
+    return tokens, both
 
 
 def batches(recipe):
@@ -33,9 +40,9 @@ def batches(recipe):
 
     def batch(step):
         while True:
-            a, b = recipe.operands(step)
-            keys = key(a @ POWERS, b @ POWERS)
+            tokens, both = written(*recipe.operands(step), *layout)
+            keys = key(*both)
             if not recipe.held(keys[begins[keys >> shift]]).any():
-                return torch.from_numpy(written(a, b, *layout))
+                return torch.from_numpy(tokens).T
 
     return batch

@@ -110,7 +110,9 @@ class Stack:
         rows = kernels.in_parallel([(batch, at) for batch, (_, at) in zip(self.batches, steps, strict=True)])
         sharpness = self.column([recipe.sharpness(at) for recipe, at in steps])[:, 0]
         flat = self.flat.detach().requires_grad_()
-        loss = self.engine.losses(self.named(flat), torch.stack(rows).to(self.device), sharpness)
+        loss = self.engine.losses(
+            self.named(flat), torch.stack([part.T for part in rows]).mT.to(self.device), sharpness
+        )
         (gradient,) = torch.autograd.grad(loss.sum(), flat)
         rate = self.column([recipe.learning_rate(at) for recipe, at in steps])
         decay = self.column([recipe.weight_decay(at) for recipe, at in steps])
