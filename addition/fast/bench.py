@@ -87,10 +87,9 @@ def registers(count=100_000):
     """(floating-point operations, a function that does them): products and sums in vector registers, nothing else."""
     code = kernels.Code("registers", 1, 1)
     pointer, number = code.function.args
-    sums, x = code.scratch(1, 16), code.load(pointer, 0)
-    sums[0] = [code.load(pointer, i) for i in range(16)]
-    code.loop(0, number, lambda _: sums.__setitem__(0, [y * x + x for y in sums[0]]), 1)
-    code.store(kernels.total(sums[0]), pointer, 0)
+    x, sums = code.load(pointer, 0), [code.load(pointer, i) for i in range(16)]
+    found = code.loop(0, number, lambda _, sums: [y * x + x for y in sums], sums, 1)
+    code.store(kernels.total(found), pointer, 0)
     function, data = kernels.assemble(code, 1), np.zeros(64, np.float32)
     return 2 * 16 * kernels.LANES * count, lambda: function(data.ctypes.data, count)
 

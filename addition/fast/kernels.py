@@ -30,7 +30,7 @@ class Sizes(NamedTuple):
     """What the machine code is written for. The shapes of one model's tables by name: `out`, `up`, `gate` (of SwiGLU),
     `down` and `head` are the matrices after the attention, with a last row of biases where a LayerNorm is before them.
     What is before it is either
-      `embedding` [width, LANES], `positions` [length, width], and the matrices `query` and `attended` (keys, values), or
+      `embedding` [width, LANES], `positions` [length, width], and the matrices `query` and `attended` (keys, values) or
       `kv` [columns, length, LANES] and `xq` [columns, queries, LANES]: keys and values of every token at every place,
       and the residual stream and queries where something is predicted.
     """
@@ -141,20 +141,25 @@ class Code:
         self.loop(0, rows, lambda row: found.__setitem__(row, [0] * width))
         return found
 
-    def loop(self, start, stop, body, times=None):
-        """body(i) for i from start to stop, at least once; `times`, or that often in the mean."""
+    def loop(self, start, stop, body, first=(), times=None):
+        """body(i) for i from start to stop, at least once; `times`, or that often in the mean. Where there are `first`
+        values, it is body(i, values) -> the next values, and the last ones are returned."""
         before, inside, after = self.at.block, *(self.function.append_basic_block() for _ in range(2))
         self.times |= {inside: self.times[before] * (times or stop - start), after: self.times[before]}
         start, stop = (n if isinstance(n, ir.Value) else LONG(n) for n in (start, stop))
+        first = [self.vector(x).value for x in first]
         self.at.branch(inside)
         self.at.position_at_end(inside)
-        i = self.at.phi(LONG)
-        i.add_incoming(start, before)
-        body(i)
+        i, *values = [self.at.phi(kind) for kind in (LONG, *[VECTOR] * len(first))]
+        found = body(i, [Value(self, x) for x in values]) if first else body(i)
+        last = [self.vector(x).value for x in found] if first else []
         following = self.at.add(i, LONG(1))
-        i.add_incoming(following, self.at.block)
+        for phi, one, next_one in zip((i, *values), (start, *first), (following, *last)):
+            phi.add_incoming(one, before)
+            phi.add_incoming(next_one, self.at.block)
         self.at.cbranch(self.at.icmp_signed("<", following, stop), inside, after)
         self.at.position_at_end(after)
+        return [Value(self, x) for x in last]
 
     def call(self, name, *values):
         """One of LLVM's functions: sqrt, fabs, copysign."""
@@ -216,7 +221,10 @@ class Rows:
         return self.part(row, 0, self.width)
 
     def __setitem__(self, row, values):
-        for place, value in zip(self.places(row, 0, len(values)), values):
+        self.put(row, 0, len(values), values)
+
+    def put(self, row, start, count, values):
+        for place, value in zip(self.places(row, start, count), values):
             self.code.store(self.code.vector(value), self.pointer, place)
 
 
@@ -268,7 +276,7 @@ class Matrix:
         self.calls = calls
         if gradient:
             self.kept = code.scratch(calls, self.rows), code.scratch(calls, self.columns)
-            self.sums = code.zeros(self.rows * self.columns)
+            self.sums = code.zeros(self.rows, self.columns)
 
     def row(self, i):
         return [self.code.splat(self.pointer, self.code.flat(i, self.columns, o)) for o in range(self.columns)]
@@ -284,28 +292,27 @@ class Matrix:
         self.kept[1][call] = dy
         return [dot(self.row(i), dy) for i in range(self.rows)]
 
-    def add_all(self, held):
+    def add_all(self):
         """The products of all calls, for some rows and columns at a time, whose sums are in registers."""
         (xs, dys), (most_rows, most_columns) = self.kept, TILE
         for i, o in itertools.product(range(0, self.rows, most_rows), range(0, self.columns, most_columns)):
             rows, columns = min(most_rows, self.rows - i), min(most_columns, self.columns - o)
-            held[0] = [0] * (rows * columns)
 
-            def one(call, xs=(xs, i, rows), dys=(dys, o, columns)):
+            def one(call, found, xs=(xs, i, rows), dys=(dys, o, columns)):
                 x, dy = (kept.part(call, start, count) for kept, start, count in (xs, dys))
-                held[0] = plus(held[0], [a * b for a in x for b in dy])
+                return plus(found, [a * b for a in x for b in dy])
 
-            self.code.loop(0, self.calls, one)
-            found = held[0]
-            for n, (row, column) in enumerate(itertools.product(range(i, i + rows), range(o, o + columns))):
-                where = row * self.columns + column
-                self.sums[where] = plus(self.sums[where], found[n : n + 1])
+            found = self.code.loop(0, self.calls, one, [0] * (rows * columns))
+            for row in range(rows):
+                where, part = (i + row, o, columns), found[row * columns : (row + 1) * columns]
+                self.sums.put(*where, plus(self.sums.part(*where), part))
 
     def write(self):
-        def one(entry):
-            self.code.store_total(self.sums[entry][0], self.gradient, entry)
+        def one(row):
+            for o, value in enumerate(self.sums[row]):
+                self.code.store_total(value, self.gradient, self.code.flat(row, self.columns, o))
 
-        self.code.loop(0, self.rows * self.columns, one)
+        self.code.loop(0, self.rows, one)
 
 
 class Norm:
@@ -377,7 +384,6 @@ def write(s, each=1):
     after, (out, up, *gates, down, to_logits) = list(matrices.values()), matrices.values()
     pairs = code.scratch(layout.length, kv.columns)  # keys and values, then their gradients
     scores, slopes = (code.scratch(layout.length * queried) for _ in range(2))
-    sums = code.scratch(1, max(2 * head, TILE[0] * TILE[1]))
     queries, attended, upstream, d_queries = (code.scratch(queried, head) for _ in range(4))
     streams, inverse = code.scratch(queried, width), code.scratch(queried)
     totals, shift, right = (Rows(code, pointers[name], 1) for name in RESULTS)
@@ -410,25 +416,20 @@ def write(s, each=1):
             place = place_of(query)
             both = xq.read(query, tokens(place))
             streams[query], queries[query] = both[:width], both[width:]
-            sums[0] = [-3e38]
 
-            def score(place):
+            def score(place, largest):
                 found = dot(both[width:], keys(place))
                 scores[code.flat(place, queried, query)] = [found]
-                sums[0] = [sums[0][0].max(found)]
+                return [largest[0].max(found)]
 
-            code.loop(0, at.add(place, LONG(1)), score, seen / queried)
-            largest = sums[0][0]
-            sums[0] = [0] * (head + 1)
-
-            def add(place):
+            def add(place, found):
                 where = code.flat(place, queried, query)
                 e = code.exp(scores[where][0] - largest)
                 scores[where] = [e]
-                sums[0] = plus(sums[0], [e, *(e * v for v in values(place))])
+                return plus(found, [e, *(e * v for v in values(place))])
 
-            code.loop(0, at.add(place, LONG(1)), add, seen / queried)
-            weight, *found = sums[0][: head + 1]
+            (largest,) = code.loop(0, at.add(place, LONG(1)), score, [-3e38], seen / queried)
+            weight, *found = code.loop(0, at.add(place, LONG(1)), add, [0] * (head + 1), seen / queried)
             scale = code.vector(1) / weight
             attended[query], inverse[query] = [value * scale for value in found], [scale]
 
@@ -479,30 +480,25 @@ def write(s, each=1):
         def query_back(query):
             """The gradients of the query and of its scores."""
             d, along = upstream[query], inverse[query][0]
-            sums[0] = [0] * head
 
-            def one(place):
+            def one(place, found):
                 where = code.flat(place, queried, query)
                 slope = scores[where][0] * (dot(d, values(place)) - along)
                 slopes[where] = [slope]
-                sums[0] = [a + slope * x for a, x in zip(sums[0], keys(place))]
+                return [a + slope * x for a, x in zip(found, keys(place))]
 
-            code.loop(0, at.add(place_of(query), LONG(1)), one, seen / queried)
-            d_queries[query] = sums[0][:head]
+            d_queries[query] = code.loop(0, at.add(place_of(query), LONG(1)), one, [0] * head, seen / queried)
 
         def place_back(place):
-            sums[0] = [0] * kv.columns
-
-            def one(query):
+            def one(query, found):
                 where = code.flat(place, queried, query)
                 d_k = [slopes[where][0] * x for x in queries[query]]
                 d_v = [scores[where][0] * x for x in upstream[query]]
-                sums[0] = plus(sums[0], plus(d_k, d_v) if kv.columns == head else d_k + d_v)
+                return plus(found, plus(d_k, d_v) if kv.columns == head else d_k + d_v)
 
             behind = at.sub(place, LONG(layout.first))
             first = at.select(at.icmp_signed(">", behind, LONG(0)), behind, LONG(0))  # query that sees this place
-            code.loop(first, queried, one, seen / layout.length)
-            pairs[place] = sums[0][: kv.columns]
+            pairs[place] = code.loop(first, queried, one, [0] * kv.columns, seen / layout.length)
 
         totals[number], shift[number], right[number] = [1], [0], [code.select(alive, 1, 0)]
         code.loop(0, layout.length, read)
@@ -510,7 +506,7 @@ def write(s, each=1):
         code.loop(0, queried, answer)
         if s.training:
             for one in after:
-                one.add_all(sums)
+                one.add_all()
             code.loop(0, queried, query_back)
             code.loop(0, layout.length, place_back)
             # Apart from what is computed: rows of equal tokens wait for each other
@@ -519,8 +515,7 @@ def write(s, each=1):
 
     def stream(place):
         """Of every token at this place, one in each lane."""
-        embedding = [code.load(pointers["embedding"], i * LANES) for i in range(width)]
-        return plus(embedding, positions.row(place))
+        return plus(Rows(code, pointers["embedding"], width)[0], positions.row(place))
 
     def inputs(place, predicts):
         x = stream(place)
@@ -530,7 +525,7 @@ def write(s, each=1):
             query = at.sub(place, LONG(layout.first))
             xq.store(xq.pointer, query, x + to_query(h, query))
 
-    def inputs_back(place, predicts):
+    def inputs_back(place, d_embedding, predicts):
         first, dx = norm(stream(place)), [code.vector(0)] * width
         dh = to_attended.back(kv[place], place)
         if predicts:
@@ -538,30 +533,27 @@ def write(s, each=1):
             both = xq[query]
             dx, dh = both[:width], plus(dh, to_query.back(both[width:], query))
         dx = plus(dx, first.back(dh))
-        d_embedding[0] = plus(d_embedding[0], dx)
         for i, value in enumerate(dx):
             code.store_total(value, pointers["d positions"], code.flat(place, width, i))
+        return plus(d_embedding, dx)
 
-    def everywhere(body):
-        code.loop(0, layout.first, lambda place: body(place, False))
-        code.loop(layout.first, layout.length, lambda place: body(place, True))
+    def everywhere(body, first=()):
+        first = code.loop(0, layout.first, functools.partial(body, predicts=False), first)
+        return code.loop(layout.first, layout.length, functools.partial(body, predicts=True), first)
 
     if not given:
         positions = matrix("positions", 0)
         matrices |= {"attended": matrix("attended", layout.length), "query": matrix("query", queried)}
         to_attended, to_query = matrices["attended"], matrices["query"]
         everywhere(inputs)
-    code.loop(0, blocks, block, each)
+    code.loop(0, blocks, block, times=each)
     if s.training:
         kv.write()
         xq.write()
         if not given:
-            d_embedding = code.zeros(1, width)
-            everywhere(inputs_back)
-            for i, value in enumerate(d_embedding[0]):
-                code.store(value, pointers["d embedding"], i * LANES)
-            to_attended.add_all(sums)
-            to_query.add_all(sums)
+            Rows(code, pointers["d embedding"], width)[0] = everywhere(inputs_back, [0] * width)
+            to_attended.add_all()
+            to_query.add_all()
         for one in matrices.values():
             one.write()
     return code
