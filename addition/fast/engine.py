@@ -23,20 +23,19 @@ def tables(model, sharpness=1.0):
     if isinstance(model, TinyDecoderLM):
         one, two, final = ((n.weight, getattr(n, "bias", None)) for n in (model.norm1, model.norm2, model.final))
         query, key, value = scaled(model.qkv(), *one).chunk(3, -1)
-        keys_are_values = model.config.tie_qkv != "none"
         found = {
             "embedding": F.pad(model.token_emb.weight.T, (0, room)), "positions": model.pos_emb(),
             "query": sharpness / math.sqrt(model.config.d_model) * query,
-            "attended": key if keys_are_values else torch.cat([key, value], -1),
-            "out": model.attn_out(), "up": scaled(model.up(), *two), "down": model.down(),
+            "attended": torch.cat([key, value @ model.attn_out()], -1),
+            "up": scaled(model.up(), *two), "down": model.down(),
         }  # fmt: skip
         return found | {"head": scaled(model.lm_head.weight.T, *final)}
     tokens = torch.arange(layout.vocabulary).expand(layout.length, -1)
     x, q, k, v = model.inputs(tokens, torch.arange(layout.length)[:, None])
-    kv, xq = (F.pad(torch.cat(parts, -1).movedim(-1, 0), (0, room))
-              for parts in ((k, v), (x[first:], sharpness * q[first:])))  # fmt: skip
     (out, up, gate, down), (two, final) = model.matrices(), map(model.norm_weight, ("norm2", "final"))
-    return {"kv": kv, "xq": xq, "out": out, "up": scaled(up, two), "gate": scaled(gate, two), "down": down,
+    kv, xq = (F.pad(torch.cat(parts, -1).movedim(-1, 0), (0, room))
+              for parts in ((k, v @ out), (x[first:], sharpness * q[first:])))  # fmt: skip
+    return {"kv": kv, "xq": xq, "up": scaled(up, two), "gate": scaled(gate, two), "down": down,
             "head": scaled(model.digits().T, final)}  # fmt: skip
 
 

@@ -27,12 +27,13 @@ FAST = ("reassoc", "contract", "arcp", "afn", "nsz")  # NaN and infinity stay wh
 
 
 class Sizes(NamedTuple):
-    """What the machine code is written for. The shapes of one model's tables by name: `out`, `up`, `gate` (of SwiGLU),
-    `down` and `head` are the matrices after the attention, with a last row of biases where a LayerNorm is before them.
-    What is before it is either
+    """What the machine code is written for. The shapes of one model's tables by name: `up`, `gate` (of SwiGLU), `down`
+    and `head` are the matrices after the attention, with a last row of biases where a LayerNorm is before them.
+    What is before them is either
       `embedding` [width, LANES], `positions` [length, width], and the matrices `query` and `attended` (keys, values) or
       `kv` [columns, length, LANES] and `xq` [columns, queries, LANES]: keys and values of every token at every place,
       and the residual stream and queries where something is predicted.
+    Values are what the attention adds to the residual stream: they have been multiplied by its output matrix.
     """
 
     training: bool
@@ -369,7 +370,9 @@ def write(s, each=1):
     code = Code(f"batch_{next(numbered)}", len(names), 2, s.training)
     at, (*arguments, count, blocks) = code.at, code.function.args
     pointers, queried = dict(zip(names, arguments)), layout.length - layout.first
-    (head, width), centered, given = shapes["out"], shapes["up"][0] > shapes["out"][1], "kv" in shapes
+    (_, width), given = shapes["down"], "kv" in shapes
+    columns = shapes["kv"][0] if given else shapes["attended"][1]
+    head, centered = columns - width, shapes["up"][0] > width
     assert layout.vocabulary <= LANES, layout
 
     def table(name, places, columns):
@@ -378,14 +381,15 @@ def write(s, each=1):
     def matrix(name, calls):
         return Matrix(code, shapes[name], pointers[name], pointers.get(f"d {name}"), calls)
 
-    kv = table("kv", layout.length, shapes["kv"][0] if given else shapes["attended"][1])
-    xq, norm = table("xq", queried, width + head), functools.partial(Norm, code, s.eps, centered)
-    matrices = {name: matrix(name, queried) for name in ("out", "up", "gate", "down", "head") if name in shapes}
-    after, (out, up, *gates, down, to_logits) = list(matrices.values()), matrices.values()
-    pairs = code.scratch(layout.length, kv.columns)  # keys and values, then their gradients
+    kv, xq = table("kv", layout.length, columns), table("xq", queried, width + head)
+    norm = functools.partial(Norm, code, s.eps, centered)
+    matrices = {name: matrix(name, queried) for name in ("up", "gate", "down", "head") if name in shapes}
+    after, (up, *gates, down, to_logits) = list(matrices.values()), matrices.values()
+    pairs = code.scratch(layout.length, columns)  # keys and values, then their gradients
     scores, slopes = (code.scratch(layout.length * queried) for _ in range(2))
-    queries, attended, upstream, d_queries = (code.scratch(queried, head) for _ in range(4))
-    streams, inverse = code.scratch(queried, width), code.scratch(queried)
+    queries, d_queries = (code.scratch(queried, head) for _ in range(2))
+    streams, attended, upstream = (code.scratch(queried, width) for _ in range(3))
+    inverse = code.scratch(queried)
     totals, shift, right = (Rows(code, pointers[name], 1) for name in RESULTS)
     share = at.fdiv(FLOAT(1.0), at.sitofp(at.mul(count, LONG(queried)), FLOAT))
     share, padded = code.everywhere(share, VECTOR), at.mul(blocks, LONG(LANES))
@@ -407,7 +411,7 @@ def write(s, each=1):
             return pairs.part(place, 0, head)
 
         def values(place):
-            return pairs.part(place, kv.columns - head, head)
+            return pairs.part(place, head, width)
 
         def read(place):
             pairs[place] = kv.read(place, tokens(place))
@@ -429,13 +433,13 @@ def write(s, each=1):
                 return plus(found, [e, *(e * v for v in values(place))])
 
             (largest,) = code.loop(0, at.add(place, LONG(1)), score, [-3e38], seen / queried)
-            weight, *found = code.loop(0, at.add(place, LONG(1)), add, [0] * (head + 1), seen / queried)
+            weight, *found = code.loop(0, at.add(place, LONG(1)), add, [0] * (width + 1), seen / queried)
             scale = code.vector(1) / weight
             attended[query], inverse[query] = [value * scale for value in found], [scale]
 
         def answer(query):
             """From the attention's output to the loss, and back."""
-            x = plus(streams[query], out(attended[query], query))
+            x = plus(streams[query], attended[query])
             middle = norm(x)
             linear = up(middle.out, query)
             if gates:
@@ -473,7 +477,7 @@ def write(s, each=1):
             else:
                 dh = up.back([d * k for d, k in zip(d_hidden, slope)], query)
             dx = plus(dx, middle.back(dh))
-            d = [value * inverse[query][0] for value in out.back(dx, query)]
+            d = [value * inverse[query][0] for value in dx]
             upstream[query], streams[query] = d, dx
             inverse[query] = [dot(d, attended[query])]
 
@@ -494,11 +498,11 @@ def write(s, each=1):
                 where = code.flat(place, queried, query)
                 d_k = [slopes[where][0] * x for x in queries[query]]
                 d_v = [scores[where][0] * x for x in upstream[query]]
-                return plus(found, plus(d_k, d_v) if kv.columns == head else d_k + d_v)
+                return plus(found, d_k + d_v)
 
             behind = at.sub(place, LONG(layout.first))
             first = at.select(at.icmp_signed(">", behind, LONG(0)), behind, LONG(0))  # query that sees this place
-            pairs[place] = code.loop(first, queried, one, [0] * kv.columns, seen / layout.length)
+            pairs[place] = code.loop(first, queried, one, [0] * columns, seen / layout.length)
 
         totals[number], shift[number], right[number] = [1], [0], [code.select(alive, 1, 0)]
         code.loop(0, layout.length, read)
