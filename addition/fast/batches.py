@@ -4,14 +4,16 @@ import numba
 import numpy as np
 import torch
 
-from addition.train import Recipe, key
+from addition import train
+from addition.train import Recipe
 
 BITS = 18  # of a pair's key, in a table that says whether a held-out key begins so: most pairs need no other look-up
+key = numba.njit(nogil=True)(train.key)
 
 
-@numba.njit(cache=True, nogil=True)
-def written(a, b, template, at_a, at_b, at_sum):
-    """Tokens [tokens, rows], with sums made digit by digit as on paper, and both numbers [2, rows]."""
+@numba.njit(nogil=True)
+def written(a, b, template, at_a, at_b, at_sum, begins):
+    """Tokens [tokens, rows], with sums made digit by digit as on paper; the keys that begin like a held-out one."""
     tokens, both = np.empty((len(template), len(a)), np.uint8), np.empty((2, len(a)), np.int64)
     for place, token in enumerate(template):
         tokens[place] = token
@@ -27,22 +29,22 @@ def written(a, b, template, at_a, at_b, at_sum):
             )
             one, other, power = one + power * a[row, i], other + power * b[row, i], 10 * power
         tokens[at_sum[-1], row], both[0, row], both[1, row] = carry, one, other
-    return tokens, both
+    keys = key(both[0], both[1])
+    return tokens, keys[begins[keys >> np.uint64(64 - BITS)]]
 
 
 def batches(recipe):
     """A function of the step that makes the recipe's batches; its own where it has one."""
     if type(recipe).batch is not Recipe.batch:
         return recipe.batch
-    layout = [np.array(part) for part in recipe.s.model.layout[:4]]
-    begins, shift = np.zeros(2**BITS, bool), np.uint64(64 - BITS)
-    begins[recipe.held_out >> shift] = True
+    begins = np.zeros(2**BITS, bool)
+    begins[recipe.held_out >> np.uint64(64 - BITS)] = True
+    tables = *map(np.array, recipe.s.model.layout[:4]), begins
 
     def batch(step):
         while True:
-            tokens, both = written(*recipe.operands(step), *layout)
-            keys = key(*both)
-            if not recipe.held(keys[begins[keys >> shift]]).any():
+            tokens, suspects = written(*recipe.operands(step), *tables)
+            if not recipe.held(suspects).any():
                 return torch.from_numpy(tokens).T
 
     return batch

@@ -253,12 +253,12 @@ class Table:
         """The columns of these tokens, one a lane."""
         return [self.code.picked(column, tokens) for column in self[place]]
 
-    def add(self, place, tokens, columns):
+    def add(self, place, token, columns):
+        """To the gradient; token(lane)."""
         columns = columns + [self.code.vector(0)] * (-len(columns) % LANES)
         parts = [self.code.transposed(columns[i : i + LANES]) for i in range(0, len(columns), LANES)]
         for lane, row in enumerate(zip(*parts)):
-            token = self.code.at.zext(self.code.at.extract_element(tokens, INT(lane)), LONG)
-            where = self.code.flat(place, LANES, token)
+            where = self.code.flat(place, LANES, token(lane))
             self.rows[where] = plus(self.rows[where], row)
 
     def write(self):
@@ -403,9 +403,11 @@ def write(s, each=1):
         def place_of(query):
             return at.add(query, LONG(layout.first))
 
-        def tokens(place):
-            where = code.place(pointers["rows"], BYTE, at.add(at.mul(place, padded), begin))
-            return at.zext(at.load(where, typ=ir.VectorType(BYTE, LANES), align=1), INTS)
+        def tokens(place, kind=INTS, lane=0):
+            """Of this place in all lanes; of kind LONG in one."""
+            where = code.place(pointers["rows"], BYTE, at.add(at.mul(place, padded), at.add(begin, LONG(lane))))
+            loaded = ir.VectorType(BYTE, LANES) if kind is INTS else BYTE
+            return at.zext(at.load(where, typ=loaded, align=1), kind)
 
         def keys(place):
             return pairs.part(place, 0, head)
@@ -514,8 +516,12 @@ def write(s, each=1):
             code.loop(0, queried, query_back)
             code.loop(0, layout.length, place_back)
             # Apart from what is computed: rows of equal tokens wait for each other
-            code.loop(0, layout.length, lambda place: kv.add(place, tokens(place), pairs[place]))
-            code.loop(0, queried, lambda n: xq.add(n, tokens(place_of(n)), streams[n] + d_queries[n]))
+            code.loop(
+                0, layout.length, lambda place: kv.add(place, functools.partial(tokens, place, LONG), pairs[place])
+            )
+            code.loop(
+                0, queried, lambda n: xq.add(n, functools.partial(tokens, place_of(n), LONG), streams[n] + d_queries[n])
+            )
 
     def stream(place):
         """Of every token at this place, one in each lane."""
