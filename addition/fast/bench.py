@@ -77,8 +77,8 @@ def shares(step):
 def operations(stack):
     """Floating-point operations of the kernels in a step of one model, without those of selecting and comparing."""
     named = stack.engine.tables.stacked(stack.named(stack.flat[:1]), torch.ones(1))
-    sizes = kernels.Sizes.of(True, named, stack.engine.layout, stack.engine.eps)
-    code = kernels.write(sizes, -(-stack.recipes[0].s.batch_size // kernels.LANES))
+    blocks = -(-stack.recipes[0].s.batch_size // kernels.LANES)
+    code = kernels.write(True, stack.engine.layout, stack.engine.eps, kernels.shapes_of(named), blocks)
     return kernels.LANES * sum(times * sum(i.opname in ("fadd", "fsub", "fmul", "fdiv") for i in block.instructions)
                                for block, times in code.times.items())  # fmt: skip
 

@@ -1,8 +1,7 @@
 """Losses of stacked copies of a plain model: by torch on any device, or by the kernels on a CPU.
 
-With one layer, everything before the attention depends on a token and its place only. `tables` has the plain model
-compute it once a step for every token at every place, instead of once for every token of the batch; the kernels start
-from there.
+With one layer, everything before the attention depends on a token and its place only: it is computed once a step for
+every token at every place, instead of once for every token of the batch.
 """
 
 import math
@@ -17,7 +16,7 @@ from addition.train import TinyDecoderLM, mean_loss, test
 
 
 def tables(model, sharpness=1.0):
-    """What kernels.Sizes lists."""
+    """A model as kernels.py reads it: by torch, so that gradients find their way to the parameters."""
     layout, first = model.config.layout, model.config.layout.first
     room = kernels.LANES - layout.vocabulary
     if isinstance(model, TinyDecoderLM):

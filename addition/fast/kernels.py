@@ -1,9 +1,16 @@
-"""Loss and gradients of one model on a batch, as machine code that is written for its sizes.
+"""Losses and gradients of stacked models, as machine code that is written for their sizes.
+
+A model is given by tables. `up`, `gate` (of SwiGLU), `down` and `head` are the matrices after the attention, with a
+last row of biases where a LayerNorm is before them. What is before them is either
+  `embedding` [width, LANES], `positions` [length, width], and the matrices `query` and `attended` (keys, values) or
+  `kv` [columns, length, LANES] and `xq` [columns, queries, LANES]: keys and values of every token at every place,
+  and the residual stream and queries where something is predicted.
+Values are what the attention adds to the residual stream: they have been multiplied by its output matrix.
 
 LANES examples are computed at a time, one in each lane of a vector register. All loops over widths are unrolled, so
-that what follows from a query stays in registers. The tables of engine.py have a column for all tokens at every place,
-which fits a register: one instruction picks the values of LANES examples. Gradients are transposed and added to rows,
-one for each token. bench.py has the time of a step.
+that what follows from a query stays in registers. A column of `kv` or `xq` for all tokens at a place fits a register:
+one instruction picks the values of LANES examples. Gradients are transposed and added to rows, one for each token.
+bench.py has the time of a step.
 """
 
 import ctypes
@@ -11,7 +18,6 @@ import functools
 import itertools
 import os
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
 
 import llvmlite.binding as llvm
 import numpy as np
@@ -24,26 +30,6 @@ TILE = 3, 8  # rows and columns of a matrix whose gradients are in registers
 FLOAT, BYTE, INT, LONG = ir.FloatType(), ir.IntType(8), ir.IntType(32), ir.IntType(64)
 VECTOR, INTS = ir.VectorType(FLOAT, LANES), ir.VectorType(INT, LANES)
 FAST = ("reassoc", "contract", "arcp", "afn", "nsz")  # NaN and infinity stay what they are
-
-
-class Sizes(NamedTuple):
-    """What the machine code is written for. The shapes of one model's tables by name: `up`, `gate` (of SwiGLU), `down`
-    and `head` are the matrices after the attention, with a last row of biases where a LayerNorm is before them.
-    What is before them is either
-      `embedding` [width, LANES], `positions` [length, width], and the matrices `query` and `attended` (keys, values) or
-      `kv` [columns, length, LANES] and `xq` [columns, queries, LANES]: keys and values of every token at every place,
-      and the residual stream and queries where something is predicted.
-    Values are what the attention adds to the residual stream: they have been multiplied by its output matrix.
-    """
-
-    training: bool
-    layout: tuple
-    eps: float  # of the norms
-    shapes: tuple
-
-    @classmethod
-    def of(cls, training, tables, layout, eps):
-        return cls(training, layout, eps, tuple((name, tuple(t.shape[1:])) for name, t in tables.items()))
 
 
 class Value:
@@ -361,13 +347,13 @@ RESULTS = ("totals", "shift", "right")
 numbered = itertools.count()  # of the functions
 
 
-def write(s, each=1):
+def write(training, layout, eps, shapes, each=1):
     """The function for these sizes. Its arguments are pointers to the rows, the tables, the RESULTS and, in training,
     the gradients of the tables; then the number of examples and of blocks of LANES. `each`: of blocks, where operations
     are counted."""
-    shapes, layout = dict(s.shapes), s.layout
-    names = ("rows", *shapes, *RESULTS, *(f"d {name}" for name in shapes if s.training))
-    code = Code(f"batch_{next(numbered)}", len(names), 2, s.training)
+    shapes = dict(shapes)
+    names = ("rows", *shapes, *RESULTS, *(f"d {name}" for name in shapes if training))
+    code = Code(f"batch_{next(numbered)}", len(names), 2, training)
     at, (*arguments, count, blocks) = code.at, code.function.args
     pointers, queried = dict(zip(names, arguments)), layout.length - layout.first
     (_, width), given = shapes["down"], "kv" in shapes
@@ -382,7 +368,7 @@ def write(s, each=1):
         return Matrix(code, shapes[name], pointers[name], pointers.get(f"d {name}"), calls)
 
     kv, xq = table("kv", layout.length, columns), table("xq", queried, width + head)
-    norm = functools.partial(Norm, code, s.eps, centered)
+    norm = functools.partial(Norm, code, eps, centered)
     matrices = {name: matrix(name, queried) for name in ("up", "gate", "down", "head") if name in shapes}
     after, (up, *gates, down, to_logits) = list(matrices.values()), matrices.values()
     pairs = code.scratch(layout.length, columns)  # keys and values, then their gradients
@@ -460,7 +446,7 @@ def write(s, each=1):
             wanted = total(code.select(hit, z, 0) for hit, z in zip(hits, logits))
             totals[number] = [code.select(alive, totals[number][0] * partition, 1)]
             shift[number] = [code.select(alive, shift[number][0] + (highest - wanted), 0)]
-            if not s.training:
+            if not training:
                 counted = at.icmp_signed("<", query, LONG(len(layout.sum)))
                 # 1 where the wanted token alone is as large as itself; a NaN is never
                 none_above = total(code.select(at.fcmp_ordered(">=", z.value, wanted.value), 1, 0) for z in logits)
@@ -510,7 +496,7 @@ def write(s, each=1):
         code.loop(0, layout.length, read)
         code.loop(0, queried, attend)
         code.loop(0, queried, answer)
-        if s.training:
+        if training:
             for one in after:
                 one.add_all()
             code.loop(0, queried, query_back)
@@ -557,7 +543,7 @@ def write(s, each=1):
         to_attended, to_query = matrices["attended"], matrices["query"]
         everywhere(inputs)
     code.loop(0, blocks, block, times=each)
-    if s.training:
+    if training:
         kv.write()
         xq.write()
         if not given:
@@ -597,9 +583,14 @@ def assemble(code, numbers):
     return ctypes.CFUNCTYPE(None, *kinds)(engine.get_function_address(code.function.name))
 
 
+def shapes_of(tables):
+    """Of one model's tables."""
+    return tuple((name, tuple(t.shape[1:])) for name, t in tables.items())
+
+
 @functools.cache
-def compiled(sizes):
-    return assemble(write(sizes), 2)
+def compiled(*sizes):
+    return assemble(write(*sizes), 2)
 
 
 @functools.cache
@@ -627,13 +618,14 @@ def call(training, tables, rows, layout, eps):
     -> losses, counts of right rows, and in training the gradients of the tables
     """
     models, batch = rows.shape[:2]
-    sizes, blocks = Sizes.of(training, tables, layout, eps), -(-batch // LANES)
+    blocks = -(-batch // LANES)
     tokens = np.zeros((models, rows.shape[2], blocks * LANES), np.uint8)
     tokens[:, :, :batch] = rows.swapaxes(1, 2)
     arrays = {name: np.ascontiguousarray(t.detach().numpy(), dtype=np.float32) for name, t in tables.items()}
     totals, shift, right = (np.empty((models, blocks, LANES), np.float32) for _ in RESULTS)
     gradients = [np.empty_like(a) for a in arrays.values() if training]
-    function, stacks = compiled(sizes), (tokens, *arrays.values(), totals, shift, right, *gradients)
+    function = compiled(training, layout, eps, shapes_of(tables))
+    stacks = (tokens, *arrays.values(), totals, shift, right, *gradients)
     places = [a.ctypes.data + np.arange(models) * a.strides[0] for a in stacks]
     in_parallel([(function, *places, batch, blocks) for places in np.stack(places, 1).tolist()])
     losses = (np.log(totals) + shift).sum((1, 2), dtype=np.float64) / (batch * (layout.length - layout.first))
