@@ -12,14 +12,14 @@ import plumbing.run
 from plumbing import disk
 
 RunName = Annotated[str, tyro.conf.arg(name="run-name", aliases=("--name",))]
-LARGEST = {  # values of flags; where nothing is said, there is no bound
-    **dict.fromkeys(("rehearse", "carry", "soften", "promising"), 1.0),
-    **dict.fromkeys(("batch_size", "val_size", "test_size", "eval_batch_size"), 10**7),
-    "beta2": 0.999999,
-    "seed": 10**9,
+BOUNDS = {  # of flags; elsewhere common.py's hold: 1 for whole numbers, 0 for others, and no largest value
+    **dict.fromkeys(("seed", "warmup", "first_stage", "decay_until", "soften_until"), (0, 10**9)),
+    **dict.fromkeys(("full", "ramp", "budget"), (0, 10**9)),
+    **dict.fromkeys(("batch_size", "val_size", "test_size", "eval_batch_size"), (1, 10**7)),
+    **dict.fromkeys(("rehearse", "carry", "soften", "promising"), (0, 1)),
+    **dict.fromkeys(("lr", "init_std"), (1e-30, 1e30)),
+    "beta2": (0, 0.999999),
 }
-ABOVE_ZERO = ("lr", "init_std")
-MAY_BE_ZERO = ("seed", "warmup", "first_stage", "decay_until", "soften_until", "full", "ramp", "budget")
 
 
 @dataclass(frozen=True)
@@ -42,19 +42,12 @@ class Flags:
 
 def wrong_value(options):
     """What is wrong with the value of a flag, or None."""
-    for name, value in vars(options).items():
-        flag = f"--{name.replace('_', '-')}"
-        if name in LARGEST and value > LARGEST[name]:
-            return f"{flag} {value}: expected at most {LARGEST[name]}"
-        if name in ABOVE_ZERO and value <= 0:
-            return f"{flag} {value}: expected a number above 0"
-    zero = {name: 1 for name in MAY_BE_ZERO if getattr(options, name, None) == 0}
-    return common.wrong_value(replace(options, **zero))
-
-
-def parse(settings, argv):
-    """The settings from the command line; a wrong value is one line that names its flag."""
-    return common.from_flags(settings, argv, settings(), wrong_value)
+    bounded = {name: value for name, value in vars(options).items() if name in BOUNDS}
+    for name, value in bounded.items():
+        low, high = BOUNDS[name]
+        if not low <= value <= high:
+            return f"--{name.replace('_', '-')} {value}: expected {low} to {high}"
+    return common.wrong_value(replace(options, **dict.fromkeys(bounded, 1)))
 
 
 class Run(plumbing.run.Run):
@@ -93,12 +86,13 @@ class Run(plumbing.run.Run):
             disk.save_checkpoint(self.folder / f"checkpoints/{name}.pt", content)
 
 
-def result(recipe, steps, rows, best, test, errors):
-    """A run's figures for its summary; `best`: (share of the validation's sums that are right, step)."""
+def result(recipe, steps, test, errors):
+    """A run's figures for its summary; `test`: the share of the test's sums that its best weights get right."""
+    best_step, best = recipe.best
     return {
-        "seed": recipe.s.seed, "best_step": best[1], "best_val_exact": max(0.0, best[0]),
-        "last_val_exact": rows[-1]["val_exact"] if rows else 0.0,
-        "step_at_99": next((row["step"] for row in rows if row["val_exact"] >= 0.99), None),
+        "seed": recipe.s.seed, "best_step": best_step, "best_val_exact": max(0.0, best),
+        "last_val_exact": recipe.rows[-1]["val_exact"] if recipe.rows else 0.0,
+        "step_at_99": next((row["step"] for row in recipe.rows if row["val_exact"] >= 0.99), None),
         "test_exact": test, "errors_in_100000": sum(errors.values()),
         "errors_by_seed": {str(seed): wrong for seed, wrong in errors.items()},
         "sums_seen": steps * recipe.s.batch_size, "starts": recipe.given_up + 1, "config": asdict(recipe.s),

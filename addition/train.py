@@ -7,6 +7,7 @@ Data, model, recipe and loop are in this file. For a recipe of your own, overrid
 reliable.py does; python -m addition.fast.sweep trains many seeds of any recipe at once.
 """
 
+import copy
 import math
 import sys
 from dataclasses import dataclass, field, fields
@@ -21,7 +22,7 @@ import tyro
 
 from addition import plots
 from addition import run as outputs
-from common import cosine_rate
+from common import cosine_rate, from_flags
 from plumbing import disk
 
 # ---------------------------------------------------------------- data
@@ -117,22 +118,17 @@ class ModelConfig:
     tie_qkv: Literal["none", "shareA_tieKV"] = "none"  # one low-rank factor for all, keys = values
 
     def __post_init__(self):
-        d, tied = self.d_model, self.tie_qkv == "shareA_tieKV"
-        fixed = dict(n_layer=1, n_head=1, max_seq_len=STANDARD.length, vocab_size=STANDARD.vocabulary)
-        for name, only in fixed.items():
-            if getattr(self, name) != only:
-                raise ValueError(f"{name} is {getattr(self, name)}; this model is written for {name} = {only} only")
-        for name in ("d_model", "d_ff"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        most = dict(pos_rank=d, qkv_rank=d, attn_out_rank=d, ffn_rank=min(d, self.d_ff))
-        for name, largest in most.items():
-            if not 0 <= getattr(self, name) <= largest:
-                raise ValueError(f"{name} is {getattr(self, name)}; use 1 to {largest}, or 0 for a full matrix")
-        if self.tie_qkv not in ("none", "shareA_tieKV"):
-            raise ValueError(f"tie_qkv is {self.tie_qkv!r}; known are 'none' and 'shareA_tieKV'")
-        if tied and self.qkv_rank == 0:
-            raise ValueError("tie_qkv shareA_tieKV shares a low-rank factor; give qkv_rank 1 or more")
+        d = self.d_model
+        only = dict(n_layer=1, n_head=1, max_seq_len=STANDARD.length, vocab_size=STANDARD.vocabulary)
+        least = only | dict(d_model=1, d_ff=1)
+        most = only | dict(pos_rank=d, qkv_rank=d, attn_out_rank=d, ffn_rank=min(d, self.d_ff))
+        for name, value in vars(self).items():
+            low, high = least.get(name, 0), most.get(name, math.inf)
+            if name != "tie_qkv" and not low <= value <= high:
+                use = f"{low} to {high}" if low < high else f"{low} only"
+                raise ValueError(f"{name} is {value}; this model is written for {use}")
+        if self.tie_qkv != "none" and not (self.tie_qkv == "shareA_tieKV" and self.qkv_rank):
+            raise ValueError(f"tie_qkv is {self.tie_qkv!r}; use 'none', or 'shareA_tieKV' and a qkv_rank of 1 or more")
 
     layout: ClassVar[Layout] = STANDARD
 
@@ -276,11 +272,12 @@ class Recipe:
 
     begun = given_up = 0  # step at which this start began, and how many were given up before it
     over = False  # whether the run ends before its last step
-    STATE = ("losses", "begun", "given_up", "over")  # what a resumed run needs, with the random numbers
+    best = (0, -1.0)  # after how many steps most sums were right, and their share; the first validation is better
+    STATE = ("losses", "rows", "best", "begun", "given_up", "over")  # what a resumed run needs, with the random numbers
 
     def __init__(self, settings):
-        self.s = settings
-        self.random, self.losses = np.random.default_rng([settings.seed, 2]), []
+        self.s, self.losses, self.rows = settings, [], []
+        self.random = np.random.default_rng([settings.seed, 2])
         sizes = [settings.val_size, settings.test_size]
         pairs = uniform_pairs([settings.seed, 1], sum(sizes))
         self.held_out = np.sort(key(*pairs.T))
@@ -337,19 +334,22 @@ class Recipe:
         """Told the loss of each step; the next ones may depend on it."""
         self.losses.append(loss)
 
-    def row(self, step, val_loss, exact):
-        """A row of metrics.csv."""
-        loss, self.losses = sum(self.losses) / len(self.losses), []
-        return {"train_loss": round(loss, 6), "val_loss": round(val_loss, 6), "val_exact": round(exact, 6),
-                "lr": round(self.learning_rate(step), 8), "stage": self.stage(step)}  # fmt: skip
+    def validated(self, step, val_loss, exact, seconds):
+        """Told the result of each validation, it adds a row of metrics.csv. -> whether these weights are the best"""
+        loss, self.losses, done = sum(self.losses) / len(self.losses), [], self.begun + step + 1
+        self.rows.append({
+            "step": done, "train_loss": round(loss, 6), "val_loss": round(val_loss, 6), "val_exact": round(exact, 6),
+            "lr": round(self.learning_rate(step), 8), "stage": self.stage(step), "seconds": round(seconds, 1),
+        })  # fmt: skip
+        self.best = max(self.best, (done, exact), key=lambda found: found[1])  # of equal ones the first
+        return self.best[0] == done
 
     def stage(self, step):
         """What the batches are made of, in words: a column of metrics.csv."""
         return f"up to {self.longest(step)} digits"
 
     def state_dict(self):
-        kept = {name: getattr(self, name) for name in self.STATE}
-        return {"random": self.random.bit_generator.state} | kept
+        return {"random": self.random.bit_generator.state} | {name: getattr(self, name) for name in self.STATE}
 
     def load_state_dict(self, state):
         self.random.bit_generator.state = state["random"]
@@ -360,30 +360,12 @@ class Recipe:
 # ---------------------------------------------------------------- loop
 
 
-class Best:
-    """The weights with the most right sums in a validation."""
-
-    def __init__(self, model):
-        self.keep(model, -1.0, 0)  # the first validation is better
-
-    def keep(self, model, exact, step):
-        self.exact, self.step = exact, step
-        self.weights = {name: p.detach().cpu().clone() for name, p in model.state_dict().items()}
-
-    def state_dict(self):
-        return dict(vars(self))
-
-    def load_state_dict(self, state):
-        vars(self).update(state)
-
-
 def train(recipe, run):
     """-> the run's summary"""
     if summary := run.ended():
         return summary
-    s, model = recipe.s, recipe.model().to(run.device)
-    best, optimizer = Best(model), recipe.optimizer(model)
-    validation = recipe.validation.to(run.device)
+    s, model, validation = recipe.s, recipe.model().to(run.device), recipe.validation.to(run.device)
+    best, optimizer = copy.deepcopy(model), recipe.optimizer(model)
     parts, diverged = [optimizer, recipe, best], {}
     step = run.resume(model, parts) - 1
     while step + 1 < s.steps and not recipe.over:
@@ -392,7 +374,6 @@ def train(recipe, run):
         optimizer.param_groups[0].update(lr=recipe.learning_rate(at), weight_decay=recipe.weight_decay(at))
         loss = mean_loss(model, recipe.batch(at).to(run.device), recipe.sharpness(at))
         if not loss.isfinite():
-            run.log(f"# the loss is not finite at step {step + 1}; this run ends here")
             diverged = {"diverged_at": step + 1}
             break
         optimizer.zero_grad()
@@ -403,12 +384,12 @@ def train(recipe, run):
         if run.due(step, s.eval_interval):
             val_loss, right = test(model, validation, s.eval_batch_size)
             exact = right / len(validation)
-            run.row = recipe.row(at, val_loss, exact) | {"seconds": round(run.elapsed(), 1)}
+            if recipe.validated(at, val_loss, exact, run.elapsed()):
+                best.load_state_dict(model.state_dict())
+                run.save(model, s, "best", *recipe.best)
+            run.row = recipe.rows[-1]
             text = "train {train_loss:.4f}  val {val_loss:.4f}  exact {val_exact:.4f}"
             outputs.progress(run, step, text.format(**run.row))
-            if exact > best.exact:
-                best.keep(model, exact, step + 1)
-                run.save(model, s, "best", step + 1, exact)
             verdict = recipe.verdict(at, exact)
             recipe.over = verdict == "over"
             if verdict == "stuck":
@@ -418,20 +399,19 @@ def train(recipe, run):
         run.end_step(step, model, parts)
     run.default_signals()
     if not diverged:
-        run.save(model, s, "last", step + 1, run.rows[-1]["val_exact"])
-    model.load_state_dict(best.weights)
-    right = test(model, recipe.test.to(run.device), s.eval_batch_size)[1]
-    errors = score(model, run.device, s.eval_batch_size)
-    if run.rows:
+        run.save(model, s, "last", step + 1, recipe.rows[-1]["val_exact"])
+    right = test(best, recipe.test.to(run.device), s.eval_batch_size)[1]
+    errors = score(best, run.device, s.eval_batch_size)
+    if recipe.rows:
         with disk.writing(run.folder, "plots"):
-            plots.run_plots(run.folder, run.rows)
-    found = outputs.result(recipe, step + 1, run.rows, (best.exact, best.step), right / len(recipe.test), errors)
+            plots.run_plots(run.folder, recipe.rows)
+    found = outputs.result(recipe, step + 1, right / len(recipe.test), errors)
     return run.end(found | diverged)
 
 
 def main(argv=None, settings=Settings, recipe=Recipe, file=__file__):
     argv = sys.argv[1:] if argv is None else list(argv)
-    options = outputs.parse(settings, argv)
+    options = from_flags(settings, argv, settings(), outputs.wrong_value)
     run = outputs.Run(options, Path(file).stem, argv)
     summary = train(recipe(options), run)
     print(f"{summary['errors_in_100000']:,} errors in 100,000; results in {run.folder}")

@@ -15,14 +15,18 @@ import math
 import re
 import sys
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 
 import torch
+import tyro
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from addition import run as outputs
 from addition.fast import kernels
 from addition.fast.batches import batches
 from addition.fast.engine import Compiled, Torch
 from addition.train import Recipe, mean_loss, score_rows
+from common import from_flags
 from plumbing import disk
 
 MOST_SEEDS = 10_000  # in one range
@@ -30,38 +34,25 @@ COLUMNS = ("member", "step", "train_loss", "val_loss", "val_exact", "lr", "stage
 LARGEST = 600  # d_model x d_ff of a model for the kernels: up to 20 seconds to compile
 
 
-def flags(recipe):
-    """The recipe's settings, and those of a sweep."""
-
-    @dataclass(frozen=True)
-    class Sweep(recipe.Settings):
-        seeds: tuple[str, ...] = ("0-7",)  # numbers and ranges: 0-7, or 41 100 200-205
-        prune: str = ""  # STEP:LEFT,...: only so many runs go on then, the best by validation loss
-
-    return Sweep
-
-
 def numbers(words):
-    found = []
-    for word in words:
-        match = re.fullmatch(r"(\d+)(?:-(\d+))?", word)
-        low, high = (int(match[1]), int(match[2] or match[1])) if match else (0, -1)
-        if not low <= high < min(low + MOST_SEEDS, outputs.LARGEST["seed"]):
-            form = f"a number below {outputs.LARGEST['seed']:,} or a range of at most {MOST_SEEDS:,}, such as 0-7"
+    """["3", "0-2"] -> [3, 0, 1, 2]"""
+    found = {}
+    for word in words or [""]:
+        match = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", word)
+        seeds = range(int(match[1]), int(match[2] or match[1]) + 1) if match else ()
+        if not 1 <= len(seeds) <= MOST_SEEDS:
+            form = f"numbers of up to nine digits and ranges of at most {MOST_SEEDS:,}, such as 0-7 or 41 100"
             raise SystemExit(f"--seeds {word}: expected {form}")
-        found += range(low, high + 1)
-    if not found:
-        raise SystemExit("--seeds is empty: expected numbers and ranges, such as 0-7 or 41 100")
-    return list(dict.fromkeys(found))
+        found |= dict.fromkeys(seeds)
+    return list(found)
 
 
 def parse_prune(text, interval):
     """'3000:20,6000:5' -> {3000: 20, 6000: 5}"""
-    if not re.fullmatch(r"(\d+:[1-9]\d*(,|$))*", text):
-        raise SystemExit(f"--prune {text}: expected STEP:LEFT,STEP:LEFT such as 3000:20,6000:5")
     found = {int(step): int(left) for step, left in re.findall(r"(\d+):(\d+)", text)}
-    if any(step == 0 or step % interval for step in found):
-        raise SystemExit(f"--prune {text}: expected multiples of --eval-interval, {interval}")
+    if not re.fullmatch(r"([1-9]\d*:[1-9]\d*(,|$))*", text) or any(step % interval for step in found):
+        form = f"STEP:LEFT,... such as 3000:20,6000:5; steps are multiples of --eval-interval, {interval}"
+        raise SystemExit(f"--prune {text}: expected {form}")
     return found
 
 
@@ -77,69 +68,66 @@ def pick_engine(model, device, recipe):
 
 
 class Stack:
-    """The models that are still training, as rows of one matrix of parameters."""
+    """Models as rows of one matrix of parameters; those whose run is over stay as they are."""
 
-    ROWS = ("flat", "mean", "square", "best")
-    LISTS = ("names", "recipes", "batches", "best_at")
+    STATE = ("flat", "mean", "square", "best", "done")  # what a resumed sweep needs, with the recipes
 
     def __init__(self, recipes, device):
         """`recipes` by the names of their runs."""
-        self.names, self.recipes = list(recipes), list(recipes.values())
-        self.batches = [batches(recipe) for recipe in self.recipes]
+        self.recipes, self.done = list(recipes.values()), dict.fromkeys(recipes)  # summaries of runs that are over
+        for recipe in self.recipes:
+            recipe.batch = batches(recipe)  # the same ones in less time
         models = [recipe.model() for recipe in self.recipes]
         self.device, self.model = device, models[0].to(device)
         self.shapes = {name: p.shape for name, p in self.model.named_parameters()}
-        self.flat = torch.stack([torch.nn.utils.parameters_to_vector(m.parameters()).detach() for m in models])
-        self.flat = self.flat.to(device)
+        self.flat = torch.stack([parameters_to_vector(m.parameters()).detach() for m in models]).to(device)
         self.mean, self.square, self.best = torch.zeros_like(self.flat), torch.zeros_like(self.flat), self.flat.clone()
-        self.best_at = [(-1.0, 0)] * len(models)  # (share of right sums, step); the first validation is better
-        self.rows, self.done = {name: [] for name in self.names}, {}  # of all runs; the summaries of those that ended
         self.engine = pick_engine(self.model, device, self.recipes[0])
+
+    def training(self):
+        """Indices of the models that are not over."""
+        return [i for i, recipe in enumerate(self.recipes) if not recipe.over]
 
     def named(self, flat):
         """Views of `flat` [models, parameters]."""
         pieces = flat.split([math.prod(shape) for shape in self.shapes.values()], -1)
         return {name: piece.unflatten(-1, self.shapes[name] or (1,)) for name, piece in zip(self.shapes, pieces)}
 
-    def column(self, values):
-        return torch.tensor(values, dtype=torch.float32, device=self.device)[:, None]
-
     def step(self, step):
         """AdamW on every model's own batch. -> indices of the models that are not finite any more"""
-        steps = [(recipe, step - recipe.begun) for recipe in self.recipes]
-        rows = kernels.in_parallel([(batch, at) for batch, (_, at) in zip(self.batches, steps, strict=True)])
-        sharpness = self.column([recipe.sharpness(at) for recipe, at in steps])[:, 0]
-        flat = self.flat.detach().requires_grad_()
-        loss = self.engine.losses(
-            self.named(flat), torch.stack([part.T for part in rows]).mT.to(self.device), sharpness
-        )
+        training = self.training()
+        steps = [(self.recipes[i], step - self.recipes[i].begun) for i in training]
+        made = kernels.in_parallel([(recipe.batch, at) for recipe, at in steps])
+        rows = torch.stack([batch.T for batch in made]).mT.to(self.device)  # as they lie in memory
+        values = [(r.sharpness(at), r.learning_rate(at), r.weight_decay(at), r.s.beta2, at + 1) for r, at in steps]
+        columns = torch.tensor(values, dtype=torch.float32, device=self.device).T.contiguous()
+        sharpness, (rate, decay, beta2, past) = columns[0], columns[1:, :, None]
+        flat, mean, square = (part[training] for part in (self.flat, self.mean, self.square))
+        loss = self.engine.losses(self.named(flat.requires_grad_()), rows, sharpness)
         (gradient,) = torch.autograd.grad(loss.sum(), flat)
-        rate = self.column([recipe.learning_rate(at) for recipe, at in steps])
-        decay = self.column([recipe.weight_decay(at) for recipe, at in steps])
-        past = self.column([at + 1 for _, at in steps])
-        beta2 = self.column([recipe.s.beta2 for recipe in self.recipes])
         gradient = gradient * (1 / (gradient.norm(dim=1, keepdim=True) + 1e-6)).clamp(max=1)
-        self.mean.lerp_(gradient, 0.1)
-        self.square.mul_(beta2).add_((1 - beta2) * gradient.square())
-        update = (self.mean / (1 - 0.9**past)) / ((self.square / (1 - beta2**past)).sqrt() + 1e-8)
-        self.flat.mul_(1 - rate * decay).sub_(rate * update)
-        finite = loss.isfinite() & self.flat.isfinite().all(1)
-        for recipe, value in zip(self.recipes, loss.tolist()):
+        mean.lerp_(gradient, 0.1)
+        square.mul_(beta2).add_((1 - beta2) * gradient.square())
+        update = (mean / (1 - 0.9**past)) / ((square / (1 - beta2**past)).sqrt() + 1e-8)
+        flat = flat.detach().mul_(1 - rate * decay).sub_(rate * update)
+        self.flat[training], self.mean[training], self.square[training] = flat, mean, square
+        for (recipe, _), value in zip(steps, loss.tolist()):
             recipe.note(value)
-        return (~finite).nonzero()[:, 0].tolist()
+        finite = loss.isfinite() & flat.isfinite().all(1)
+        return [i for i, good in zip(training, finite.tolist()) if not good]
 
     def validate(self, step, seconds):
         """-> indices of the models whose run ends here"""
-        ended, rows = [], torch.stack([recipe.validation for recipe in self.recipes]).to(self.device)
-        losses, right = self.engine.test(self.named(self.flat), rows)
-        for i, (recipe, loss, exact) in enumerate(zip(self.recipes, losses.tolist(), (right / rows.shape[1]).tolist())):
-            at = step - recipe.begun
-            self.rows[self.names[i]].append({"step": step + 1} | recipe.row(at, loss, exact) | {"seconds": seconds})
-            if exact > self.best_at[i][0]:
-                self.best_at[i], self.best[i] = (exact, step + 1), self.flat[i]
+        training, ended = self.training(), []
+        rows = torch.stack([self.recipes[i].validation for i in training]).to(self.device)
+        losses, right = self.engine.test(self.named(self.flat[training]), rows)
+        for i, loss, exact in zip(training, losses.tolist(), (right / rows.shape[1]).tolist()):
+            recipe, at = self.recipes[i], step - self.recipes[i].begun
+            if recipe.validated(at, loss, exact, seconds):
+                self.best[i] = self.flat[i]
             verdict = recipe.verdict(at, exact)
             if verdict == "stuck":
-                self.flat[i] = torch.nn.utils.parameters_to_vector(recipe.again(step + 1).parameters()).detach()
+                self.flat[i] = parameters_to_vector(recipe.again(step + 1).parameters()).detach()
                 self.mean[i] = self.square[i] = 0
             elif verdict == "over":
                 ended.append(i)
@@ -149,26 +137,14 @@ class Stack:
         """How many sums the model with these weights gets wrong."""
         return len(rows) - int(self.engine.test(self.named(weights[None]), rows[None].to(self.device))[1])
 
-    def keep(self, indices):
-        for name in self.ROWS:
-            setattr(self, name, getattr(self, name)[indices])
-        for name in self.LISTS:
-            setattr(self, name, [getattr(self, name)[i] for i in indices])
-
     def parameters(self):
-        return [self.flat[:1]]  # of one model
+        return [self.best[:1]]  # of one model
 
     def state_dict(self):
-        """Everything that a resumed sweep needs."""
-        state = {name: getattr(self, name) for name in (*self.ROWS, "names", "best_at", "rows", "done")}
-        return state | {"recipes": [recipe.state_dict() for recipe in self.recipes]}
+        return {name: getattr(self, name) for name in self.STATE}
 
     def load_state_dict(self, state):
-        self.keep([self.names.index(name) for name in state["names"]])
-        for name in (*self.ROWS, "best_at", "rows", "done"):
-            setattr(self, name, state[name])
-        for recipe, saved in zip(self.recipes, state["recipes"], strict=True):
-            recipe.load_state_dict(saved)
+        vars(self).update(state)
 
 
 def train(recipes, run, prune):
@@ -176,51 +152,49 @@ def train(recipes, run, prune):
     if summary := run.ended():
         return summary["members"]
     kernels.flush_denormals()
-    stack, together = Stack(recipes, run.device), len(recipes)
-    settings, score = run.config, score_rows(stack.model.config.layout)
+    stack, names, settings = Stack(recipes, run.device), list(recipes), run.config
+    score = score_rows(stack.model.config.layout)
     run.log(f"# losses by the {stack.engine.name} engine")
 
-    def end(indices, step, reason):
-        """Test and save the models whose run ends after so many steps; go on with the others."""
+    def end(indices, step, reason=None):
+        """Test and save the models whose run ends after so many steps."""
         for i in indices:
-            name, recipe, weights = stack.names[i], stack.recipes[i], stack.best[i]
+            name, recipe, weights = names[i], stack.recipes[i], stack.best[i]
+            recipe.over = True
             test = 1 - stack.errors(weights, recipe.test) / len(recipe.test)
             errors = {seed: stack.errors(weights, rows) for seed, rows in score.items()}
-            stack.done[name] = outputs.result(recipe, step, stack.rows[name], stack.best_at[i], test, errors) | {
+            stack.done[name] = outputs.result(recipe, step, test, errors) | {
                 "name": name, "parameters": stack.flat.shape[1], "steps": step, "seconds": round(run.elapsed(), 1),
-                "models_together": together, "engine": stack.engine.name, "hardware": disk.describe(run.device),
+                "models_together": len(names), "engine": stack.engine.name, "hardware": disk.describe(run.device),
                 "commit": disk.commit(), **({reason: step} if reason else {}),
             }  # fmt: skip
-            torch.nn.utils.vector_to_parameters(weights.clone(), stack.model.parameters())
-            run.save(stack.model, recipe.s, name, *reversed(stack.best_at[i]))
+            vector_to_parameters(weights.clone(), stack.model.parameters())
+            run.save(stack.model, recipe.s, name, *recipe.best)
             if reason == "diverged_at":
                 run.log(f"# {name}: the loss or the weights are not finite at step {step}; this run ends here")
-        if indices:
-            stack.keep([i for i in range(len(stack.names)) if i not in indices])
 
-    for step in range(run.resume(stack), settings.steps):
-        if not stack.names:
+    for step in range(run.resume(stack, stack.recipes), settings.steps):
+        if not stack.training():
             break
         end(stack.step(step), step + 1, "diverged_at")
-        if stack.names and run.due(step, settings.eval_interval):
-            ended = stack.validate(step, round(run.elapsed(), 1))
-            exact = sorted((stack.rows[name][-1]["val_exact"] for name in stack.names), reverse=True)
-            good = sum(value >= 0.99 for value in exact) + sum(s["best_val_exact"] >= 0.99 for s in stack.done.values())
+        if stack.training() and run.due(step, settings.eval_interval):
+            ended = stack.validate(step, run.elapsed())
+            good = sum((r.best[1] if r.over else r.rows[-1]["val_exact"]) >= 0.99 for r in stack.recipes)
+            exact = sorted((r.rows[-1]["val_exact"] for r in stack.recipes if not r.over), reverse=True)
             run.row = {"at_99": good, "best": exact[0], "training": len(exact)}
             shown = " ".join(f"{value:.2f}" for value in exact[:8]) + " ..." * (len(exact) > 8)
-            outputs.progress(run, step, f"{good} of {together} at 99 %  best {shown}")
-            end(ended, step + 1, None)
-        if (left := prune.get(step + 1, together)) < len(stack.names):
-            ranked = sorted(range(len(stack.names)), key=lambda i: stack.rows[stack.names[i]][-1]["val_loss"])
-            end(ranked[left:], step + 1, "pruned_at")
-        run.end_step(step, stack)
+            outputs.progress(run, step, f"{good} of {len(names)} at 99 %  best {shown}")
+            end(ended, step + 1)
+        if step + 1 in prune:
+            ranked = sorted(stack.training(), key=lambda i: stack.recipes[i].rows[-1]["val_loss"])
+            end(ranked[prune[step + 1] :], step + 1, "pruned_at")
+        run.end_step(step, stack, stack.recipes)
     with disk.writing(run.folder, "members.csv"):
-        rows = [{"member": name} | row for name in recipes for row in stack.rows[name]]
+        rows = [{"member": name} | row for name, recipe in recipes.items() for row in recipe.rows]
         disk.write_rows(run.folder / "members.csv", rows, COLUMNS)
-    done = {name: stack.done[name] for name in recipes}
-    run.end({"seed": sorted({s["seed"] for s in done.values()}), "members": done})
+    run.end({"seed": sorted(recipe.s.seed for recipe in stack.recipes), "members": stack.done})
     run.checkpoint.unlink(missing_ok=True)
-    return done
+    return stack.done
 
 
 def main(argv=None):
@@ -228,21 +202,25 @@ def main(argv=None):
     if argv[:1] in (["--help"], ["-h"]):
         print(__doc__)
         raise SystemExit
-    try:
-        recipe = importlib.import_module(f"addition.{argv[0]}" if re.fullmatch(r"\w+", argv[0]) else "")
-        recipe.Settings, recipe.Recipe  # noqa: B018
-    except (ImportError, AttributeError, ValueError, IndexError):
-        raise SystemExit("give a recipe first: train, reliable, tiny, smallest or your own in addition/") from None
-    if recipe.Recipe.optimizer is not Recipe.optimizer:
-        raise SystemExit(f"{recipe.__name__} has an optimizer of its own; run that module by itself")
-    if "--seed" in argv:
-        raise SystemExit("--seed is of a single run; here it is --seeds")
-    options = outputs.parse(flags(recipe), argv[1:])
+    files = sorted(Path(outputs.__file__).parent.glob("*.py"))
+    known = [file.stem for file in files if "class Recipe" in file.read_text()]
+    if not argv or argv[0] not in known:
+        raise SystemExit(f"give a recipe first, a module of addition/: {', '.join(known)}")
+    module = importlib.import_module(f"addition.{argv[0]}")
+    if module.Recipe.optimizer is not Recipe.optimizer:
+        raise SystemExit(f"{module.__name__} has an optimizer of its own; run that module by itself")
+
+    @dataclass(frozen=True)
+    class Sweep(module.Settings):
+        seed: tyro.conf.Suppress[int] = 42  # is of a single run
+        seeds: tuple[str, ...] = ("0-7",)  # numbers and ranges: 0-7, or 41 100 200-205
+        prune: str = ""  # STEP:LEFT,...: only so many runs go on then, the best by validation loss
+
+    options = from_flags(Sweep, argv[1:], Sweep(), outputs.wrong_value)
     seeds, prune = numbers(options.seeds), parse_prune(options.prune, options.eval_interval)
-    shared = recipe.Settings(**{f.name: getattr(options, f.name) for f in fields(recipe.Settings)})
-    options = replace(options, name=options.name or f"{argv[0]}-sweep")
-    run = outputs.Run(options, "fast.sweep", argv)
-    recipes = {f"seed{seed}": recipe.Recipe(replace(shared, seed=seed)) for seed in seeds}
+    shared = module.Settings(**{f.name: getattr(options, f.name) for f in fields(module.Settings)})
+    run = outputs.Run(replace(options, name=options.name or f"{argv[0]}-sweep"), "fast.sweep", argv)
+    recipes = {f"seed{seed}": module.Recipe(replace(shared, seed=seed)) for seed in seeds}
     results = train(recipes, run, prune)
     for name, r in results.items():
         found = f"best {r['best_val_exact']:.4f} at {r['best_step']}, 99 % at {r['step_at_99']}"
