@@ -102,7 +102,8 @@ class Stack:
         values = [(r.sharpness(at), r.learning_rate(at), r.weight_decay(at), r.s.beta2, at + 1) for r, at in steps]
         columns = torch.tensor(values, dtype=torch.float32, device=self.device).T.contiguous()
         sharpness, (rate, decay, beta2, past) = columns[0], columns[1:, :, None]
-        flat, mean, square = (part[training] for part in (self.flat, self.mean, self.square))
+        these = training if len(training) < len(self.recipes) else slice(None)  # a slice copies nothing
+        flat, mean, square = (part[these] for part in (self.flat.detach(), self.mean, self.square))
         loss = self.engine.losses(self.named(flat.requires_grad_()), rows, sharpness)
         (gradient,) = torch.autograd.grad(loss.sum(), flat)
         gradient = gradient * (1 / (gradient.norm(dim=1, keepdim=True) + 1e-6)).clamp(max=1)
@@ -110,7 +111,7 @@ class Stack:
         square.mul_(beta2).add_((1 - beta2) * gradient.square())
         update = (mean / (1 - 0.9**past)) / ((square / (1 - beta2**past)).sqrt() + 1e-8)
         flat = flat.detach().mul_(1 - rate * decay).sub_(rate * update)
-        self.flat[training], self.mean[training], self.square[training] = flat, mean, square
+        self.flat[these], self.mean[these], self.square[these] = flat, mean, square
         for (recipe, _), value in zip(steps, loss.tolist()):
             recipe.note(value)
         finite = loss.isfinite() & flat.isfinite().all(1)
