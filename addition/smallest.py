@@ -21,7 +21,6 @@ answered on the mirrored arc.
 import math
 import re
 from dataclasses import dataclass, field
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -29,7 +28,7 @@ import tyro
 
 from addition import tiny, train
 from addition.tiny import Adder, on_arc
-from addition.train import Layout, ModelConfig
+from addition.train import ModelConfig
 
 
 class Pattern:
@@ -81,7 +80,7 @@ class SmallestConfig:
             if not 0 < value < math.inf:
                 raise ValueError(f"{name} must be a number above 0")
 
-    layout: ClassVar[Layout] = tiny.REVERSED
+    layout = tiny.REVERSED
     from_dict = classmethod(ModelConfig.from_dict.__func__)
     d_model = property(lambda self: 1 + self.up.count("/"))
     d_ff = property(lambda self: len(self.up.partition("/")[0]))

@@ -10,7 +10,7 @@ sum are at the same two distances everywhere.
 
 import math
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -54,7 +54,7 @@ class TinyConfig:
             if wrong:
                 raise ValueError(problem)
 
-    layout: ClassVar[Layout] = REVERSED
+    layout = REVERSED
     from_dict = classmethod(ModelConfig.from_dict.__func__)
     eps = property(lambda self: 1e-8 if self.embedding == "unit" else 1e-6)
     # How many coordinates of an embedding are read and compared with; the others of an arc are 0.
