@@ -9,27 +9,23 @@ unless it gives the same answers as the checkpoint.
 
 import argparse
 import inspect
-import json
 import re
-import textwrap
-from dataclasses import fields
 from pathlib import Path
+from pprint import pformat
 from string import Template
 
-import numpy as np
 import torch
 
 from addition import smallest, tiny, train
 from addition.evaluate_checkpoints import load
-from addition.fold import PROMPTS, SAME, difference, fold
+from addition.fold import PAIRS, SAME, difference, fold
 from addition.train import carry_pairs, encode_pairs
-from addition.verify import build, count, read
+from addition.verify import build, read
 from plumbing import disk
 
 LICENSE = Path(__file__).parents[1] / "LICENSE"
-CHECKED = 300  # pairs on which the file must give the checkpoint's answers
 SOURCES = {  # of each model, and how it is built
-    train.TinyDecoderLM: ([train.Matrix, train.SharedQKV], "TinyDecoderLM(CONFIG, 1)"),
+    train.TinyDecoderLM: ([train.Matrix, train.SharedQKV], "TinyDecoderLM(CONFIG)"),
     tiny.TinyAdder: ([tiny.turn, tiny.on_arc, tiny.Adder], "TinyAdder(CONFIG, weights)"),
     smallest.SmallestAdder: ([tiny.on_arc, tiny.Adder, smallest.Pattern], "SmallestAdder(CONFIG, weights)"),
 }
@@ -49,27 +45,16 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 CONFIG = SimpleNamespace(
-$config
-)
+$config)
 # The prompt; the digits of the two numbers, least significant first, go to the positions A and B.
 PROMPT = $prompt
 A = $a
 B = $b
 ANSWER = $answer  # digits of the sum, which the model generates, least significant first
+METADATA = $metadata
 
 
 $sources
-
-
-$count
-
-@torch.no_grad()
-def generate(model, tokens, count):
-    """Greedy decoding: append the most likely next token, `count` times."""
-    for _ in range(count):
-        tokens = torch.cat([tokens, model(tokens)[:, -1].argmax(-1, keepdim=True)], 1)
-    return tokens
-
 
 def prompts(a, b):
     rows = torch.tensor(PROMPT).repeat(len(a), 1)
@@ -82,9 +67,13 @@ def prompts(a, b):
     return rows
 
 
+@torch.no_grad()
 def add_batch(model, a, b):
     """The sums of many pairs; -1 where an answer of the model has a token that is not a digit."""
-    answers = generate(model, prompts(a, b), ANSWER)[:, len(PROMPT) :].tolist()
+    tokens = prompts(a, b)
+    for _ in range(ANSWER):  # greedy decoding: append the most likely next token
+        tokens = torch.cat([tokens, model(tokens)[:, -1].argmax(-1, keepdim=True)], 1)
+    answers = tokens[:, len(PROMPT) :].tolist()
     return [sum(d * 10**i for i, d in enumerate(answer)) if max(answer) < 10 else -1 for answer in answers]
 
 
@@ -95,17 +84,8 @@ def add(model, a, b):
 def build_model():
     weights = {name: torch.tensor(value) for name, value in WEIGHTS.items()}
     model = $build.eval()
-    with torch.no_grad():
-        for name, p in model.named_parameters():
-            p.copy_(weights[name])
-    metadata = {
-        "name": $name,
-        "author": $author,
-        "params": count(model),
-        "architecture": $architecture,
-        "tricks": $tricks,
-    }
-    return model, metadata
+    model.load_state_dict(weights, strict=False)  # what is tied is named once
+    return model, METADATA
 
 
 WEIGHTS = $weights
@@ -117,75 +97,58 @@ if __name__ == "__main__":
 ''')
 
 
-def quote(value):
-    return json.dumps(value, indent=4, ensure_ascii=False)
+def literal(value):
+    return pformat(value, width=110, compact=True, sort_dicts=False)
 
 
 def numbers(value):
     """A tensor as nested lists; each number has the fewest digits that give the same float32."""
-    if value.ndim > 1:
-        return "[\n" + textwrap.indent("".join(f"{numbers(row)},\n" for row in value), "    ") + "]"
-    row = "[" + ", ".join(str(number) for number in value.numpy().astype(np.float32)) + "]"
-    return "\n".join(textwrap.wrap(row, 108, subsequent_indent=" "))
+    return value.detach().numpy().astype(str).astype(float).tolist()
 
 
 def write(model, name, author):
     """The file's text."""
-    config, layout, start = model.config, model.config.layout, model.config.layout.sum[0]
-    parts, build = SOURCES[type(model)]
-    sources = "\n\n".join(map(inspect.getsource, [*parts, type(model)])).rstrip()
-    chosen = {f.name: getattr(config, f.name) for f in fields(config)}
+    config, layout, parameters = model.config, model.config.layout, train.count(model)
+    sources, build = SOURCES[type(model)]
     derived = {key: getattr(config, key) for key in ("eps", "read", "d_model") if hasattr(config, key)}
-    weights = "".join(f'"{key}": {numbers(value.detach())},\n' for key, value in model.named_parameters())
+    metadata = {
+        "name": name or f"{parameters} parameters",
+        "author": author or ", ".join(re.findall(r"Copyright \(c\) \d+ (.+)", LICENSE.read_text())),
+        "params": parameters,
+        "architecture": f"{inspect.getdoc(type(model))} Width {config.d_model}, {config.d_ff} hidden.",
+        "tricks": [f"{key} {value}" for key, value in vars(config).items() if value != getattr(type(config), key)],
+    }
     return FILE.substitute(
-        digits=len(layout.a), params=train.count(model), prompt=layout.template[:start], a=layout.a, b=layout.b,
-        answer=len(layout.sum), sources=sources, build=build,
-        config="\n".join(f"    {key}={value!r}," for key, value in (chosen | derived).items()),
-        count=inspect.getsource(count), name=quote(name), author=quote(author),
-        architecture=quote(f"{inspect.getdoc(type(model))} Width {config.d_model}, {config.d_ff} hidden."),
-        tricks=quote([f"{f.name} {chosen[f.name]}" for f in fields(config) if chosen[f.name] != f.default]
-                     ).replace("\n", "\n" + " " * 8),
-        weights="{\n" + textwrap.indent(weights, "    ") + "}",
+        digits=len(layout.a), params=parameters, metadata=literal(metadata),
+        config="".join(f"    {key}={value!r},\n" for key, value in (vars(config) | derived).items()),
+        prompt=layout.template[: layout.sum[0]], a=layout.a, b=layout.b, answer=len(layout.sum),
+        sources="\n\n".join(map(inspect.getsource, [*sources, type(model)])), build=build,
+        weights=literal({key: numbers(value) for key, value in model.named_parameters()}),
     )  # fmt: skip
 
 
 def compare(path, model):
-    """Exit with the first difference between the file at `path` and the checkpoint."""
-    module = read(path)
-    exported, _, _ = build(path, module)
-    for (name, found), value in zip(exported.named_parameters(), model.parameters(), strict=True):
-        if not torch.equal(found, value):
-            raise SystemExit(f"{path}: the numbers of {name} are not the checkpoint's")
-    pairs = carry_pairs(1, CHECKED)
-    prompts = encode_pairs(pairs, model.config.layout)[:, : len(module.PROMPT)].long()
-    found = module.generate(exported, module.prompts(*pairs.T.tolist()), module.ANSWER)
-    differ = (found != module.generate(model, prompts, module.ANSWER)).any(1).nonzero()
-    if len(differ):
-        a, b = pairs[int(differ[0])].tolist()
-        sums = f"{len(differ)} of {CHECKED} sums differently, {a} + {b} for one"
-        raise SystemExit(f"{path} and the checkpoint answer {sums}")
+    """Exit unless the file at `path` is this model, and asks it what it was trained on."""
+    module, pairs = read(path), carry_pairs(1, PAIRS)
+    prompts = module.prompts(*pairs.T.tolist())
+    asked = torch.equal(prompts, encode_pairs(pairs, model.config.layout)[:, : prompts.shape[1]].long())
+    if not asked or difference(model, build(path, module)[0]) != 0:
+        raise SystemExit(f"{path} does not give the checkpoint's answers; correct addition/export.py")
 
 
 def folded(checkpoint, model):
     """The model without what its function does not need, and the proof that it is the same function."""
     if not isinstance(model, tiny.Adder):
         raise SystemExit(f"{checkpoint} is no model of addition.tiny or smallest, which --fold is written for")
-    smaller, done = fold(model)
-    if not done:
-        print("there is nothing to fold")
+    smaller = fold(model)
+    changed = [f"{name} {value}" for name, value in vars(smaller.config).items() if value != vars(model.config)[name]]
+    fewer = f"{train.count(smaller)} parameters instead of {train.count(model)}: {', '.join(changed)}"
+    print(fewer if changed else "there is nothing to fold")
     differs = difference(model, smaller)
-    for text, left in done:
-        print(f"{left:4d} parameters without {text}")
-    print(f"the same logits but for {differs:.1g} of their range, on {PROMPTS:,} prompts with their answers")
+    print(f"the same logits but for {differs:.1g} of their range, on {PAIRS:,} prompts with their answers")
     if not differs < SAME:
         raise SystemExit(f"{checkpoint}: the folded model differs; correct addition/fold.py")
     return smaller.float()
-
-
-def holder():
-    """Whom the repository's licence names."""
-    found = re.search(r"Copyright \(c\) \d+ (.+)", LICENSE.read_text()) if LICENSE.exists() else None
-    return found[1] if found else ""
 
 
 def export(checkpoint, output, name="", author="", smaller=False):
@@ -194,7 +157,7 @@ def export(checkpoint, output, name="", author="", smaller=False):
         if not value.isfinite().all():
             raise SystemExit(f"{checkpoint}: {key} is not finite; export an earlier checkpoint")
     model = folded(checkpoint, model) if smaller else model
-    text = write(model, name or f"{train.count(model)} parameters", author or holder())
+    text = write(model, name, author)
 
     def write_and_compare(file):
         file.write(text.encode())

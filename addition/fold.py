@@ -11,85 +11,62 @@ last norm's weight is a factor of all scores, which no answer depends on.
 import copy
 from dataclasses import replace
 
-import numpy as np
 import torch
 
 from addition.smallest import SmallestAdder
-from addition.tiny import TinyAdder, turn
-from addition.train import answers, carry_pairs, count, encode_pairs, uniform_pairs
+from addition.tiny import turn
+from addition.train import carry_pairs, count, encode_pairs
 
-PROMPTS = 10_000  # on which the logits are compared
+PAIRS = 2_000  # on which two models are compared
 SAME = 1e-6  # difference of two models' logits, over their range, that is rounding and the epsilons in the norms
 
 
+@torch.no_grad()
 def fold(model):
-    """(model of the same function, in float64, [what was done, parameters left])"""
-    if isinstance(model, SmallestAdder):
-        return fold_scores(model)
-    config, w = model.config, {name: p.detach().double() for name, p in model.named_parameters()}
-    if config.out == "transpose" and config.values != "joined":  # a norm in the values would be in the output, too
-        w["out"], config = w["query" if config.values == "query" else "value"].mT, replace(config, out="free")
-    done = []
+    """A model of the same function, in float64; with fewer parameters, where there is one."""
+    model = copy.deepcopy(model).double()
+    config, w = with_signs(model) if isinstance(model, SmallestAdder) else with_folded_matrices(model)
+    folded = type(model)(config, {name: w[name] for name in config.shapes()})
+    return folded if count(folded) < count(model) else model
 
-    def note(text, **changes):
-        nonlocal config
-        config = replace(config, **changes)
-        done.append((text, sum(w[name].numel() for name in config.shapes())))
 
-    if config.norms in ("separate", "shared"):
-        one, two, last = (w.get(name, w.get("norm")) for name in ("norm1", "norm2", "final"))
-        readers = {"query": one, "key": one, "value": one, "joined": one, "up": two, "gate": two}
-        for name, weight in readers.items():
-            if name in w:
-                read = [0, 1, 1] if name == "query" and config.query == "zeros" else range(len(w[name]))
-                w[name] = weight[list(read), None] * w[name]
-        w["final"] = last[: config.read]
-        note("weights of the norms, into the matrices that follow", norms="final")
-    if config.embedding == "arc" and config.norms == "final":
-        radius, start, span = w["arc"]
-        w["arc"] = torch.stack([start, span])
-        w |= {name: w[name][:2] for name in ("query", "key", "value", "joined", "final") if name in w}
-        w |= {name: w[name] / radius for name in ("out", "joined", "down") if name in w}  # added to an embedding
-        w["final"] = w["final"] * radius
-        note("the radius, and what reads coordinates that are 0", embedding="unit")
-    if config.values != "joined" and config.read <= config.head_dim:
-        value = w["query" if config.values == "query" else "value"]
-        joined = value @ w["out"]
-        spared = sum(w[name].numel() for name in ("value", "out") if name in w)
-        if joined.numel() < spared:
-            w["joined"] = joined
-            note("values and output, into one matrix", values="joined")
-    if config.query == "free" and config.read == 2 and config.values != "query":
-        pairs = config.head_dim // 2
+def with_folded_matrices(model):
+    """Of a tiny model: the config and the parameters of the same function with everything folded, whatever it costs."""
+    c, query = replace(model.config, out="free"), model.query_matrix()
+    value = query if c.values == "query" else torch.eye(c.read, c.head_dim).to(query)  # eye: if they are joined
+    w = {"key": query, "value": value} | dict(model.named_parameters()) | {"query": query, "out": model.matrices()[0]}
+    readers = {"query": "norm1", "key": "norm1", "value": "norm1", "up": "norm2", "gate": "norm2"}
+    w |= {name: model.norm_weight(norm)[: len(w[name]), None] * w[name] for name, norm in readers.items()}
+    if c.norms != "none":
+        w["final"], c = model.norm_weight("final")[: c.read], replace(c, norms="final")
+    if c.norms == "final" and c.embedding == "arc":
+        radius, w["arc"], c = w["arc"][0], w["arc"][1:], replace(c, embedding="unit")
+        w |= {name: w[name][:2] for name in ("query", "key", "value")}  # of the plane of the arc
+        w |= {"out": w["out"] / radius, "down": w["down"] / radius, "final": w["final"][:2] * radius}
+    if c.read <= c.head_dim:
+        w["joined"], c = w["value"] @ w["out"], replace(c, values="joined")
+    if c.read == 2:
         first, second = w["query"].chunk(2, -1)
         angle = -torch.atan2(second[0], first[0])
-        w |= {name: turn(w[name], angle) for name in ("query", "key") if name in w}
-        w["query"] = torch.stack([w["query"][0, :pairs], w["query"][1, :pairs], w["query"][1, pairs:]])
-        note("an entry of each pair of the queries, by turning queries and keys", query="zeros")
-    folded = TinyAdder(config, {name: w[name] for name in config.shapes()})
-    if count(folded) > count(model):  # an output matrix that was the values' transposed is one of its own now
-        return copy.deepcopy(model).double(), []
-    return folded, done
+        w |= {name: turn(w[name], angle) for name in ("query", "key")}
+        first, second = w["query"].chunk(2, -1)
+        w["query"], c = torch.stack([*first, second[1]]), replace(c, query="zeros")  # second[0] is 0 now
+    return c, w
 
 
-def fold_scores(model):
-    """Where the last norm's weights are one number and its negative: only their signs change an answer."""
-    config, w = model.config, {name: p.detach().double() for name, p in model.named_parameters()}
-    letters = set(config.final.lower()) - {"0"}
-    if len(letters) != 1 or not letters.pop().isalpha():
-        return copy.deepcopy(model).double(), []
-    positive = w.pop("final").item() > 0
-    signs = "".join("0" if entry == "0" else "-1"[entry.islower() == positive] for entry in config.final)
-    folded = SmallestAdder(replace(config, final=signs), w)
-    return folded, [("the size of the last norm's weights, a factor of all scores", count(folded))]
+def with_signs(model):
+    """Of a smallest model: where the last norm's weights are one number and its negative, only their signs stay."""
+    config, final = model.config, model.matrix("final")[0]
+    if len(model.patterns["final"].signs) == 1 and len(set(final.abs().tolist()) - {0.0}) == 1:
+        config = replace(config, final="".join("-01"[1 + int(sign)] for sign in final.sign()))
+    return config, dict(model.named_parameters())
 
 
 @torch.no_grad()
 def difference(one, other):
     """The largest difference of two models' logits, in float64, each over the range of its own; on prompts with their
     answers."""
-    pairs = np.concatenate([uniform_pairs(11, PROMPTS // 2), carry_pairs(11, PROMPTS // 2)])
-    rows = encode_pairs(pairs, one.config.layout)
-    first, second = (answers(copy.deepcopy(model).double(), rows)[0] for model in (one, other))
+    rows = encode_pairs(carry_pairs(11, PAIRS), one.config.layout)[:, :-1].long()
+    first, second = (copy.deepcopy(model).double()(rows) for model in (one, other))
     first, second = (logits / (logits.max() - logits.min()) for logits in (first, second))
     return float((first - second).abs().max())

@@ -9,7 +9,6 @@ as that with the hidden units in another order: of these copies, the one that ch
 proportion to an entry's size at first: entries of a trained model differ by a factor of a hundred.
 """
 
-import functools
 import itertools
 from dataclasses import dataclass
 
@@ -48,52 +47,44 @@ class Relative(torch.optim.AdamW):
 def copies(model, radius):
     """The same function on an arc of this radius: matrices by name, with the hidden units in each order, each scaled so
     that one of its entries in `up` is 1 or -1, or as it is, and with the third coordinate mirrored or not."""
-    matrices = {name: model.matrix(name).detach() for name in Pattern.NAMES}
-    for name in ("joined", "down"):
-        matrices[name] = matrices[name] * (radius / model.config.radius)
-    joined, up, gate, down, final = matrices.values()
+    joined, up, gate, down, final = (model.matrix(name).detach() for name in Pattern.NAMES)
+    joined, down = (part * (radius / model.config.radius) for part in (joined, down))
     scales = [[1.0, *(1 / unit[unit != 0]), *(-1 / unit[unit != 0])] for unit in up.T]
     for order in map(list, itertools.permutations(range(up.shape[1]))):
         for side, *scale in itertools.product((1, -1), *(scales[unit] for unit in order)):
             mirror, scale = torch.ones(len(up)), torch.tensor(scale)
             mirror[2:] = side
-            parts = (joined, up[:, order] * scale, gate[:, order], down[order] / scale[:, None], final)
-            yield {
-                name: part * (mirror[:, None] if name in ("up", "gate") else mirror if name != "final" else 1)
-                for name, part in zip(Pattern.NAMES, parts)
-            }
-
-
-@functools.cache
-def linear(text):
-    """A pattern as its fixed entries, and what one of each learned number adds [learned, rows, columns]."""
-    pattern = Pattern(text)
-    fixed = pattern(torch.zeros(pattern.count))
-    return fixed, torch.stack([fixed, *map(pattern, torch.eye(pattern.count))])[1:] - fixed
+            yield dict(
+                joined=joined * mirror,
+                up=up[:, order] * scale * mirror[:, None],
+                gate=gate[:, order] * mirror[:, None],
+                down=down[order] / scale[:, None] * mirror,
+                final=final,
+            )
 
 
 def projected(config, matrices):
-    """The learned numbers of these patterns that come closest to these matrices, and what they change."""
-    learned, change = {}, 0.0
+    """The learned numbers of these patterns that come closest to these matrices, how far they are, and the change."""
+    learned, change, distance = {}, {}, 0.0
     for name, matrix in matrices.items():
-        fixed, basis = linear(getattr(config, name))
-        learned[name] = (basis * (matrix - fixed)).sum((1, 2)) / basis.square().sum((1, 2))
-        nearest = fixed + torch.tensordot(learned[name], basis, 1)
-        change += float(((matrix - nearest) / (1 + matrix.abs())).abs().sum())
-    return learned, change
+        pattern = Pattern(getattr(config, name))
+        added = pattern.added()
+        learned[name] = (added * (matrix - pattern.fixed)).sum((1, 2)) / added.square().sum((1, 2))
+        change[name] = matrix - pattern(learned[name])
+        distance += float((change[name] / (1 + matrix.abs())).abs().sum())
+    return learned, distance, change
 
 
 class Shrinking(SmallestAdder):
     """Between a trained model and what remains of it: `left` is the share of the change that is still to come."""
 
     def __init__(self, config, trained):
-        found = [(*projected(config, matrices), matrices) for matrices in copies(trained, config.radius)]
-        learned, _, matrices = min(found, key=lambda item: item[1])
-        learned |= {name: getattr(trained, name).detach() for name in ("span", "start", "scale", "angle")
-                    if hasattr(trained, name)}  # fmt: skip
+        found = [projected(config, matrices) for matrices in copies(trained, config.radius)]
+        learned, _, change = min(found, key=lambda item: item[1])
+        learned = {name: p.detach() for name, p in (*trained.named_parameters(), *trained.named_buffers())} | learned
         super().__init__(config, {name: learned[name] for name in config.shapes()})
-        self.change = {name: value - super(Shrinking, self).matrix(name).detach() for name, value in matrices.items()}
-        self.moved = {name: getattr(trained, name).detach() for name in ("span", "scale") if getattr(config, name)}
+        self.change = change
+        self.moved = {name: learned[name] for name in ("span", "scale") if getattr(config, name)}
         self.set(0.0)
 
     def set(self, left):

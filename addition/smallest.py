@@ -21,7 +21,6 @@ answered on the mirrored arc.
 import math
 import re
 from dataclasses import dataclass, field
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -29,7 +28,7 @@ import tyro
 
 from addition import tiny, train
 from addition.tiny import Adder, on_arc
-from addition.train import Layout, ModelConfig
+from addition.train import ModelConfig
 
 
 class Pattern:
@@ -40,20 +39,19 @@ class Pattern:
 
     def __init__(self, text):
         rows, entries = text.split("/"), text.replace("/", "")
-        self.shape, letters, self.count = (len(rows), len(rows[0])), {}, 0  # of learned numbers
-        self.fixed = torch.tensor([float(c) if c.isdigit() else -float(c == "-") for c in entries])
-        places = []  # of each entry: which learned number, and whether the other sign
-        for entry in entries:
-            if entry == "_" or (entry.isalpha() and entry.lower() not in letters):
-                letters[entry.lower()] = self.count
-                self.count += 1
-            places.append((letters.get(entry.lower()), entry.isupper()))
-        self.index = [2 * self.count if place is None else place + self.count * minus for place, minus in places]
+        self.fixed = torch.tensor([[float(c) if c.isdigit() else -float(c == "-") for c in row] for row in rows])
+        names = [place if entry == "_" else entry.lower() for place, entry in enumerate(entries)]
+        signs = [(entry == "_" or entry.islower()) - entry.isupper() for entry in entries]  # 0: it is fixed
+        learned = dict.fromkeys(name for name, sign in zip(names, signs) if sign)
+        self.signs = [[sign * (name == one) for name, sign in zip(names, signs)] for one in learned]
+
+    def added(self):
+        """What one of each learned number adds to the fixed entries [learned, rows, columns]."""
+        return torch.tensor(self.signs).view(-1, *self.fixed.shape).to(self.fixed)
 
     def __call__(self, learned):
         """The matrix with these learned numbers."""
-        numbers = torch.cat([learned, -learned, torch.zeros(1).to(learned)])
-        return (self.fixed.to(learned) + numbers[self.index]).view(self.shape)
+        return self.fixed.to(learned) + torch.tensordot(learned, self.added().to(learned), 1)
 
 
 @dataclass(frozen=True)
@@ -73,16 +71,16 @@ class SmallestConfig:
         w, h = self.d_model, self.d_ff
         sizes = dict(joined=(2, w), up=(w, h), gate=(w, h), down=(h, w), final=(1, w))
         for name, (rows, columns) in sizes.items():
-            text, row = getattr(self, name), rf"[\w-]{{{columns}}}"
-            if not re.fullmatch(rf"{row}(/{row}){{{rows - 1}}}", text, re.ASCII):
+            text = getattr(self, name)
+            if not re.fullmatch("/".join([rf"[\w-]{{{columns}}}"] * rows), text, re.ASCII):
                 form = f"{rows} rows of {columns} entries, of _ - digits and letters, apart by /"
                 raise ValueError(f"{name} {text!r}: expected {form}")
-        for name in ("period", "radius", "span", "scale"):
-            value = getattr(self, name)
-            if not 0 <= value < math.inf or (value == 0 and name in ("period", "radius")):
+        numbers = dict(period=self.period, radius=self.radius, span=self.span or 1.0, scale=self.scale or 1.0)
+        for name, value in numbers.items():
+            if not 0 < value < math.inf:
                 raise ValueError(f"{name} must be a number above 0")
 
-    layout: ClassVar[Layout] = tiny.REVERSED
+    layout = tiny.REVERSED
     from_dict = classmethod(ModelConfig.from_dict.__func__)
     d_model = property(lambda self: 1 + self.up.count("/"))
     d_ff = property(lambda self: len(self.up.partition("/")[0]))
@@ -91,7 +89,7 @@ class SmallestConfig:
     def shapes(self):
         """Every trained parameter, by name."""
         sizes = {"span": not self.span, "start": not self.centred, "scale": not self.scale, "angle": 1}
-        sizes |= {name: Pattern(getattr(self, name)).count for name in Pattern.NAMES}
+        sizes |= {name: len(Pattern(getattr(self, name)).signs) for name in Pattern.NAMES}
         return {name: (int(size),) for name, size in sizes.items() if size}
 
 
@@ -137,10 +135,8 @@ class Settings(tiny.Settings):
 
 
 class Recipe(tiny.Recipe):
-    def model(self):
-        """Entries N(0, init_std). The arc begins as about a quarter circle, the scale of attention near 5."""
-        starts = dict(span=(1.5, 0.1), start=(0.0, 3.0), scale=(5.0, 0.5), angle=(0.0, math.pi), final=(1.0, 0.0))
-        return SmallestAdder(self.s.model, self.drawn(starts))
+    architecture = SmallestAdder
+    starts = tiny.Recipe.starts | dict(span=([1.5], [0.1]), start=([0.0], [3.0]))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ sum are at the same two distances everywhere.
 
 import math
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -37,7 +37,7 @@ class TinyConfig:
     keys: Literal["free", "rotation", "turn"] = "free"
     # query: the queries without rotation; joined: values and output are one matrix
     values: Literal["free", "query", "joined"] = "free"
-    out: Literal["free", "transpose"] = "free"  # transpose: of the values' matrix
+    out: Literal["free", "transpose"] = "free"  # transpose: of the queries' matrix
     # weights of the three RMSNorms; final: only the last one has some; none: no weights
     norms: Literal["separate", "shared", "final", "none"] = "separate"
 
@@ -48,38 +48,31 @@ class TinyConfig:
             (self.embedding != "free" and self.d_model < 2, "embedding arc needs d_model 2: an arc lies in a plane"),
             (self.query == "zeros" and self.read != 2, "query zeros needs embedding unit"),
             (self.values == "query" and self.query != "free", "values query needs query free"),
-            (self.out == "transpose" and self.read < self.d_model, "out transpose needs embedding free or arc"),
+            (self.out == "transpose" and self.values != "query", "out transpose needs values query"),
             (self.values == "joined" and self.read > self.head_dim, f"values joined needs head_dim {self.read}"),
         ):
             if wrong:
                 raise ValueError(problem)
 
-    layout: ClassVar[Layout] = REVERSED
+    layout = REVERSED
     from_dict = classmethod(ModelConfig.from_dict.__func__)
-
-    @property
-    def eps(self):
-        return 1e-8 if self.embedding == "unit" else 1e-6
-
-    @property
-    def read(self):
-        """How many coordinates of an embedding are read and compared with; the others of an arc are 0."""
-        return 2 if self.embedding == "unit" else self.d_model
+    eps = property(lambda self: 1e-8 if self.embedding == "unit" else 1e-6)
+    # How many coordinates of an embedding are read and compared with; the others of an arc are 0.
+    read = property(lambda self: 2 if self.embedding == "unit" else self.d_model)
 
     def shapes(self):
         """Every trained parameter, by name."""
         d, r, h, f = self.d_model, self.read, self.head_dim, self.d_ff
-        options = (
-            (self.embedding, {"free": {"embedding": (10, d)}, "arc": {"arc": (3,)}, "unit": {"arc": (2,)}}),
-            (self.query, {"free": {"query": (r, h)}, "zeros": {"query": (3, h // 2)}}),
-            (self.keys, {"free": {"key": (r, h)}, "rotation": {"angle": (h // 2,)}, "turn": {"angle": (1,)}}),
-            (self.values, {"free": {"value": (r, h)}, "joined": {"joined": (r, d)}}),
-            (self.out if self.values != "joined" else "", {"free": {"out": (h, d)}}),
-            ("", {"": {"scale": (1,), "up": (d, f), "down": (f, d), "gate": (d, f)}}),
-            (self.norms, {"separate": {"norm1": (d,), "norm2": (d,), "final": (r,)}, "shared": {"norm": (d,)},
-                          "final": {"final": (r,)}}),
-        )  # fmt: skip
-        return {name: shape for chosen, known in options for name, shape in known.get(chosen, {}).items()}
+        norms = {"separate": ("norm1", "norm2", "final"), "shared": ("norm",), "final": ("final",), "none": ()}
+        return (
+            {"free": {"embedding": (10, d)}, "arc": {"arc": (3,)}, "unit": {"arc": (2,)}}[self.embedding]
+            | {"query": (r, h) if self.query == "free" else (3, h // 2)}
+            | {"free": {"key": (r, h)}, "rotation": {"angle": (h // 2,)}, "turn": {"angle": (1,)}}[self.keys]
+            | {"free": {"value": (r, h)}, "query": {}, "joined": {"joined": (r, d)}}[self.values]
+            | ({"out": (h, d)} if self.values != "joined" and self.out == "free" else {})
+            | {"scale": (1,), "up": (d, f), "down": (f, d), "gate": (d, f)}
+            | {name: (r,) if name == "final" else (d,) for name in norms[self.norms]}
+        )
 
 
 def turn(x, angle):
@@ -123,30 +116,26 @@ class TinyAdder(Adder):
         return on_arc(radius[0] if radius else 1.0, start, span, self.config.d_model)
 
     def norm_weight(self, name):
-        """The weights of an RMSNorm [width]."""
-        width, norms = self.config.d_model, self.config.norms
-        if norms == "none" or (norms == "final" and name != "final"):
-            return torch.ones(width).to(self.up)
-        weight = getattr(self, "norm" if norms == "shared" else name)
+        """The weights of an RMSNorm [width]: its own, those of all, or ones."""
+        width = self.config.d_model
+        weight = getattr(self, name, getattr(self, "norm", torch.ones(width).to(self.up)))
         return F.pad(weight, (0, width - weight.shape[0]))
 
-    def queries(self, h):
+    def query_matrix(self):
+        """What makes queries [read, head]."""
         if self.config.query == "free":
-            return h @ self.query
+            return self.query
         a, b, c = self.query  # each pair reads (a x + b y, c y)
-        return h @ torch.cat([torch.stack([a, b]), torch.stack([torch.zeros_like(c), c])], -1)
+        return torch.stack([torch.cat([a, torch.zeros_like(a)]), torch.cat([b, c])])
 
     def inputs(self, tokens, places):
         """Of tokens at these places: the residual stream, and the attention's queries, keys and values."""
         c, pairs = self.config, self.config.head_dim // 2
         x = self.digits()[tokens]
-        h = F.rms_norm(x, (c.d_model,), self.norm_weight("norm1"), self.config.eps)[..., : c.read]
-        q = self.queries(h)
+        h = F.rms_norm(x, (c.d_model,), self.norm_weight("norm1"), c.eps)[..., : c.read]
+        q = h @ self.query_matrix()
+        k = h @ self.key if c.keys == "free" else turn(q, F.pad(self.angle, (0, pairs - self.angle.shape[0])))
         v = F.pad(h, (0, c.head_dim - c.read)) if c.values == "joined" else q if c.values == "query" else h @ self.value
-        if c.keys == "free":
-            k = h @ self.key
-        else:
-            k = turn(q, F.pad(self.angle, (0, pairs - 1)) if c.keys == "turn" else self.angle)
         q, k = (part * torch.rsqrt(part.square().sum(-1, keepdim=True) + 1e-6) for part in (q, k))  # of length 1
         angles = places[..., None] * (3.0 ** (-torch.arange(pairs) / pairs)).to(x)  # RoPE's
         return x, turn(q * self.scale, angles), turn(k, angles), v
@@ -154,11 +143,9 @@ class TinyAdder(Adder):
     def matrices(self):
         """What follows the attention: its output matrix, up, gate, down."""
         c = self.config
-        if c.values == "joined":
-            out = F.pad(self.joined, (0, 0, 0, c.head_dim - c.read))
-        else:
-            out = self.out if c.out == "free" else (self.query if c.values == "query" else self.value).T
-        return out, self.up, self.gate, self.down
+        out = self.joined if c.values == "joined" else self.out if c.out == "free" else self.query.T
+        rows, columns = out.shape
+        return F.pad(out, (0, c.d_model - columns, 0, c.head_dim - rows)), self.up, self.gate, self.down
 
 
 @dataclass(frozen=True)
@@ -180,22 +167,19 @@ class Settings(reliable.Settings):
 class Recipe(reliable.Recipe):
     """As reliable.py's, from other initial values."""
 
-    def model(self):
-        """Matrices N(0, init_std). The arc begins as about a quarter circle, the scale of attention near 5."""
-        starts = dict.fromkeys(("norm", "norm1", "norm2", "final"), (1.0, 0.0))
-        starts |= {"arc": ([10.0, 0.0, 1.5], [1.0, 0.3, 0.1]), "scale": (5.0, 0.5), "angle": (0.0, math.pi)}
-        if self.s.model.embedding == "unit":
-            starts["arc"] = ([0.0, 1.5], [0.3, 0.1])
-        return TinyAdder(self.s.model, self.drawn(starts))
+    architecture = TinyAdder
+    # Means and deviations where they are not 0 and init_std. The arc begins as about a quarter circle, of the last two
+    # numbers where the radius is 1; the scale of attention near 5.
+    starts = dict.fromkeys(("norm", "norm1", "norm2", "final"), ([1.0], [0.0]))
+    starts |= dict(arc=([10.0, 0.0, 1.5], [1.0, 0.3, 0.1]), scale=([5.0], [0.5]), angle=([0.0], [math.pi]))
 
-    def drawn(self, starts):
-        """Initial values of every parameter, normal, with the mean and deviation of `starts`, else 0 and init_std."""
+    def model(self):
         torch.manual_seed(self.s.seed)
         weights = {}
         for name, shape in self.s.model.shapes().items():
-            mean, deviation = map(torch.tensor, starts.get(name, (0.0, self.s.init_std)))
+            mean, deviation = torch.tensor(self.starts.get(name, ([0.0], [self.s.init_std])))[:, -shape[0] :]
             weights[name] = mean + deviation * torch.randn(shape)
-        return weights
+        return self.architecture(self.s.model, weights)
 
     def counts(self, step):
         counts = super().counts(step)

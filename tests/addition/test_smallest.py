@@ -63,19 +63,20 @@ def test_copies_are_the_same_function(radius):
     copies = list(shrink.copies(model, radius))
     assert len(copies) == 2 * 2 * 7 * 7  # orders, mirrored or not, units as they are or one of three entries as 1 or -1
     for matrices in copies:
-        learned, change = shrink.projected(config, matrices)
-        assert change < 1e-4
+        learned, distance, _ = shrink.projected(config, matrices)
+        assert distance < 1e-4
         others = {name: getattr(model, name).detach() for name in ("span", "scale", "angle")}
         same = SmallestAdder(config, {name: (learned | others)[name] for name in config.shapes()})
         torch.testing.assert_close(logits(same) / radius, logits(model) / 10, rtol=1e-3, atol=1e-3)
 
 
 def test_the_closest_numbers_are_the_mean_of_what_shares_a_letter():
-    matrices = {name: Pattern(getattr(SmallestConfig(), name))(torch.zeros(9)) for name in Pattern.NAMES}
+    matrices = {name: Pattern(getattr(SmallestConfig(), name)).fixed for name in Pattern.NAMES}
     matrices["up"] = torch.tensor([[1.0, 1.0], [4.0, 2.0], [7.0, -6.0]])
-    learned, change = shrink.projected(SmallestConfig(up="11/a0/_A"), matrices)
+    learned, distance, change = shrink.projected(SmallestConfig(up="11/a0/_A"), matrices)
     assert learned["up"].tolist() == [5, 7]  # a: 4 and -(-6)
-    assert change == pytest.approx(1 / 5 + 2 / 3 + 1 / 7)
+    assert change["up"].tolist() == [[0, 0], [-1, 2], [0, -1]]
+    assert distance == pytest.approx(1 / 5 + 2 / 3 + 1 / 7)
 
 
 def test_a_shrinking_model_begins_as_the_trained_one_and_ends_as_what_remains():
