@@ -17,7 +17,7 @@ from addition.smallest import SmallestAdder
 from addition.tiny import turn
 from addition.train import carry_pairs, count, encode_pairs
 
-PAIRS = 2_000  # on which two models are compared
+PAIRS = 10_000  # on which two models are compared
 SAME = 1e-6  # difference of two models' logits, over their range, that is rounding and the epsilons in the norms
 
 
