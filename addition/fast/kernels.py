@@ -16,6 +16,7 @@ bench.py has the time of a step.
 import ctypes
 import functools
 import itertools
+import math
 import os
 from concurrent.futures import ThreadPoolExecutor
 
@@ -326,13 +327,14 @@ class Norm:
 
 def gelu(code, x):
     """Exact GELU and its slope: the error function by Abramowitz and Stegun 7.1.26, 1.5e-7 at most."""
-    size, bell = code.call("fabs", x), code.exp2(x * (x * (-0.5 * LOG2E)))
-    t = code.vector(1) / (size * 0.2316418882663604 + 1.0)
-    p = code.vector(0.5307027145)
+    density = 0.3989422804014327  # of the normal distribution at 0
+    bell = code.exp2(x * (x * (-0.5 * LOG2E)) + math.log2(density))
+    t = code.vector(1) / (code.call("fabs", x) * 0.2316418882663604 + 1.0)
+    p = code.vector(0.5307027145 / density)
     for c in (-0.7265760135, 0.7107068705, -0.142248368, 0.127414796):
-        p = p * t + c
+        p = p * t + c / density
     beyond = code.call("copysign", -(p * t * bell) + 0.5, x) + 0.5
-    return x * beyond, beyond + x * bell * 0.3989422804014327
+    return x * beyond, beyond + x * bell
 
 
 def silu(code, x):
