@@ -97,7 +97,7 @@ def registers(count=100_000):
 def single_before(folder):
     """(commit, milliseconds of a step of the single run with kernels, by parameters) from an earlier commit's bench."""
     with tempfile.TemporaryDirectory() as found:
-        command = [sys.executable, "-m", "addition.bench", "--turns", "1", "--steps", "20", "--output", found]
+        command = [sys.executable, "-m", "addition.bench", "--turns", "1", "--steps", "200", "--output", found]
         one_thread = os.environ | {"OMP_NUM_THREADS": "1"}
         subprocess.run(command, cwd=folder, env=one_thread, check=True, stdout=subprocess.DEVNULL)
         kept = disk.read_json(Path(found) / "summary.json")
