@@ -97,11 +97,15 @@ class Adder(nn.Module):
         for name, value in weights.items():
             setattr(self, name, nn.Parameter(value))
 
-    def forward(self, tokens, sharpness=1):
-        """Logits [batch, length, 10] of tokens [batch, length]; `sharpness` is a factor of attention scores."""
+    def forward(self, tokens, sharpness=1, first=0):
+        """Logits [batch, length - first, 10] of tokens [batch, length], of what follows from position `first` on;
+        `sharpness` is a factor of attention scores."""
         width, (out, up, gate, down) = (self.config.d_model,), self.matrices()
-        x, q, k, v = self.inputs(tokens, torch.arange(tokens.shape[1], device=tokens.device))
-        x = x + F.scaled_dot_product_attention(sharpness * q, k, v, is_causal=True, scale=1) @ out
+        places = torch.arange(tokens.shape[1], device=tokens.device)
+        x, q, k, v = self.inputs(tokens, places)
+        seen = places <= places[first:, None]
+        attended = F.scaled_dot_product_attention(sharpness * q[:, first:], k, v, attn_mask=seen, scale=1)
+        x = x[:, first:] + attended @ out
         h = F.rms_norm(x, width, self.norm_weight("norm2"), self.config.eps)
         x = x + (F.silu(h @ gate) * (h @ up)) @ down
         return F.rms_norm(x, width, self.norm_weight("final"), self.config.eps) @ self.digits().T

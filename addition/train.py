@@ -199,10 +199,14 @@ class TinyDecoderLM(nn.Module):
         q, k, v = (self.norm1(x) @ self.qkv()).chunk(3, -1)
         return x, q / math.sqrt(self.config.d_model), k, v
 
-    def forward(self, tokens, sharpness=1):
-        """Logits [batch, length, vocabulary] of tokens [batch, length]; `sharpness` is a factor of attention scores."""
-        x, q, k, v = self.inputs(tokens, torch.arange(tokens.shape[1], device=tokens.device))
-        x = x + F.scaled_dot_product_attention(sharpness * q, k, v, is_causal=True, scale=1) @ self.attn_out()
+    def forward(self, tokens, sharpness=1, first=0):
+        """Logits [batch, length - first, vocabulary] of tokens [batch, length], of what follows from position `first`
+        on; `sharpness` is a factor of attention scores."""
+        places = torch.arange(tokens.shape[1], device=tokens.device)
+        x, q, k, v = self.inputs(tokens, places)
+        seen = places <= places[first:, None]
+        attended = F.scaled_dot_product_attention(sharpness * q[:, first:], k, v, attn_mask=seen, scale=1)
+        x = x[:, first:] + attended @ self.attn_out()
         x = x + F.gelu(self.norm2(x) @ self.up()) @ self.down()
         return self.lm_head(self.final(x))
 
@@ -215,7 +219,7 @@ def count(model):
 def answers(model, rows, sharpness=1.0):
     """Logits of the answer's tokens [batch, answer, vocabulary], and these tokens."""
     tokens, first = rows.long(), model.config.layout.first
-    return model(tokens[:, :-1], sharpness)[:, first:], tokens[:, first + 1 :]
+    return model(tokens[:, :-1], sharpness, first), tokens[:, first + 1 :]
 
 
 def mean_loss(model, rows, sharpness=1.0):

@@ -1,6 +1,6 @@
 """What a training step costs, side by side in one run: the table in addition/README.md.
 
-python -m addition.fast.bench     a minute on a quiet machine, nine with --before; writes results/addition/bench/
+python -m addition.fast.bench     a minute on a quiet machine; writes results/addition/bench/
 
 The plain loop of train.py, and stacks of 1, 16 and 64 models with the kernels. They are timed in turns, so that a
 change of the machine's speed has the same effect on all, and so is code that only computes in registers. A step is a
@@ -8,7 +8,7 @@ whole one: data, forward, backward, optimiser, on one thread and in its CPU time
 change. The parts of the largest stack's step are from a profile.
 
 --before FOLDER, a clone in which commit 65d02fe is checked out, also times its single run with kernels, by turns too,
-but by the clock, as that commit's bench does: on a quiet machine the two are nearly the same.
+but by the clock, as that commit's bench does: on a quiet machine the two are nearly the same. A turn needs two minutes.
 """
 
 import argparse
