@@ -143,7 +143,7 @@ def speed(name):
         })  # fmt: skip
     rate = f"{kept['operations_a_second'] / 1e9:.0f} billion operations a second in registers"
     note = f"Milliseconds a step and a model, median of turns; {kept['hardware']}; {rate}; commit {kept['commit']}"
-    note += "".join(f"; the earlier single run is that of commit {commit}, by the clock" for commit in kept["before"])
+    note += "".join(f"; the earlier single run is that of commit {commit}" for commit in kept["before"])
     return [note, "", *table(rows)]
 
 

@@ -7,19 +7,18 @@ change of the machine's speed has the same effect on all, and so is code that on
 whole one: data, forward, backward, optimiser, on one thread and in its CPU time, which others on the machine hardly
 change. The parts of the largest stack's step are from a profile.
 
---before FOLDER, a clone in which commit 65d02fe is checked out, also times its single run with kernels, by turns too,
-but by the clock, as that commit's bench does: on a quiet machine the two are nearly the same. A turn needs two minutes.
+--before FOLDER, a clone in which commit 65d02fe is checked out, also times its single run with kernels, by turns too.
 """
 
 import argparse
 import cProfile
 import functools
+import json
 import os
 import pstats
 import statistics
 import subprocess
 import sys
-import tempfile
 import timeit
 from dataclasses import replace
 from pathlib import Path
@@ -94,14 +93,31 @@ def registers(count=100_000):
     return 2 * 16 * kernels.LANES * count, lambda: function(data.ctypes.data, count)
 
 
+EARLIER = """
+import json
+from time import process_time
+from addition import bench
+from plumbing import disk
+
+def cpu_seconds(config, steps):  # it trains twice as many
+    begun = process_time()
+    bench.seconds(config, 1, "fused", steps)
+    return process_time() - begun
+
+found = {}
+for config in bench.MODELS:
+    cpu_seconds(config, 10)  # compiles
+    found[bench.count(config)] = 2 * (cpu_seconds(config, 300) - cpu_seconds(config, 50))
+print(json.dumps([disk.commit(), found]))
+"""
+
+
 def single_before(folder):
-    """(commit, milliseconds of a step of the single run with kernels, by parameters) from an earlier commit's bench."""
-    with tempfile.TemporaryDirectory() as found:
-        command = [sys.executable, "-m", "addition.bench", "--turns", "1", "--steps", "200", "--output", found]
-        one_thread = os.environ | {"OMP_NUM_THREADS": "1"}
-        subprocess.run(command, cwd=folder, env=one_thread, check=True, stdout=subprocess.DEVNULL)
-        kept = disk.read_json(Path(found) / "summary.json")
-    return kept["commit"], {case["parameters"]: case["compiled_ms"] for case in kept["models"]}
+    """(commit, milliseconds of a step of its single run with kernels, by parameters) of a clone at commit 65d02fe; the
+    mean of 500 steps, without what a run needs besides."""
+    command, one_thread = [sys.executable, "-c", EARLIER], os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=folder, env=one_thread, check=True, stdout=subprocess.PIPE)
+    return json.loads(done.stdout)
 
 
 def main(argv=None):
