@@ -134,7 +134,7 @@ def speed(name):
             **{way.replace("stack_", "stack of "): f"{value:.2f}" for way, value in ms.items()},
             "best against plain": f"{ms['plain'] / ms[best]:.1f} x",
             "against a stack of 1": f"{ms['stack_1'] / ms[best]:.1f} x",
-            "earlier single run": f"{earlier:.2f}" if earlier else "",
+            "earlier single run": f"{earlier:.2f} ({min(singles):.2f}-{max(singles):.2f})" if earlier else "",
             "against it": f"{earlier / ms[best]:.1f} x" if earlier else "",
             **{part: f"{100 * share:.0f} %" for part, share in case["shares"].items()},
             "million operations": f"{case['operations'] / 1e6:.1f}",
