@@ -125,7 +125,7 @@ class ModelConfig:
         for name, value in vars(self).items():
             low, high = least.get(name, 0), most.get(name, math.inf)
             if name != "tie_qkv" and not low <= value <= high:
-                use = f"{low} to {high}" if low < high else f"{low} only"
+                use = f"{low} only" if low == high else f"{low} to {high}" if high < math.inf else f"{low} or more"
                 raise ValueError(f"{name} is {value}; this model is written for {use}")
         if self.tie_qkv != "none" and not (self.tie_qkv == "shareA_tieKV" and self.qkv_rank):
             raise ValueError(f"tie_qkv is {self.tie_qkv!r}; use 'none', or 'shareA_tieKV' and a qkv_rank of 1 or more")
