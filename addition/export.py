@@ -113,7 +113,8 @@ def write(model, name, author):
     derived = {key: getattr(config, key) for key in ("eps", "read", "d_model") if hasattr(config, key)}
     metadata = {
         "name": name or f"{parameters} parameters",
-        "author": author or ", ".join(re.findall(r"Copyright \(c\) \d+ (.+)", LICENSE.read_text())),
+        "author": author
+        or ", ".join(re.findall(r"Copyright \(c\) \d+ (.+)", LICENSE.read_text() if LICENSE.exists() else "")),
         "params": parameters,
         "architecture": f"{inspect.getdoc(type(model))} Width {config.d_model}, {config.d_ff} hidden.",
         "tricks": [f"{key} {value}" for key, value in vars(config).items() if value != getattr(type(config), key)],

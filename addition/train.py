@@ -193,8 +193,8 @@ class TinyDecoderLM(nn.Module):
         self.lm_head.weight = self.token_emb.weight
 
     def inputs(self, tokens, places):
-        """Of tokens at these places: the residual stream, and the attention's queries, keys and values. A function of
-        its own because fast/ calls it for every token at every place."""
+        """Of tokens at these places: the residual stream, and the attention's queries, keys and values. Queries
+        and keys are what evaluate_checkpoints.py measures."""
         x = self.token_emb(tokens) + self.pos_emb()[places]
         q, k, v = (self.norm1(x) @ self.qkv()).chunk(3, -1)
         return x, q / math.sqrt(self.config.d_model), k, v

@@ -47,6 +47,10 @@ class Value:
     __mul__ = functools.partialmethod(combined, "fmul")
     __truediv__ = functools.partialmethod(combined, "fdiv")
 
+    def minus(self, other):
+        """The difference, not merged with the sums before it: near 0 it would be all rounding errors."""
+        return Value(self.code, self.code.at.fsub(self.value, other.value))
+
     def __neg__(self):
         return self * -1.0
 
@@ -477,7 +481,7 @@ def write(training, layout, eps, shapes, each=1):
 
             def one(place, found):
                 where = code.flat(place, queried, query)
-                slope = scores[where][0] * (dot(d, values(place)) - along)
+                slope = scores[where][0] * dot(d, values(place)).minus(along)
                 slopes[where] = [slope]
                 return [a + slope * x for a, x in zip(found, keys(place))]
 

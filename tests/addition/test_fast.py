@@ -62,6 +62,23 @@ def test_stacks_agree_with_the_plain_model(case, engine):
                                    rtol=1e-5, atol=1e-6)  # fmt: skip
 
 
+@pytest.mark.parametrize("size", [456, 763])
+def test_gradients_of_saturated_attention_are_exact(size):
+    """A place has the whole weight there: what its score's gradient is the difference of must cancel."""
+    (model,) = models(train, train.ModelConfig(**SIZES[size]), 1)
+    for p in model.parameters():
+        p.data = 30 * (p.data + 0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(1)))
+    stacked = {name: p.detach()[None].requires_grad_() for name, p in model.named_parameters()}
+    rows = encode_pairs(uniform_pairs(0, 300))
+    found = torch.autograd.grad(
+        Compiled(model).losses(stacked, rows[None], torch.ones(1)).sum(), list(stacked.values())
+    )
+    model.double()
+    exact = torch.autograd.grad(train.mean_loss(model, rows), list(model.parameters()))
+    found, exact = (torch.cat([g.flatten().double() for g in gradients]) for gradients in (found, exact))
+    assert (found - exact).norm() <= 1e-4 * exact.norm()
+
+
 @pytest.mark.parametrize("engine", [Compiled, Torch])
 def test_right_sums_are_counted(engine):
     """A model that is right on some sums, and wrong on others in one digit only."""
@@ -135,12 +152,24 @@ class Other(train.TinyDecoderLM):
         return super().forward(*arguments) * 0.5
 
 
+class Added(train.TinyDecoderLM):
+    """Another one, which differs only after it has learned."""
+
+    def __init__(self, config, std):
+        super().__init__(config, std)
+        self.added = torch.nn.Parameter(torch.zeros(config.d_model))
+
+    def inputs(self, tokens, places):
+        x, q, k, v = super().inputs(tokens, places)
+        return x + self.added, q, k, v
+
+
 def test_the_kernels_are_for_models_that_they_know():
-    recipe = train.Recipe(train.Settings(val_size=64, test_size=1, init_std=0.4))
-    known, other = recipe.model(), Other(train.ModelConfig(), 0.4)
+    recipe = train.Recipe(train.Settings(val_size=64, test_size=1))
     cpu = torch.device("cpu")
-    assert sweep.pick_engine(known, cpu, recipe).name == "compiled"
-    assert sweep.pick_engine(other, cpu, recipe).name == "torch"
+    assert sweep.pick_engine(recipe.model(), cpu, recipe).name == "compiled"
+    for kind in (Other, Added):
+        assert sweep.pick_engine(kind(train.ModelConfig(), 0.02), cpu, recipe).name == "torch"
     wide = train.TinyDecoderLM(train.ModelConfig(d_model=32, d_ff=32))
     assert sweep.pick_engine(wide, cpu, recipe).name == "torch"
 
@@ -312,6 +341,12 @@ def test_a_run_that_diverges_ends_alone(tmp_path, monkeypatch):
     assert found["seed2"]["steps"] == 40 and "diverged_at" not in found["seed2"]
     for name in ("seed1", "seed2"):
         assert all(value.isfinite().all() for value in state(tmp_path / "both", name).values())
+
+
+def test_a_recipe_that_is_never_over_ends_with_the_last_step(tmp_path, monkeypatch):
+    monkeypatch.setattr(reliable.Recipe, "verdict", lambda recipe, step, exact: "")
+    found = swept(tmp_path / "endless", budget=0)
+    assert [one["steps"] for one in found.values()] == [40, 40] and state(tmp_path / "endless", "seed2")
 
 
 def test_other_flags_on_resume_are_refused(whole):
